@@ -1,0 +1,63 @@
+"""The two ends: the one-hot of the best cluster, and the softmax."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+
+from diffkm_jax._checks import as_logits, as_tau
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float
+
+
+def hard(logits: Float[ArrayLike, "*batch k"]) -> Float[Array, "*batch k"]:
+    """Assigns every row to its best cluster, as an exact one-hot.
+
+    The gradient is zero: the choice is constant between ties.
+
+    Args:
+        logits: Scores, [..., k], floating, no unit; the largest wins, a tie goes to
+            the lowest index.
+
+    Returns:
+        One-hot rows, [..., k], in the dtype of `logits`.
+
+    Raises:
+        TypeError: `logits` is not floating.
+        ValueError: `logits` is a scalar or has no cluster.
+
+    Source: MacQueen 1967, https://projecteuclid.org/euclid.bsmsp/1200512992
+    """
+    logits = as_logits(logits)
+    return jax.nn.one_hot(logits.argmax(-1), logits.shape[-1], dtype=logits.dtype)
+
+
+def softmax(
+    logits: Float[ArrayLike, "*batch k"], *, tau: ArrayLike = 1.0
+) -> Float[Array, "*batch k"]:
+    """Assigns every row to all clusters in proportion to exp(logits / tau).
+
+    The gradient is exact: with p = softmax(logits/tau) and cotangent g it is
+    p (g − p·g)/tau in `logits`, and minus the sum of that times logits/tau in `tau`.
+
+    Args:
+        logits: Scores, [..., k], floating, no unit; −inf excludes a cluster.
+        tau: Positive scalar, in the unit of `logits`; may be traced.
+
+    Returns:
+        Rows that sum to one, [..., k], in the dtype of `logits`, computed in float32
+        or wider.
+
+    Raises:
+        TypeError: `logits` is not floating.
+        ValueError: `logits` is a scalar or has no cluster; `tau` is not a scalar, or a
+            number and not positive.
+
+    Source: Rose 1998 (deterministic annealing), https://doi.org/10.1109/5.726788
+    """
+    logits = as_logits(logits)
+    tau = as_tau(tau, logits)
+    return jax.nn.softmax(logits.astype(tau.dtype) / tau).astype(logits.dtype)

@@ -1,0 +1,534 @@
+"""Fits: one update, which is one pass and one step of an optimizer, and a loop."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from diffkm_jax._blocks import anchor, block_for
+from diffkm_jax._checks import (
+    accumulation_dtype,
+    as_points,
+    as_weights,
+    check_block_size,
+    check_callable,
+    check_integer,
+    check_scalar,
+)
+from diffkm_jax._passes import Plan, hard_pass
+from diffkm_jax._update import (
+    Data,
+    EmptyPolicy,
+    Options,
+    State,
+    one_update,
+    pass_over,
+    residual_of,
+    temperature_at,
+)
+from diffkm_jax.distances import Distance, squared_euclidean
+from diffkm_jax.initializers import kmeans_plus_plus
+from diffkm_jax.optimizers import newton
+from diffkm_jax.statistics import Statistics, assign, checked
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+__all__ = ["FitResult", "State", "Status", "fit", "fit_restarts", "init", "update"]
+
+
+class Status(enum.IntFlag):
+    """How a fit ended: flags, as in `Status(int(result.status))`.
+
+    Attributes:
+        CONVERGED: It stopped by the residual rule.
+        MAX_STEPS: It used all its steps without meeting that rule.
+        NON_FINITE: A loss or a step was NaN or infinite; the centroids are the last
+            ones before it.
+        EMPTY_CLUSTER: An active cluster of the returned centroids has no weight.
+    """
+
+    CONVERGED = 1
+    MAX_STEPS = 2
+    NON_FINITE = 4
+    EMPTY_CLUSTER = 8
+
+
+class FitResult(NamedTuple):
+    """What a fit returns.
+
+    `loss` and `counts` are differentiable functions of the returned centroids, points,
+    weights and temperature; `history` and `residual` carry no gradient.
+
+    Attributes:
+        centroids: [k, d], in the dtype of the centroids given (of the points, if a
+            `State` was), in data units.
+        labels: Index of the nearest returned centroid, [n], int32.
+        loss: The loss at the returned centroids, [], accumulation dtype.
+        counts: Weight of every cluster there, [k], accumulation dtype.
+        residual: Σ_j ‖shifts_j / counts_j‖² there, [], in squared data units.
+        history: Loss after t steps, [max_steps + 1], padded with `loss`.
+        num_steps: Steps taken in this call, [], int32.
+        status: Flags of `Status`, [], int32.
+        temperature: The last one used, [], or None if the fit was hard.
+        state: The `State` at the end, to go on from.
+    """
+
+    centroids: Float[Array, "k d"]
+    labels: Int[Array, " n"]
+    loss: Float[Array, ""]
+    counts: Float[Array, " k"]
+    residual: Float[Array, ""]
+    history: Float[Array, " steps"]
+    num_steps: Int[Array, ""]
+    status: Int[Array, ""]
+    temperature: Float[Array, ""] | None
+    state: State
+
+
+def init(
+    centroids: Float[ArrayLike, "k d"],
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+) -> State:
+    """Starts a fit: the centroids in the accumulation dtype and a new optimizer state.
+
+    The gradient is the identity, in the centroids.
+
+    Args:
+        centroids: Start, [k, d], floating, in data units.
+        optimizer: Any optax transformation; None is `newton()`.
+
+    Returns:
+        The `State` of step 0.
+
+    Raises:
+        TypeError: `centroids` is not floating.
+        ValueError: `centroids` is not [k, d] with k at least 1.
+
+    Source: the (init, update) pair of optax, https://optax.readthedocs.io
+    """
+    centroids, _, _, _ = checked(centroids, centroids, None, None)
+    centroids = centroids.astype(accumulation_dtype(centroids))
+    optimizer = newton() if optimizer is None else optimizer
+    return State(centroids, optimizer.init(centroids), jnp.zeros((), jnp.int32))
+
+
+def update(
+    points: Float[ArrayLike, "n d"],
+    state: State,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    weights: Float[ArrayLike, " n"] | None = None,
+    active: Bool[ArrayLike, " k"] | None = None,
+    temperature: ArrayLike | optax.Schedule | None = None,
+    distance: Distance = squared_euclidean,
+    empty: str | EmptyPolicy = "keep",
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[State, Statistics]:
+    """One pass over the points and one step of the optimizer.
+
+    The optimizer is called as `optimizer.update(gradient, opt_state, centroids,
+    counts=, value=, grad=, value_fn=)`, with the gradient of the loss (a sum over
+    points) in the centroids; `counts` is None for a distance other than the squared
+    Euclidean. The gradient of the new centroids is that of the formulas: through the
+    pass and through the optimizer, labels held constant.
+
+    Args:
+        points: A batch or all of the data, [n, d], floating, in data units.
+        state: The `State` of `init` or of the last update, of the same optimizer.
+        optimizer: Any optax transformation, static by identity; None is `newton()`.
+        weights: Non-negative, [n]; None is ones.
+        active: Clusters that exist, [k], bool; the others do not move. None is all.
+        temperature: Positive scalar in squared data units, or a schedule of
+            `state.step` (static by identity); None is the hard assignment.
+        distance: Function of two arrays [..., d]; static by identity.
+        empty: What becomes of active clusters without weight: `"keep"` leaves them;
+            `"farthest"` sets the i-th of them to the point of the i-th largest cost;
+            or a function of (new centroids, counts, rows [k, d], costs [k]), the rows
+            those of largest cost, that returns centroids. A row that is set has its
+            optimizer state zeroed and derivative zero.
+        block_size: Points in a block, static; None chooses it by shape.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
+
+    Returns:
+        The new state, and the `Statistics` at the centroids given.
+
+    Raises:
+        TypeError: An array is not floating, or `active` is not bool.
+        ValueError: A shape does not fit; `temperature` is a number and not positive
+            and finite, or not a scalar; `empty` is unknown; `block_size` is below 1;
+            `state` is of another optimizer; or `distance` is not the squared Euclidean
+            and the optimizer needs counts, as `newton` and `macqueen` do.
+
+    Source: Bottou & Bengio 1995,
+        https://proceedings.neurips.cc/paper/1994/hash/a1140a3d0df1c81e24ae954d935e8926-Abstract.html
+    """
+    options = _options(optimizer, distance, empty, temperature, block_size, axis_name)
+    data = _data(points, state.centroids, weights, active, temperature)
+    _check_state(state, options.optimizer)
+    state, stats, _ = _update(options, data, state)
+    return state, stats
+
+
+def fit(
+    points: Float[ArrayLike, "n d"],
+    centroids: Float[ArrayLike, "k d"] | State,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    weights: Float[ArrayLike, " n"] | None = None,
+    active: Bool[ArrayLike, " k"] | None = None,
+    temperature: ArrayLike | optax.Schedule | None = None,
+    distance: Distance = squared_euclidean,
+    tol: ArrayLike = 1e-4,
+    max_steps: int = 300,
+    empty: str | EmptyPolicy = "keep",
+    derivative: str = "none",
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> FitResult:
+    """Fits centroids to points: updates until the centroids rest, as one program.
+
+    With the default optimizer this is Lloyd's algorithm, or EM at a temperature, and
+    stops where scikit-learn stops. A step is a pass at the centroids c and an update;
+    the fit stops after the step at which Σ_j ‖shifts_j / counts_j‖² at c is at most
+    `tol` times the mean variance of the features, or rounding. Under a temperature
+    schedule it does so only once the temperature has its final value.
+
+    The gradient of the returned centroids is zero (`derivative="none"`); that of
+    `loss` and `counts` is exact in points, weights and temperature at those centroids,
+    which for a converged fit is the gradient of the fitted minimum.
+
+    Args:
+        points: Data, [n, d], floating, in data units.
+        centroids: Start, [k, d], floating, in data units; or the `State` of an earlier
+            fit with the same optimizer, to go on from there.
+        optimizer: Any optax transformation, static by identity; None is `newton()`.
+            Gradients are of the sum over points: plain gradient descent is stable at
+            a learning rate below 1 / max(counts).
+        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
+            is ones.
+        active: Clusters that exist, [k], bool, at least one true; None is all.
+        temperature: Positive scalar in squared data units, or a schedule of the step
+            (static by identity), for deterministic annealing; None is the hard
+            assignment. Centroids that merged above the critical temperature stay
+            merged: start below it, or chain `optax.add_noise` after `newton()`.
+        distance: Function of two arrays [..., d]; static by identity. Other than the
+            squared Euclidean it needs a gradient optimizer.
+        tol: Non-negative scalar, relative to the mean variance of the features; 0
+            means to rounding.
+        max_steps: Limit of steps in this call, static; 0 evaluates the start.
+        empty: As in `update`: `"keep"`, `"farthest"` (scikit-learn's), or a function.
+        derivative: How the returned centroids are differentiated, static: `"none"`.
+        block_size: Points in a block, static; None chooses it by shape.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
+
+    Returns:
+        A `FitResult`. Nothing raises at run time: read `status`.
+
+    Raises:
+        TypeError: An array is not floating, `active` is not bool, or `max_steps` no
+            integer.
+        ValueError: A shape does not fit; there are more centroids than points (and no
+            `active`); `temperature` or `tol` is a number out of range, or not a
+            scalar; `empty` or `derivative` is unknown; `max_steps` is negative or
+            `block_size` below 1; a `State` is of another optimizer; or `distance` is
+            not the squared Euclidean and the optimizer needs counts.
+
+    Source: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489; Rose 1998
+        (annealing), https://doi.org/10.1109/5.726788
+    """
+    options = _options(optimizer, distance, empty, temperature, block_size, axis_name)
+    if isinstance(centroids, State):
+        state = centroids
+        data = _data(points, state.centroids, weights, active, temperature)
+        _check_state(state, options.optimizer)
+        dtype = data.points.dtype
+    else:
+        data = _data(points, centroids, weights, active, temperature)
+        state, dtype = None, jnp.asarray(centroids).dtype
+    k, n = len(centroids if state is None else state.centroids), len(data.points)
+    if k > n and active is None and axis_name is None:
+        raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
+    _check_loop(tol, max_steps, derivative)
+    if state is None:
+        c = jnp.asarray(centroids)
+        c = c.astype(accumulation_dtype(data.points, c, data.weights))
+        state = init(c, optimizer=options.optimizer)
+    return _fit(options, max_steps, dtype, data, state, _as_tol(tol, data))
+
+
+def fit_restarts(
+    key: PRNGKeyArray,
+    points: Float[ArrayLike, "n d"],
+    k: int,
+    *,
+    num_restarts: int = 10,
+    initializer: Callable[..., jax.Array] = kmeans_plus_plus,
+    optimizer: optax.GradientTransformation | None = None,
+    weights: Float[ArrayLike, " n"] | None = None,
+    temperature: ArrayLike | optax.Schedule | None = None,
+    distance: Distance = squared_euclidean,
+    tol: ArrayLike = 1e-4,
+    max_steps: int = 300,
+    empty: str | EmptyPolicy = "keep",
+    derivative: str = "none",
+    block_size: int | None = None,
+) -> FitResult:
+    """The best of several fits, each from its own random start, as one program.
+
+    The fits run one after the other and only the best is kept, so memory does not grow
+    with their number. The gradient is that of the fit chosen.
+
+    Args:
+        key: A JAX random key.
+        points: Data, [n, d], floating, in data units.
+        k: Number of centroids, static, at most n.
+        num_restarts: Number of fits, static.
+        initializer: Function (key, points, k, *, weights) of centroids [k, d], static
+            by identity.
+        optimizer: As in `fit`.
+        weights: As in `fit`, and in the drawing of the starts.
+        temperature: As in `fit`.
+        distance: As in `fit`.
+        tol: As in `fit`.
+        max_steps: As in `fit`.
+        empty: As in `fit`.
+        derivative: As in `fit`.
+        block_size: As in `fit`.
+
+    Returns:
+        The `FitResult` of smallest finite loss; the first, if no loss is finite.
+
+    Raises:
+        TypeError: As in `fit`, or `k` or `num_restarts` is no integer.
+        ValueError: As in `fit`, or `k` is below 1 or above n, or `num_restarts` is
+            below 1.
+
+    Source: Arthur & Vassilvitskii 2007,
+        https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
+    """
+    options = _options(optimizer, distance, empty, temperature, block_size, None)
+    points = as_points(points)
+    n = len(points)
+    check_integer("k", k, minimum=1, maximum=n, why=" (the number of points)")
+    check_integer("num_restarts", num_restarts, minimum=1)
+    _check_loop(tol, max_steps, derivative)
+    data = _data(points, points[:1], as_weights(weights, n), None, temperature)
+    static = options, max_steps, k, num_restarts, initializer
+    return _fit_restarts(*static, key, data, _as_tol(tol, data))
+
+
+def _options(
+    optimizer: optax.GradientTransformation | None,
+    distance: Distance,
+    empty: str | EmptyPolicy,
+    temperature: Any,
+    block_size: int | None,
+    axis_name: str | None,
+) -> Options:
+    if not callable(empty) and empty not in ("keep", "farthest"):
+        expected = "'keep', 'farthest' or a function"
+        raise ValueError(f"empty must be {expected}, got {empty!r}")
+    check_callable("distance", distance)
+    check_block_size(block_size)
+    if optimizer is None:
+        optimizer = newton()
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an optax transformation, got {optimizer!r}")
+    optimizer = optax.with_extra_args_support(optimizer)
+    schedule = temperature if callable(temperature) else None
+    return Options(optimizer, distance, empty, schedule, block_size, axis_name)
+
+
+def _data(
+    points: ArrayLike,
+    centroids: ArrayLike,
+    weights: ArrayLike | None,
+    active: ArrayLike | None,
+    temperature: Any,
+) -> Data:
+    x, c, w, on = checked(points, centroids, weights, active)
+    if temperature is None or callable(temperature):
+        return Data(x, w, on, None)
+    check_scalar("temperature", temperature)
+    return Data(x, w, on, jnp.asarray(temperature, accumulation_dtype(x, c, w)))
+
+
+def _check_state(state: State, optimizer: optax.GradientTransformation) -> None:
+    expected = jax.tree.structure(jax.eval_shape(optimizer.init, state.centroids))
+    found = jax.tree.structure(state.opt_state)
+    if expected != found:
+        raise ValueError(
+            f"state must be of the optimizer given, whose state is {expected}, "
+            f"got {found}"
+        )
+
+
+def _as_tol(tol: ArrayLike, data: Data) -> jax.Array:
+    return jnp.asarray(tol, accumulation_dtype(data.points, data.weights))
+
+
+def _check_loop(tol: ArrayLike, max_steps: int, derivative: str) -> None:
+    check_scalar("tol", tol, zero=True)
+    check_integer("max_steps", max_steps, minimum=0)
+    if derivative != "none":
+        raise ValueError(f"derivative must be 'none', got {derivative!r}")
+
+
+_update = partial(jax.jit, static_argnums=0)(one_update)
+
+
+class _Loop(NamedTuple):
+    state: State
+    history: jax.Array
+    num_steps: jax.Array
+    converged: jax.Array
+    failed: jax.Array
+
+
+def _run(
+    options: Options, max_steps: int, dtype: Any, data: Data, state: State, tol: Any
+) -> FitResult:
+    held, begin = lax.stop_gradient((data, state))
+    variance = _mean_variance(held, begin.centroids, options.axis_name)
+    acc = variance.dtype
+    k, d = begin.centroids.shape
+    last_temperature = temperature_at(options, held, begin.step + max_steps)
+
+    def limit(c: jax.Array) -> jax.Array:
+        on = None if held.active is None else held.active[:, None]
+        size = jnp.sum(c.astype(acc) ** 2, where=on) + 64 * k * d * variance
+        floor = jnp.finfo(acc).eps ** 2 * size
+        return jnp.maximum(jnp.asarray(tol, acc) * variance, floor)
+
+    def unfinished(loop: _Loop) -> jax.Array:
+        return (loop.num_steps < max_steps) & ~loop.converged & ~loop.failed
+
+    def body(loop: _Loop) -> _Loop:
+        old = loop.state
+        new, stats, residual = one_update(options, held, old)
+        finite = jnp.isfinite(new.centroids).all(axis=1)
+        if held.active is not None:
+            finite |= ~held.active
+        finite = jnp.isfinite(stats.loss) & finite.all()
+        converged = finite & (residual <= limit(old.centroids))
+        if last_temperature is not None:
+            converged &= temperature_at(options, held, old.step) == last_temperature
+        return _Loop(
+            lax.cond(finite, lambda: new, lambda: old),
+            loop.history.at[loop.num_steps].set(stats.loss),
+            loop.num_steps + finite.astype(jnp.int32),
+            converged,
+            ~finite,
+        )
+
+    no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    loop = _Loop(begin, jnp.zeros(max_steps + 1, acc), zero, no, no)
+    loop = lax.while_loop(unfinished, body, loop)
+    return _result(options, dtype, data, begin.step, loop)
+
+
+_fit = partial(jax.jit, static_argnums=(0, 1, 2))(_run)
+
+
+def _result(
+    options: Options, dtype: Any, data: Data, start: jax.Array, loop: _Loop
+) -> FitResult:
+    """One more pass, at the centroids as they are returned."""
+    centroids = loop.state.centroids.astype(dtype)
+    used = jnp.maximum(loop.state.step - 1, start)
+    temperature = temperature_at(options, data, used)
+    hard = options.distance is squared_euclidean and temperature is None
+    if hard:
+        plan = Plan(
+            options.block_size or block_for(*centroids.shape), options.axis_name
+        )
+        out = hard_pass(plan, data.points, centroids, data.weights, data.active)
+        stats, labels = Statistics(*out[:3]), out[3]
+    else:
+        stats = pass_over(options, data, centroids, temperature)
+        labels = assign(
+            lax.stop_gradient(data.points),
+            centroids,
+            active=data.active,
+            distance=options.distance,
+            block_size=options.block_size,
+        )
+    steps, loss = loop.num_steps, lax.stop_gradient(stats.loss)
+    history = loop.history.astype(loss.dtype)
+    history = jnp.where(
+        jnp.arange(len(history), dtype=steps.dtype) < steps, history, loss
+    )
+    failed = loop.failed | ~jnp.isfinite(loss)
+    empty = stats.counts == 0
+    if data.active is not None:
+        empty &= data.active
+    flags = {
+        Status.CONVERGED: loop.converged & ~failed,
+        Status.MAX_STEPS: ~loop.converged & ~failed,
+        Status.NON_FINITE: failed,
+        Status.EMPTY_CLUSTER: empty.any(),
+    }
+    status = sum(jnp.where(on, flag.value, 0) for flag, on in flags.items())
+    return FitResult(
+        centroids=centroids,
+        labels=labels,
+        loss=stats.loss,
+        counts=stats.counts,
+        residual=lax.stop_gradient(residual_of(stats)),
+        history=history,
+        num_steps=steps,
+        status=jnp.asarray(status, jnp.int32),
+        temperature=temperature,
+        state=loop.state,
+    )
+
+
+def _mean_variance(data: Data, c: jax.Array, axis_name: str | None) -> jax.Array:
+    """The weighted variance of the features, averaged over them, from two passes."""
+    c = c.astype(accumulation_dtype(data.points, c, data.weights))
+    plan = Plan(block_for(1, c.shape[1]), axis_name)
+    origin = anchor(c, data.active)
+    _, mass, shifts, _ = hard_pass(plan, data.points, origin, data.weights, None)
+    mean = origin + shifts / mass[:, None]
+    loss, *_ = hard_pass(plan, data.points, mean, data.weights, None)
+    return loss / (mass[0] * c.shape[1])
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _fit_restarts(
+    options: Options,
+    max_steps: int,
+    k: int,
+    num_restarts: int,
+    initializer: Callable[..., jax.Array],
+    key: jax.Array,
+    data: Data,
+    tol: Any,
+) -> FitResult:
+    def once(key: jax.Array) -> FitResult:
+        c = initializer(key, data.points, k, weights=data.weights)
+        dtype, acc = c.dtype, accumulation_dtype(data.points, c, data.weights)
+        state = init(c.astype(acc), optimizer=options.optimizer)
+        return _run(options, max_steps, dtype, data, state, tol)
+
+    def better(best: FitResult, item: tuple[jax.Array, jax.Array]):
+        i, key = item
+        new = once(key)
+        wins = (i == 0) | (new.loss < best.loss) | ~jnp.isfinite(best.loss)
+        return lax.cond(wins, lambda: new, lambda: best), None
+
+    keys = jax.random.split(key, num_restarts)
+    shapes = jax.eval_shape(once, keys[0])
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return lax.scan(better, nothing, (jnp.arange(num_restarts), keys))[0]

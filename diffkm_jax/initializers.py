@@ -1,0 +1,161 @@
+"""Where a fit starts: rows of the data, drawn at random."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from diffkm_jax._blocks import anchor, inert, matmul, weigh
+from diffkm_jax._checks import accumulation_dtype, as_points, as_weights, check_integer
+from diffkm_jax.distances import squared_euclidean
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float, PRNGKeyArray
+
+__all__ = ["kmeans_plus_plus", "random_points"]
+
+
+def _checked(
+    points: ArrayLike, k: int, weights: ArrayLike | None
+) -> tuple[jax.Array, jax.Array | None]:
+    points = as_points(points)
+    n = len(points)
+    check_integer("k", k, minimum=1, maximum=n, why=" (the number of points)")
+    return points, as_weights(weights, n)
+
+
+def random_points(
+    key: PRNGKeyArray,
+    points: Float[ArrayLike, "n d"],
+    k: int,
+    *,
+    weights: Float[ArrayLike, " n"] | None = None,
+) -> Float[Array, "k d"]:
+    """Draws k different rows of the data, in proportion to their weights.
+
+    The gradient is that of a gather: the rows drawn get the cotangent, the weights
+    none.
+
+    Args:
+        key: A JAX random key.
+        points: Data, [n, d], floating, in data units.
+        k: Number of centroids, static, at most n.
+        weights: Non-negative, [n]; a row of weight 0 is never drawn: where fewer than
+            k rows have weight, the first one drawn is repeated. None is ones.
+
+    Returns:
+        Centroids, [k, d], in the dtype of `points`.
+
+    Raises:
+        TypeError: `points` or `weights` is not floating, or `k` no integer.
+        ValueError: A shape does not fit, or `k` is below 1 or above n.
+
+    Source: Forgy 1965; Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489
+    """
+    points, weights = _checked(points, k, weights)
+    return _random_points(key, points, weights, k)
+
+
+@partial(jax.jit, static_argnames="k")
+def _random_points(
+    key: jax.Array, points: jax.Array, weights: jax.Array | None, k: int
+) -> jax.Array:
+    if weights is None:
+        return points[jax.random.choice(key, len(points), (k,), replace=False)]
+    # The k largest of log w + Gumbel noise: k draws without replacement.
+    w = weights.astype(accumulation_dtype(weights))
+    noise = jax.random.gumbel(key, w.shape, w.dtype)
+    logits, index = lax.top_k(lax.stop_gradient(jnp.log(w)) + noise, k)
+    return points[jnp.where(jnp.isfinite(logits), index, index[0])]
+
+
+def kmeans_plus_plus(
+    key: PRNGKeyArray,
+    points: Float[ArrayLike, "n d"],
+    k: int,
+    *,
+    weights: Float[ArrayLike, " n"] | None = None,
+    num_candidates: int | None = None,
+) -> Float[Array, "k d"]:
+    """Draws k rows of the data far from each other, by greedy k-means++.
+
+    The first row is drawn in proportion to the weights, each further one in proportion
+    to weight times squared distance to the rows chosen so far, as the best of several
+    candidates: the one that leaves the smallest loss. The gradient is that of a
+    gather: the rows drawn get the cotangent, the weights none.
+
+    Args:
+        key: A JAX random key.
+        points: Data, [n, d], floating, in data units.
+        k: Number of centroids, static, at most n.
+        weights: Non-negative, [n]; a row of weight 0 is never drawn. None is ones.
+        num_candidates: Candidates for each row, static; None is 2 + ⌊log k⌋, as in
+            scikit-learn; 1 is plain k-means++.
+
+    Returns:
+        Centroids, [k, d], in the dtype of `points`. Where the data have fewer than k
+        different rows, all of them are there and some repeated.
+
+    Raises:
+        TypeError: `points` or `weights` is not floating, or `k` or `num_candidates` no
+            integer.
+        ValueError: A shape does not fit, `k` is below 1 or above n, or
+            `num_candidates` is below 1.
+
+    Source: Arthur & Vassilvitskii 2007,
+        https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
+    """
+    points, weights = _checked(points, k, weights)
+    if num_candidates is None:
+        num_candidates = 2 + int(math.log(k))
+    check_integer("num_candidates", num_candidates, minimum=1)
+    return _kmeans_plus_plus(key, points, weights, k, num_candidates)
+
+
+@partial(jax.jit, static_argnames=("k", "num_candidates"))
+def _kmeans_plus_plus(
+    key: jax.Array,
+    points: jax.Array,
+    weights: jax.Array | None,
+    k: int,
+    num_candidates: int,
+) -> jax.Array:
+    acc = accumulation_dtype(points, weights)
+    w = None if weights is None else lax.stop_gradient(weights).astype(acc)
+    x = lax.stop_gradient(points).astype(acc)
+    x = inert(x, w, jnp.zeros((), acc))
+    x = x - anchor(x, None if w is None else w > 0)
+    half = 0.5 * jnp.sum(x * x, axis=1)
+    mass = jnp.ones(len(x), acc) if w is None else w
+
+    def draw(key: jax.Array, potential: jax.Array, num: int) -> jax.Array:
+        """Rows in proportion to their potential, or to their weight if all is 0."""
+        potential = jnp.where(potential.sum() > 0, potential, mass)
+        cumulative = jnp.cumsum(potential)
+        u = jax.random.uniform(key, (num,), acc) * cumulative[-1]
+        index = jnp.searchsorted(cumulative, u, side="right")
+        # Rounding in the sums must not choose a row of weight zero.
+        index = jnp.minimum(index, len(x) - 1)
+        return jnp.where(potential[index] > 0, index, jnp.argmax(potential))
+
+    def choose(i: jax.Array, carry: tuple[jax.Array, jax.Array]):
+        chosen, closest = carry
+        candidates = draw(jax.random.fold_in(key, i), weigh(w, closest), num_candidates)
+        cross = matmul(x[candidates], x.T)
+        squared = 2 * jnp.maximum(half[None] + half[candidates][:, None] - cross, 0)
+        losses = jnp.sum(mass[None] * jnp.minimum(squared, closest[None]), axis=1)
+        best = candidates[jnp.argmin(losses)]
+        # From the differences: exactly zero at copies of a row, never drawn again.
+        exact = squared_euclidean(x, x[best])
+        return chosen.at[i].set(best), jnp.minimum(closest, exact)
+
+    first = draw(jax.random.fold_in(key, 0), mass, 1)[0]
+    chosen = jnp.zeros(k, first.dtype).at[0].set(first)
+    start = chosen, squared_euclidean(x, x[first])
+    return points[lax.fori_loop(1, k, choose, start)[0]]

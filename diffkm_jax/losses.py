@@ -1,0 +1,283 @@
+"""K-means losses: sums over the points, with exact derivatives.
+
+For the squared Euclidean distance they are the loss of `statistics`, derivative and
+all. Any other distance goes through plain autodiff of the distance at the nearest
+centroid, block by block, so that arrays the distance closes over have gradients too.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from diffkm_jax._blocks import anchor, block_for, blocked, inert, live, psum, weigh
+from diffkm_jax._checks import accumulation_dtype, check_block_size, check_scalar
+from diffkm_jax.distances import Distance, pairwise, squared_euclidean
+from diffkm_jax.statistics import Statistics, checked, statistics
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Bool, Float
+
+__all__ = ["assigned_loss", "kmeans_loss", "soft_kmeans_loss"]
+
+
+class Assignment(Protocol):
+    """A map from logits [..., k] to rows of an assignment matrix [..., k]."""
+
+    def __call__(self, logits: jax.Array, /) -> jax.Array:
+        """The rows for these logits."""
+        ...
+
+
+def kmeans_loss(
+    points: Float[ArrayLike, "n d"],
+    centroids: Float[ArrayLike, "k d"],
+    *,
+    weights: Float[ArrayLike, " n"] | None = None,
+    distance: Distance = squared_euclidean,
+    active: Bool[ArrayLike, " k"] | None = None,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """The k-means loss, Σ_i w_i min_j distance(x_i, c_j): inertia, if squared.
+
+    The gradient is exact wherever no point is tied, with labels held constant: for the
+    squared Euclidean distance 2 n_j (c_j − mean of cluster j) in the centroids,
+    2 w (x − c) in the points and ‖x − c‖² in the weights, and the Hessian in the
+    centroids is the diagonal 2 n_j. At a tie the first of the nearest gets it all.
+
+    Args:
+        points: Data, [n, d], floating, in data units.
+        centroids: Centroids, [k, d], floating, in data units.
+        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
+            is ones.
+        distance: Function of two arrays [..., d]; static by identity.
+        active: Clusters that exist, [k], bool, at least one true; None is all.
+        block_size: Points in a block, static; None chooses it by shape.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
+
+    Returns:
+        The loss, [], in the unit of `distance` times that of the weights, float64 if
+        any array is, else float32.
+
+    Raises:
+        TypeError: An array is not floating, or `active` is not bool.
+        ValueError: A shape does not fit, or `block_size` is below 1.
+
+    Source: Bottou & Bengio 1995,
+        https://proceedings.neurips.cc/paper/1994/hash/a1140a3d0df1c81e24ae954d935e8926-Abstract.html
+    """
+    return _loss(
+        points,
+        centroids,
+        distance,
+        weights=weights,
+        temperature=None,
+        active=active,
+        block_size=block_size,
+        axis_name=axis_name,
+    )
+
+
+def soft_kmeans_loss(
+    points: Float[ArrayLike, "n d"],
+    centroids: Float[ArrayLike, "k d"],
+    *,
+    temperature: ArrayLike,
+    weights: Float[ArrayLike, " n"] | None = None,
+    distance: Distance = squared_euclidean,
+    active: Bool[ArrayLike, " k"] | None = None,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """The soft k-means loss or free energy, −T Σ_i w_i log Σ_j exp(−distance_ij/T).
+
+    The gradient is exact: with r = softmax(−distance/T), and for the squared Euclidean
+    distance, −2 Σ_i w_i r_ij (x_i − c_j) in centroid j, 2 w_i Σ_j r_ij (x_i − c_j) in
+    point i, and minus the weighted entropy of r in the temperature. As T → 0 the loss
+    becomes `kmeans_loss`, from below, by at most T log k for every unit of weight.
+
+    Args:
+        points: Data, [n, d], floating, in data units.
+        centroids: Centroids, [k, d], floating, in data units.
+        temperature: Positive scalar T, in the unit of `distance`; may be traced.
+        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
+            is ones.
+        distance: Function of two arrays [..., d]; static by identity.
+        active: Clusters that exist, [k], bool, at least one true; None is all.
+        block_size: Points in a block, static; None chooses it by shape.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
+
+    Returns:
+        The free energy, [], in the unit of `distance` times that of the weights,
+        float64 if any array is, else float32.
+
+    Raises:
+        TypeError: An array is not floating, or `active` is not bool.
+        ValueError: A shape does not fit; `temperature` is None, not a scalar, or a
+            number and not positive and finite; `block_size` is below 1.
+
+    Source: Rose 1998, https://doi.org/10.1109/5.726788
+    """
+    if temperature is None:
+        raise ValueError("temperature must be a number or a scalar array, got None")
+    return _loss(
+        points,
+        centroids,
+        distance,
+        weights=weights,
+        temperature=temperature,
+        active=active,
+        block_size=block_size,
+        axis_name=axis_name,
+    )
+
+
+def assigned_loss(
+    points: Float[ArrayLike, "n d"],
+    centroids: Float[ArrayLike, "k d"],
+    assignment: Assignment,
+    *,
+    temperature: ArrayLike = 1.0,
+    weights: Float[ArrayLike, " n"] | None = None,
+    distance: Distance = squared_euclidean,
+    active: Bool[ArrayLike, " k"] | None = None,
+) -> Float[Array, ""]:
+    """The expected cost of an assignment, Σ_ij w_i A_ij distance_ij.
+
+    A = assignment(−distance/temperature), row by row. The gradient flows through the
+    distances and, by whatever derivative `assignment` declares, through A: with `hard`
+    it is that of `kmeans_loss`; with `softmax` exact for this cost, which is not the
+    free energy; with `straight_through` biased. This function builds the [n, k] array.
+
+    Args:
+        points: Data, [n, d], floating, in data units.
+        centroids: Centroids, [k, d], floating, in data units.
+        assignment: Map from logits [n, k] to rows [n, k], as in `assignments`; fix its
+            other arguments with `functools.partial`.
+        temperature: Positive scalar, in the unit of `distance`; may be traced.
+        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
+            is ones.
+        distance: Function of two arrays [..., d].
+        active: Clusters that exist, [k], bool, at least one true; None is all. The
+            others have logit −∞.
+
+    Returns:
+        The loss, [], in the unit of `distance` times that of the weights, float64 if
+        any array is, else float32.
+
+    Raises:
+        TypeError: An array is not floating, or `active` is not bool.
+        ValueError: A shape does not fit, that of the assignment included;
+            `temperature` is not a scalar, or a number and not positive and finite.
+
+    Source: Jang, Gu & Poole 2017 (costs of a relaxed choice),
+        https://arxiv.org/abs/1611.01144
+    """
+    x, c, weights, active = checked(points, centroids, weights, active)
+    check_scalar("temperature", temperature)
+    acc = accumulation_dtype(x, c, weights)
+    c = c.astype(acc)
+    m = anchor(c, active)
+    x, c = inert(x.astype(acc), weights, m), live(c, active, m)
+    costs = pairwise(x, c, distance=distance)
+    logits = -costs / jnp.asarray(temperature, costs.dtype)
+    if active is not None:
+        logits = jnp.where(active[None], logits, -jnp.inf)
+    rows = assignment(logits)
+    if rows.shape != logits.shape:
+        shapes = f"{rows.shape} for logits {logits.shape}"
+        raise ValueError(f"assignment must keep the shape of its logits, got {shapes}")
+    by_point = jnp.sum(rows.astype(costs.dtype) * costs, axis=1)
+    return jnp.sum(weigh(None if weights is None else weights.astype(acc), by_point))
+
+
+def _loss(
+    points: ArrayLike, centroids: ArrayLike, distance: Distance, **options: Any
+) -> jax.Array:
+    if distance is squared_euclidean:
+        return statistics(points, centroids, **options).loss
+    return _distance_loss(*_distance_args(points, centroids, distance, **options))
+
+
+def general_statistics(
+    points: ArrayLike, centroids: ArrayLike, distance: Distance, **options: Any
+) -> Statistics:
+    """The statistics of any distance: shifts are −½ ∂loss/∂centroids.
+
+    The options are all of those of `statistics`. For a distance other than the squared
+    Euclidean the derivatives are those of plain autodiff of a gradient.
+    """
+    if distance is squared_euclidean:
+        return statistics(points, centroids, **options)
+    args = _distance_args(points, centroids, distance, **options)
+    # The derivative in an offset added to all distances of a cluster is its count.
+    value_and_grad = jax.value_and_grad(_distance_loss, argnums=(1, 2))
+    loss, (gradient, counts) = value_and_grad(*args)
+    return Statistics(loss, counts, -0.5 * gradient.astype(loss.dtype))
+
+
+def _distance_args(
+    points: ArrayLike,
+    centroids: ArrayLike,
+    distance: Distance,
+    *,
+    weights: ArrayLike | None,
+    temperature: ArrayLike | None,
+    active: ArrayLike | None,
+    block_size: int | None,
+    axis_name: str | None,
+) -> tuple:
+    x, c, w, on = checked(points, centroids, weights, active)
+    check_block_size(block_size)
+    acc = accumulation_dtype(x, c, w)
+    if temperature is not None:
+        check_scalar("temperature", temperature)
+        temperature = jnp.asarray(temperature, acc)
+    block = block_size or block_for(1, c.size)
+    return x, c, jnp.zeros(len(c), acc), w, temperature, on, distance, block, axis_name
+
+
+@partial(jax.jit, static_argnames=("distance", "block_size", "axis_name"))
+def _distance_loss(
+    points: jax.Array,
+    centroids: jax.Array,
+    offsets: jax.Array,
+    weights: jax.Array | None,
+    temperature: jax.Array | None,
+    active: jax.Array | None,
+    distance: Distance,
+    block_size: int,
+    axis_name: str | None,
+) -> jax.Array:
+    """Σ w min_j (distance_ij + offset_j), or its free energy, by plain autodiff."""
+    acc = offsets.dtype
+    c = centroids.astype(acc)
+    m = anchor(c, active)
+    c = live(c, active, m)
+
+    def block(x: jax.Array, w: jax.Array | None, c: jax.Array, offsets: jax.Array):
+        x = inert(x.astype(acc), w, m)
+        costs = pairwise(x, c, distance=distance) + offsets[None, :]
+        if active is not None:
+            costs = jnp.where(active[None, :], costs, jnp.inf)
+        if temperature is None:
+            label = jnp.argmin(lax.stop_gradient(costs), axis=1)
+            cost = distance(x, c[label]) + offsets[label]
+        else:
+            cost = -temperature * jax.nn.logsumexp(-costs / temperature, axis=1)
+        return jnp.sum(weigh(None if w is None else w.astype(acc), cost)), None
+
+    block = jax.checkpoint(jax.checkpoint(block))
+    total, _ = blocked(
+        lambda x, w: block(x, w, c, offsets),
+        block_size,
+        (points, weights),
+        differentiable=True,
+    )
+    return psum(total, axis_name)

@@ -1,0 +1,124 @@
+"""K-means algorithms as optax transformations that read the cluster counts.
+
+Their `update` takes the gradient of a squared Euclidean k-means loss (a sum, hard or
+soft) and, as an extra argument, the counts of the same pass. They chain with any
+other optax transformation; clusters without weight do not move.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+__all__ = ["MacQueenState", "macqueen", "newton"]
+
+
+class MacQueenState(NamedTuple):
+    """The state of `macqueen`.
+
+    Attributes:
+        counts: Weight that every cluster has seen so far, [k], in a tree like the
+            parameters'.
+    """
+
+    counts: Any
+
+
+def _require(name: str, counts: jax.Array | None) -> jax.Array:
+    if counts is None:
+        raise ValueError(
+            f"{name}() needs counts, the cluster weights of the pass, got None: only "
+            "distance=squared_euclidean has them; take a gradient optimizer otherwise"
+        )
+    return counts
+
+
+def _per_count(gradient: jax.Array, counts: jax.Array) -> jax.Array:
+    counts = counts.astype(gradient.dtype)[:, None]
+    positive = counts > 0
+    return jnp.where(positive, -0.5 * gradient / jnp.where(positive, counts, 1), 0)
+
+
+@cache
+def newton() -> optax.GradientTransformationExtraArgs:
+    """Newton's method on the k-means loss: Lloyd's algorithm, or EM if it is soft.
+
+    The update is −gradient / (2 counts) = shifts / counts, which takes every centroid
+    to the mean of its points. It is exact on the hard loss, whose Hessian is the
+    diagonal 2 counts; on the soft loss, whose Hessian is smaller, it is the EM step.
+    The update is differentiable in the gradient and in the counts.
+
+    Returns:
+        A stateless optax transformation, the same object at every call; its `update`
+        needs `counts`, [k], in the unit of the weights.
+
+    Raises:
+        ValueError: `update` got no counts, as under a distance other than the squared
+            Euclidean.
+
+    Source: Bottou & Bengio 1995,
+        https://proceedings.neurips.cc/paper/1994/hash/a1140a3d0df1c81e24ae954d935e8926-Abstract.html
+    """
+
+    def update(
+        updates: Any,
+        state: optax.EmptyState,
+        params: Any = None,
+        *,
+        counts: Float[Array, " k"] | None,
+        **extra: Any,
+    ) -> tuple[Any, optax.EmptyState]:
+        del params, extra
+        counts = _require("newton", counts)
+        return jax.tree.map(lambda g: _per_count(g, counts), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+@cache
+def macqueen() -> optax.GradientTransformationExtraArgs:
+    """MacQueen's online k-means: a learning rate of 1 / (weight seen) per centroid.
+
+    The update is shifts / counts, with the counts of all passes so far: after any
+    number of batches each centroid is the mean of all the points it was ever given, as
+    in Sculley's mini-batch k-means. On one and the same batch the steps shrink like
+    1/t. The update is differentiable in the gradient and in the counts.
+
+    Returns:
+        An optax transformation, the same object at every call; its state holds the
+        running counts, and its `update` needs `counts`, [k], in the unit of the
+        weights.
+
+    Raises:
+        ValueError: `update` got no counts, as under a distance other than the squared
+            Euclidean.
+
+    Source: MacQueen 1967, https://projecteuclid.org/euclid.bsmsp/1200512992;
+        Sculley 2010, https://doi.org/10.1145/1772690.1772862
+    """
+
+    def init(params: Any) -> MacQueenState:
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape[:1], p.dtype), params)
+        return MacQueenState(zeros)
+
+    def update(
+        updates: Any,
+        state: MacQueenState,
+        params: Any = None,
+        *,
+        counts: Float[Array, " k"] | None,
+        **extra: Any,
+    ) -> tuple[Any, MacQueenState]:
+        del params, extra
+        new = _require("macqueen", counts)
+        seen = jax.tree.map(lambda old: old + new.astype(old.dtype), state.counts)
+        return jax.tree.map(_per_count, updates, seen), MacQueenState(seen)
+
+    return optax.GradientTransformationExtraArgs(init, update)

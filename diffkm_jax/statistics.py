@@ -1,0 +1,187 @@
+"""One blocked pass over the points, hard or soft, and the derivative of all it returns.
+
+Everything else reads the three numbers of `Statistics`. Taken at the same centroids
+they add: over blocks, over devices, over batches.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffkm_jax._blocks import anchor, block_for, blocked, live, nearest
+from diffkm_jax._checks import (
+    accumulation_dtype,
+    as_active,
+    as_points_and_centroids,
+    as_weights,
+    check_block_size,
+    check_scalar,
+)
+from diffkm_jax._passes import Plan, hard_pass, soft_pass
+from diffkm_jax.distances import Distance, pairwise, squared_euclidean
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Bool, Float, Int
+
+__all__ = ["Statistics", "assign", "statistics"]
+
+
+class Statistics(NamedTuple):
+    """What one pass over the points knows, in the accumulation dtype.
+
+    The gradient of the loss in the centroids is −2 `shifts`, its Hessian (hard) the
+    diagonal 2 `counts`, and one Newton, Lloyd or EM step adds `shifts / counts`.
+
+    Attributes:
+        loss: Σ w min_j ‖x − c_j‖², or the free energy, [], in squared data units.
+        counts: Weight of every cluster, Σ w r_j, [k], in the unit of the weights.
+        shifts: Σ w r_j (x − c_j), [k, d], in data units.
+    """
+
+    loss: Float[Array, ""]
+    counts: Float[Array, " k"]
+    shifts: Float[Array, "k d"]
+
+
+def statistics(
+    points: Float[ArrayLike, "n d"],
+    centroids: Float[ArrayLike, "k d"],
+    *,
+    weights: Float[ArrayLike, " n"] | None = None,
+    temperature: ArrayLike | None = None,
+    active: Bool[ArrayLike, " k"] | None = None,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> Statistics:
+    """Loss, counts and shifts of the points about the centroids, in one blocked pass.
+
+    Without a temperature every point counts for its nearest centroid, ties to the
+    lowest index; with one it counts for all, by r = softmax(−‖x − c‖²/temperature).
+
+    The gradient of every output is exact in points, centroids, weights and
+    temperature, at every order, in forward and reverse mode, labels held constant
+    between ties. That of the loss in the centroids costs nothing beyond the pass.
+
+    Args:
+        points: Data, [n, d], floating, in data units.
+        centroids: Centroids, [k, d], floating, in data units.
+        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
+            is ones.
+        temperature: Positive scalar, in squared data units; may be traced. None is the
+            hard assignment.
+        active: Clusters that exist, [k], bool, at least one of them true; the others
+            get no point, whatever their centroid holds. None is all.
+        block_size: Points in a block, static; None chooses it by shape.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded and
+            the three numbers are summed.
+
+    Returns:
+        Statistics in float64 if any array is, else float32.
+
+    Raises:
+        TypeError: An array is not floating, or `active` is not bool.
+        ValueError: A shape does not fit; `temperature` is not a scalar, or a number
+            and not positive and finite; `block_size` is below 1.
+
+    Source: Bottou & Bengio 1995 (gradient, Newton),
+        https://proceedings.neurips.cc/paper/1994/hash/a1140a3d0df1c81e24ae954d935e8926-Abstract.html;
+        Rose 1998 (free energy), https://doi.org/10.1109/5.726788
+    """
+    points, centroids, weights, active = checked(points, centroids, weights, active)
+    check_block_size(block_size)
+    if temperature is not None:
+        check_scalar("temperature", temperature)
+        dtype = accumulation_dtype(points, centroids, weights)
+        temperature = jnp.asarray(temperature, dtype)
+    plan = Plan(block_size or block_for(*centroids.shape), axis_name)
+    return _statistics(plan, points, centroids, weights, temperature, active)
+
+
+@partial(jax.jit, static_argnums=0)
+def _statistics(
+    plan: Plan,
+    points: jax.Array,
+    centroids: jax.Array,
+    weights: jax.Array | None,
+    temperature: jax.Array | None,
+    active: jax.Array | None,
+) -> Statistics:
+    if temperature is None:
+        return Statistics(*hard_pass(plan, points, centroids, weights, active)[:3])
+    soft = soft_pass(plan, points, centroids, weights, temperature, active)
+    return Statistics(*soft[:3])
+
+
+def assign(
+    points: Float[ArrayLike, "n d"],
+    centroids: Float[ArrayLike, "k d"],
+    *,
+    active: Bool[ArrayLike, " k"] | None = None,
+    distance: Distance = squared_euclidean,
+    block_size: int | None = None,
+) -> Int[Array, " n"]:
+    """The index of the nearest centroid of every point.
+
+    The labels are integers: they have no gradient, and need none, because the losses
+    are differentiable with the labels held constant.
+
+    Args:
+        points: Data, [n, d], floating, in data units.
+        centroids: Centroids, [k, d], floating, in data units.
+        active: Clusters that exist, [k], bool; None is all.
+        distance: Function of two arrays [..., d]; static by identity.
+        block_size: Points in a block, static; None chooses it by shape.
+
+    Returns:
+        Labels, [n], int32, ties to the lowest index; a point of NaN gets some label in
+        range.
+
+    Raises:
+        TypeError: `points` or `centroids` is not floating, or `active` is not bool.
+        ValueError: A shape does not fit, or `block_size` is below 1.
+
+    Source: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489
+    """
+    points, centroids, _, active = checked(points, centroids, None, active)
+    check_block_size(block_size)
+    return _assign(points, centroids, active, distance, block_size)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _assign(
+    points: jax.Array,
+    centroids: jax.Array,
+    active: jax.Array | None,
+    distance: Distance,
+    block_size: int | None,
+) -> jax.Array:
+    k, d = centroids.shape
+    if distance is squared_euclidean:
+        plan = Plan(block_size or block_for(k, d))
+        return hard_pass(plan, points, centroids, None, active)[3]
+    centroids = live(centroids, active, anchor(centroids, active))
+
+    def block(x: jax.Array) -> tuple[tuple[()], jax.Array]:
+        score = -pairwise(x, centroids, distance=distance).T
+        if active is not None:
+            score = jnp.where(active[:, None], score, -jnp.inf)
+        return (), nearest(score)
+
+    return blocked(block, block_size or block_for(1, k * d), (points,))[1]
+
+
+def checked(
+    points: ArrayLike,
+    centroids: ArrayLike,
+    weights: ArrayLike | None,
+    active: ArrayLike | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+    """The array arguments of every pass and loss, checked together."""
+    points, centroids = as_points_and_centroids(points, centroids)
+    weights = as_weights(weights, points.shape[0])
+    return points, centroids, weights, as_active(active, centroids.shape[0])

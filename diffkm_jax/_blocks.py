@@ -35,30 +35,30 @@ def blocked(
         return total, first
     if differentiable:
         # The cotangent of scanned rows costs O(n), that of a slice O(n) per block.
-        def cut(a: jax.Array) -> jax.Array:
-            return a[head:].reshape(count, block, *a.shape[1:])
-
-        pieces, piece = jax.tree.map(cut, rows), lambda xs: xs
+        total, rest = lax.scan(
+            lambda carry, piece: _add(carry, f(*piece)),
+            total,
+            jax.tree.map(lambda a: a[head:].reshape(count, block, *a.shape[1:]), rows),
+        )
     else:
         # Scanned rows would be a copy of the points, as dear as the pass at small k.
-        def piece(i: jax.Array) -> Any:
+        def step(carry: Any, i: jax.Array) -> tuple[Any, Any]:
             start = head + i * block
-            return jax.tree.map(
+            piece = jax.tree.map(
                 lambda a: lax.dynamic_slice_in_dim(a, start, block), rows
             )
+            return _add(carry, f(*piece))
 
-        pieces = jnp.arange(count)
-
-    def step(carry: Any, xs: Any) -> tuple[Any, Any]:
-        part, out = f(*piece(xs))
-        return jax.tree.map(jnp.add, carry, part), out
-
-    total, rest = lax.scan(step, total, pieces)
+        total, rest = lax.scan(step, total, jnp.arange(count))
 
     def join(head_rows: jax.Array, rest_rows: jax.Array) -> jax.Array:
         return jnp.concatenate([head_rows, rest_rows.reshape(-1, *head_rows.shape[1:])])
 
     return total, jax.tree.map(join, first, rest)
+
+
+def _add(carry: Any, block: tuple[Any, Any]) -> tuple[Any, Any]:
+    return jax.tree.map(jnp.add, carry, block[0]), block[1]
 
 
 def psum(tree: Any, axis_name: str | None) -> Any:

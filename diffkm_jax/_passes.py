@@ -113,8 +113,9 @@ def soft_pass(
     The last is None without `plan.rows`, else the expected centroid [n, d] and the
     free energy [n] of every point.
     """
-    args = points, centroids, weights, temperature
-    return _soft(plan, *args, active, differentiable=False)
+    return _soft(
+        plan, points, centroids, weights, temperature, active, differentiable=False
+    )
 
 
 def _soft(
@@ -187,10 +188,9 @@ def _soft_rule(plan: Plan, primals: tuple, tangents: tuple):
     live_args = [i for i in range(4) if not is_zero(tangents[i])]
 
     def rest(*args: jax.Array):
-        full = list(primals[:4])
-        for i, arg in zip(live_args, args, strict=True):
-            full[i] = arg
-        return _soft(plan, *full, active, differentiable=True)[1:]
+        full = dict(enumerate(primals[:4])) | dict(zip(live_args, args, strict=True))
+        x, c, w, t = full.values()
+        return _soft(plan, x, c, w, t, active, differentiable=True)[1:]
 
     some_primals = [primals[i] for i in live_args]
     _, drest = jax.jvp(rest, some_primals, [tangents[i] for i in live_args])

@@ -121,7 +121,7 @@ def one_update(
         grad=gradient,
         value_fn=value_fn,
     )
-    new = optax.apply_updates(c, updates)
+    new = jnp.asarray(optax.apply_updates(c, updates), dtype)
     residual = residual_of(used)
     if callable(options.empty):
         costly, costs, _ = _costliest(options, data, c)
@@ -207,8 +207,8 @@ def _costliest(
     return rows[index], costs, weights[index]
 
 
-def _forget(opt_state: Any, moved: jax.Array, shape: tuple[int, int]) -> Any:
-    """Zeroes what an optimizer remembers of moved rows: [..., k, d] leaves and counts."""
+def _forget(opt_state: Any, moved: jax.Array, shape: tuple[int, ...]) -> Any:
+    """Zeroes what an optimizer knows of moved rows: [..., k, d] leaves and counts."""
 
     def clear(path: tuple, leaf: jax.Array) -> jax.Array:
         if leaf.shape[-2:] == shape:

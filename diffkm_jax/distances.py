@@ -16,6 +16,7 @@ from jax import lax
 from diffkm_jax._checks import (
     accumulation_dtype,
     as_points_and_centroids,
+    check_callable,
     check_floating,
     check_shape,
 )
@@ -300,11 +301,12 @@ def pairwise(
         else float32.
 
     Raises:
-        TypeError: `points` or `centroids` is not floating.
+        TypeError: `points` or `centroids` is not floating, or `distance` no function.
         ValueError: `points` is not [n, d] or `centroids` not [k, d] with the same d.
 
     Source: the notation of `scipy.cluster.vq.vq(obs, code_book)`,
         https://docs.scipy.org/doc/scipy/reference/generated/scipy.cluster.vq.vq.html
     """
     points, centroids = as_points_and_centroids(points, centroids)
+    check_callable("distance", distance)
     return distance(points[:, None, :], centroids[None, :, :])

@@ -248,22 +248,19 @@ def fit(
         (annealing), https://doi.org/10.1109/5.726788
     """
     options = _options(optimizer, distance, empty, temperature, block_size, axis_name)
-    if isinstance(centroids, State):
-        state = centroids
-        data = _data(points, state.centroids, weights, active, temperature)
-        _check_state(state, options.optimizer)
-        dtype = data.points.dtype
-    else:
-        data = _data(points, centroids, weights, active, temperature)
-        state, dtype = None, jnp.asarray(centroids).dtype
-    k, n = len(centroids if state is None else state.centroids), len(data.points)
+    goes_on = isinstance(centroids, State)
+    start = jnp.asarray(centroids.centroids if goes_on else centroids)
+    data = _data(points, start, weights, active, temperature)
+    k, n = len(start), len(data.points)
     if k > n and active is None and axis_name is None:
         raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
     _check_loop(tol, max_steps, derivative)
-    if state is None:
-        c = jnp.asarray(centroids)
-        c = c.astype(accumulation_dtype(data.points, c, data.weights))
-        state = init(c, optimizer=options.optimizer)
+    if goes_on:
+        state, dtype = centroids, data.points.dtype
+        _check_state(state, options.optimizer)
+    else:
+        acc = accumulation_dtype(data.points, start, data.weights)
+        state, dtype = init(start.astype(acc), optimizer=options.optimizer), start.dtype
     return _fit(options, max_steps, dtype, data, state, _as_tol(tol, data))
 
 
@@ -346,7 +343,7 @@ def _options(
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer must be an optax transformation, got {optimizer!r}")
     optimizer = optax.with_extra_args_support(optimizer)
-    schedule = temperature if callable(temperature) else None
+    schedule: Any = temperature if callable(temperature) else None
     return Options(optimizer, distance, empty, schedule, block_size, axis_name)
 
 

@@ -67,19 +67,23 @@ def newton() -> optax.GradientTransformationExtraArgs:
         https://proceedings.neurips.cc/paper/1994/hash/a1140a3d0df1c81e24ae954d935e8926-Abstract.html
     """
 
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
     def update(
         updates: Any,
-        state: optax.EmptyState,
+        state: Any,
         params: Any = None,
         *,
-        counts: Float[Array, " k"] | None,
+        counts: Float[Array, " k"] | None = None,
         **extra: Any,
     ) -> tuple[Any, optax.EmptyState]:
         del params, extra
         counts = _require("newton", counts)
         return jax.tree.map(lambda g: _per_count(g, counts), updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 @cache
@@ -110,10 +114,10 @@ def macqueen() -> optax.GradientTransformationExtraArgs:
 
     def update(
         updates: Any,
-        state: MacQueenState,
+        state: Any,
         params: Any = None,
         *,
-        counts: Float[Array, " k"] | None,
+        counts: Float[Array, " k"] | None = None,
         **extra: Any,
     ) -> tuple[Any, MacQueenState]:
         del params, extra

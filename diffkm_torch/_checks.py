@@ -1,0 +1,115 @@
+"""The static checks, under the names that `diffkm_jax._checks` gives them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """Float64 if any of the tensors is, else float32: the dtype of sums and losses."""
+    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raises TypeError unless `tensor` is a floating tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating, got dtype {tensor.dtype}")
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple, layout: str) -> None:
+    """Raises ValueError unless `tensor` has `shape`, in which None fits any size."""
+    found = tuple(tensor.shape)
+    fits = len(found) == len(shape) and all(
+        want is None or want == size for want, size in zip(shape, found, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} must be {layout}, got shape {found}")
+
+
+def as_points_and_centroids(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """The two, checked: floating, [n, d] and [k, d], n and k at least 1."""
+    check_floating("points", points)
+    check_floating("centroids", centroids)
+    check_shape("points", points, (None, None), "[n, d]")
+    d = points.shape[1]
+    layout = f"[k, d] with d = {d} as in points {tuple(points.shape)}"
+    check_shape("centroids", centroids, (None, d), layout)
+    for name, tensor in (("points", points), ("centroids", centroids)):
+        if tensor.shape[0] == 0:
+            shape = tuple(tensor.shape)
+            raise ValueError(f"{name} must have at least one row, got shape {shape}")
+    return points, centroids
+
+
+def as_weights(weights: Tensor | None, n: int) -> Tensor | None:
+    """The weights, checked: None or floating, [n]."""
+    if weights is not None:
+        check_floating("weights", weights)
+        check_shape("weights", weights, (n,), f"[n] with n = {n}")
+    return weights
+
+
+def as_active(active: Tensor | None, k: int) -> Tensor | None:
+    """The mask of clusters, checked: None or bool, [k]."""
+    if active is not None:
+        if active.dtype != torch.bool:
+            raise TypeError(f"active must be bool, got dtype {active.dtype}")
+        check_shape("active", active, (k,), f"[k] with k = {k}")
+    return active
+
+
+def check_scalar(name: str, value: float | Tensor, *, zero: bool = False) -> None:
+    """Raises ValueError unless `value` is a scalar and, if a plain number, positive.
+
+    A tensor is not read: that would wait for the device. With `zero`, 0 passes.
+    """
+    shape = tuple(getattr(value, "shape", ()))
+    if shape:
+        raise ValueError(f"{name} must be a scalar (rank 0), got shape {shape}")
+    if not isinstance(value, Tensor):
+        number = float(value)
+        if not (number > 0 or (zero and number == 0)) or math.isinf(number):
+            kind = "finite and not negative" if zero else "finite and positive"
+            raise ValueError(f"{name} must be {kind}, got {value}")
+
+
+def check_integer(name: str, value: int, *, minimum: int) -> None:
+    """Raises TypeError unless `value` is an int, ValueError unless it is in range."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be a Python integer (static), got {kind}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_callable(name: str, function: object) -> None:
+    """Raises TypeError unless `function` can be called."""
+    if not callable(function):
+        raise TypeError(f"{name} must be a function, got {function!r}")
+
+
+def check_block_size(block_size: int | None) -> None:
+    """Raises unless `block_size` is None or an int of at least 1."""
+    if block_size is not None:
+        check_integer("block_size", block_size, minimum=1)
+
+
+def as_logits(logits: Tensor) -> Tensor:
+    """The logits, checked: floating, [..., k], k at least 1."""
+    check_floating("logits", logits)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        found = f"got shape {tuple(logits.shape)}"
+        raise ValueError(f"logits must be [..., k] with k at least 1, {found}")
+    return logits
+
+
+def as_scalar(name: str, value: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """A checked positive scalar as a tensor of `dtype`, with its gradient."""
+    check_scalar(name, value)
+    return torch.as_tensor(value).to(dtype)

@@ -1,0 +1,124 @@
+"""Distances between vectors: the mirror of `diffkm_jax.distances`, by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffkm_torch._checks import (
+    accumulation_dtype,
+    as_points_and_centroids,
+    check_callable,
+    check_floating,
+    check_shape,
+)
+
+__all__ = [
+    "Distance",
+    "cosine",
+    "euclidean",
+    "itakura_saito",
+    "kl_divergence",
+    "mahalanobis",
+    "manhattan",
+    "pairwise",
+    "squared_euclidean",
+]
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def _operands(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    check_floating("x", x)
+    check_floating("y", y)
+    shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+    if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-1]:
+        raise ValueError(f"x and y must share their last axis d, got shapes {shapes}")
+    dtype = accumulation_dtype(x, y)
+    try:
+        shape = torch.broadcast_shapes(x.shape, y.shape)
+    except RuntimeError as error:
+        raise ValueError(f"x and y must broadcast, got shapes {shapes}") from error
+    return x.to(dtype).expand(shape), y.to(dtype).expand(shape)
+
+
+def _safe_sqrt(squared: Tensor) -> Tensor:
+    """The square root with gradient 0 at 0, where the true one is infinite."""
+    positive = squared > 0
+    return torch.where(
+        positive, torch.where(positive, squared, 1).sqrt(), squared.detach()
+    )
+
+
+def squared_euclidean(x: Tensor, y: Tensor) -> Tensor:
+    """Mirrors `diffkm_jax.squared_euclidean`: x, y [..., d] to Σ (x − y)²."""
+    x, y = _operands(x, y)
+    return ((x - y) ** 2).sum(-1)
+
+
+def euclidean(x: Tensor, y: Tensor) -> Tensor:
+    """Mirrors `diffkm_jax.euclidean`: x, y [..., d] to ‖x − y‖, gradient 0 at x = y."""
+    return _safe_sqrt(squared_euclidean(x, y))
+
+
+def manhattan(x: Tensor, y: Tensor) -> Tensor:
+    """Mirrors `diffkm_jax.manhattan`: x, y [..., d] to Σ |x − y|."""
+    x, y = _operands(x, y)
+    return (x - y).abs().sum(-1)
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    """Mirrors `diffkm_jax.cosine`: x, y [..., d] to 1 − x·y / (‖x‖ ‖y‖)."""
+    x, y = _operands(x, y)
+    return 1 - (_unit(x) * _unit(y)).sum(-1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    norm = _safe_sqrt((x * x).sum(-1, keepdim=True))
+    zero = norm == 0
+    return torch.where(zero, 0, x / torch.where(zero, 1, norm))
+
+
+def kl_divergence(x: Tensor, y: Tensor) -> Tensor:
+    """Mirrors `diffkm_jax.kl_divergence`: x, y [..., d] to Σ x log(x/y) − x + y."""
+    x, y = _operands(x, y)
+    positive = x > 0
+    safe_x, safe_y = torch.where(positive, x, 1), torch.where(positive, y, 1)
+    present = safe_x * (safe_x.log() - safe_y.log()) - safe_x + safe_y
+    return torch.where(positive, present, y + (x - x)).sum(-1)
+
+
+def itakura_saito(x: Tensor, y: Tensor) -> Tensor:
+    """Mirrors `diffkm_jax.itakura_saito`: x, y [..., d] to Σ x/y − log(x/y) − 1."""
+    x, y = _operands(x, y)
+    return (x / y - (x.log() - y.log()) - 1).sum(-1)
+
+
+def mahalanobis(precision: Tensor) -> Distance:
+    """Mirrors `diffkm_jax.mahalanobis`: P [d, d] to the distance (x − y)ᵀ P (x − y)."""
+    check_floating("precision", precision)
+    d = precision.shape[0] if precision.ndim else 0
+    check_shape("precision", precision, (d, d), "square, [d, d]")
+
+    def squared_mahalanobis(x: Tensor, y: Tensor) -> Tensor:
+        """The squared Mahalanobis distance of `x` and `y`, [...]."""
+        x, y = _operands(x, y)
+        if x.shape[-1] != d:
+            found = f"{tuple(precision.shape)} for vectors of size {x.shape[-1]}"
+            raise ValueError(f"precision must be [d, d], got shape {found}")
+        dtype = accumulation_dtype(x, precision)
+        e = (x - y).to(dtype)
+        return ((e @ precision.to(dtype)) * e).sum(-1)
+
+    return squared_mahalanobis
+
+
+def pairwise(
+    points: Tensor, centroids: Tensor, *, distance: Distance = squared_euclidean
+) -> Tensor:
+    """Mirrors `diffkm_jax.pairwise`: points [n, d], centroids [k, d] to [n, k]."""
+    points, centroids = as_points_and_centroids(points, centroids)
+    check_callable("distance", distance)
+    return distance(points[:, None, :], centroids[None, :, :])

@@ -1,0 +1,110 @@
+"""K-means algorithms as (init, update) pairs: the mirror of `diffkm_jax.optimizers`.
+
+An `update` is called as in optax: `update(gradient, state, params, *, counts, value,
+grad, value_fn)` returns the updates to add to the parameters, and the new state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkm_torch._checks import check_scalar
+
+__all__ = ["GradientTransformation", "MacQueenState", "macqueen", "newton", "sgd"]
+
+
+class GradientTransformation(NamedTuple):
+    """The pair (init, update) of an optimizer."""
+
+    init: Callable[[Tensor], Any]
+    update: Callable[..., tuple[Tensor, Any]]
+
+
+class MacQueenState(NamedTuple):
+    """Mirrors `diffkm_jax.optimizers.MacQueenState`: the running counts, [k]."""
+
+    counts: Tensor
+
+
+def _require(name: str, counts: Tensor | None) -> Tensor:
+    if counts is None:
+        raise ValueError(
+            f"{name}() needs counts, the cluster weights of the pass, got None: only "
+            "distance=squared_euclidean has them; take a gradient optimizer otherwise"
+        )
+    return counts
+
+
+def _per_count(gradient: Tensor, counts: Tensor) -> Tensor:
+    counts = counts.to(gradient.dtype)[:, None]
+    positive = counts > 0
+    return torch.where(positive, -0.5 * gradient / torch.where(positive, counts, 1), 0)
+
+
+@cache
+def newton() -> GradientTransformation:
+    """Mirrors `diffkm_jax.newton`: update = −gradient / (2 counts)."""
+
+    def update(
+        updates: Tensor,
+        state: tuple,
+        params: Tensor | None = None,
+        *,
+        counts: Tensor | None = None,
+        **extra: Any,
+    ) -> tuple[Tensor, tuple]:
+        del params, extra
+        return _per_count(updates, _require("newton", counts)), state
+
+    return GradientTransformation(lambda params: (), update)
+
+
+@cache
+def macqueen() -> GradientTransformation:
+    """Mirrors `diffkm_jax.macqueen`: the same, over the counts of all passes so far."""
+
+    def init(params: Tensor) -> MacQueenState:
+        return MacQueenState(params.new_zeros(params.shape[0]))
+
+    def update(
+        updates: Tensor,
+        state: MacQueenState,
+        params: Tensor | None = None,
+        *,
+        counts: Tensor | None = None,
+        **extra: Any,
+    ) -> tuple[Tensor, MacQueenState]:
+        del params, extra
+        new = _require("macqueen", counts)
+        seen = state.counts + new.to(state.counts.dtype)
+        return _per_count(updates, seen), MacQueenState(seen)
+
+    return GradientTransformation(init, update)
+
+
+def sgd(learning_rate: float) -> GradientTransformation:
+    """Gradient descent, the twin of `optax.sgd`: update = −learning_rate · gradient.
+
+    Args:
+        learning_rate: Positive number; gradients are of the sum over the points.
+
+    Returns:
+        A stateless `GradientTransformation`.
+
+    Raises:
+        ValueError: `learning_rate` is not a scalar, or not positive and finite.
+    """
+    check_scalar("learning_rate", learning_rate)
+
+    def update(
+        updates: Tensor, state: tuple, params: Tensor | None = None, **extra: Any
+    ) -> tuple[Tensor, tuple]:
+        del params, extra
+        return -learning_rate * updates, state
+
+    return GradientTransformation(lambda params: (), update)

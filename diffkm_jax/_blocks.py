@@ -105,17 +105,21 @@ def live(centroids: jax.Array, active: jax.Array | None, fill: jax.Array) -> jax
     return jnp.where(active[:, None], centroids, fill)
 
 
-def scores(
-    points: jax.Array, centroids: jax.Array, origin: jax.Array, active: jax.Array | None
-) -> jax.Array:
+def scores(points: jax.Array, centroids: jax.Array, origin: jax.Array) -> jax.Array:
     """(‖x − m‖² − ‖x − c‖²)/2 about an origin m, [k, block]: the nearest is largest.
 
     Clusters are the major axis, because a reduction over the minor one is slow.
     """
-    half = 0.5 * jnp.sum((centroids - origin) ** 2, axis=1)
-    if active is not None:
-        half = jnp.where(active, half, jnp.inf)
-    return matmul(centroids - origin, (points - origin).T) - half[:, None]
+    half = 0.5 * jnp.sum((centroids - origin) ** 2, axis=1, keepdims=True)
+    return matmul(centroids - origin, (points - origin).T) - half
+
+
+def masked(score: jax.Array, active: jax.Array | None) -> jax.Array:
+    """Scores [k, block] with −∞ for inactive clusters.
+
+    To be masked last: a later factor would have the derivative 0 · ∞.
+    """
+    return score if active is None else jnp.where(active[:, None], score, -jnp.inf)
 
 
 def nearest(score: jax.Array) -> jax.Array:

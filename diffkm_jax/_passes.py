@@ -19,6 +19,7 @@ from diffkm_jax._blocks import (
     blocked,
     inert,
     live,
+    masked,
     matmul,
     nearest,
     psum,
@@ -58,7 +59,7 @@ def hard_pass(
     def block(x: jax.Array, w: jax.Array | None):
         w = None if w is None else w.astype(acc)
         x = inert(x.astype(acc), w, m)
-        label = nearest(scores(x, c, m, active))
+        label = nearest(masked(scores(x, c, m), active))
         e = x - c[label]
         one = 1 if w is None else w
         # Integer counts are exact; float32 stops counting at 2²⁴.
@@ -136,14 +137,14 @@ def _soft(
     def block(x: jax.Array, w: jax.Array | None, c: jax.Array, t: jax.Array):
         w = None if w is None else w.astype(acc)
         x = inert(x.astype(acc), w, m)
-        score = scores(x, c, m, active) * (2 / t)
+        score = masked(scores(x, c, m) * (2 / t), active)
         top = lax.stop_gradient(score.max(0, keepdims=True))
         unnormalized = jnp.exp(score - top)
         z = jnp.sum(unnormalized, axis=0, keepdims=True)
         r, log_z = unnormalized / z, (top + jnp.log(z))[0]
         free = jnp.sum((x - m) ** 2, axis=1) - t * log_z
         # An excluded cluster has r = 0 and score −∞.
-        entropy = log_z - jnp.sum(jnp.where(r > 0, r * score, 0), axis=0)
+        entropy = log_z - jnp.sum(r * jnp.where(r > 0, score, 0), axis=0)
         wr = r if w is None else r * w[None]
         counts = jnp.sum(wr, axis=1)
         shifts = matmul(wr, x - m) - counts[:, None] * (c - m)

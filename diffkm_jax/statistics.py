@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffkm_jax._blocks import anchor, block_for, blocked, live, nearest
+from diffkm_jax._blocks import anchor, block_for, blocked, live, masked, nearest
 from diffkm_jax._checks import (
     accumulation_dtype,
     as_active,
@@ -168,9 +168,7 @@ def _assign(
 
     def block(x: jax.Array) -> tuple[tuple[()], jax.Array]:
         score = -pairwise(x, centroids, distance=distance).T
-        if active is not None:
-            score = jnp.where(active[:, None], score, -jnp.inf)
-        return (), nearest(score)
+        return (), nearest(masked(score, active))
 
     return blocked(block, block_size or block_for(1, k * d), (points,))[1]
 

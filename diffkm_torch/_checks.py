@@ -112,4 +112,4 @@ def as_logits(logits: Tensor) -> Tensor:
 def as_scalar(name: str, value: float | Tensor, dtype: torch.dtype) -> Tensor:
     """A checked positive scalar as a tensor of `dtype`, with its gradient."""
     check_scalar(name, value)
-    return torch.as_tensor(value).to(dtype)
+    return torch.as_tensor(value, dtype=dtype)

@@ -83,12 +83,14 @@ class _Problem(NamedTuple):
         }
         if self.distance is squared_euclidean:
             return statistics(self.points, c, temperature=temperature, **options)
+        rest = self.distance, temperature
+        stats = general_statistics(self.points, c, *rest, **options)
+        graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            c = c.detach().requires_grad_()
-            args = self.points, c, self.distance, temperature
-            stats = general_statistics(*args, **options)
-            (gradient,) = torch.autograd.grad(stats.loss, c, retain_graph=True)
-        return stats._replace(shifts=-0.5 * gradient.to(stats.loss.dtype))
+            c = c if c.requires_grad else c.detach().requires_grad_()
+            loss = general_statistics(self.points, c, *rest, **options).loss
+            (gradient,) = torch.autograd.grad(loss, c, create_graph=graph)
+        return stats._replace(shifts=-0.5 * gradient.to(loss.dtype))
 
     def labels(self, c: Tensor) -> Tensor:
         """The nearest centroid of every point."""

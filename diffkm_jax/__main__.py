@@ -1,0 +1,464 @@
+"""The command line: one loss minimized in many ways, and the fit of a file."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import secrets
+import sys
+import tempfile
+import time
+import zipfile
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import diffkm_jax as dk
+
+HELP = """\
+learning rates (gradients are of the sum over the n points):
+  sgd   default 0.75 / n, stable however the points fall; the limit is
+        1 / (number of points in the largest cluster)
+  adam  default 0.05 times the root mean variance of the columns; in data units
+  newton (Lloyd's algorithm, or EM at a temperature), macqueen, lbfgs: none
+
+exit status: 0 fitted; 1 a file cannot be used; 2 wrong usage; 3 the fit ended in
+NaN or infinity, and nothing is written"""
+SAVED = "centroids", "labels", "loss", "counts", "residual", "num_steps", "status"
+INITIALIZERS = {"k-means++": dk.kmeans_plus_plus, "random": dk.random_points}
+
+
+class DataError(Exception):
+    """What is wrong with a file, in one line."""
+
+
+class Row(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    loss: float
+    steps: int
+    residual: str
+    status: str
+    milliseconds: float
+
+
+def second_call(function: Callable[[], Any]) -> tuple[Any, float]:
+    """A result, and the milliseconds of the second call, which compiles nothing."""
+    jax.block_until_ready(function())
+    begin = time.perf_counter()
+    result = jax.block_until_ready(function())
+    return result, 1000 * (time.perf_counter() - begin)
+
+
+def row_of(name: str, points: jax.Array, fit: Callable[[], dk.FitResult]) -> Row:
+    """The row of a fit, with the hard loss at its centroids."""
+    result, milliseconds = second_call(fit)
+    loss = float(dk.kmeans_loss(points, result.centroids))
+    steps, residual = int(result.state.step), f"{result.residual:.1e}"
+    return Row(name, loss, steps, residual, words(result.status), milliseconds)
+
+
+def full_batch_rows(points: jax.Array, start: jax.Array) -> Iterator[Row]:
+    """One row for every optimizer, Newton's first."""
+    schedule = optax.exponential_decay(300.0, 5, 0.5, end_value=1.0)
+    fits = {
+        "newton (Lloyd)": (dk.newton(), None),
+        "gradient descent": (optimizer_of("sgd", None, points), None),
+        "momentum": (optax.sgd(0.3 / len(points), momentum=0.9), None),
+        "adam": (optimizer_of("adam", None, points), None),
+        "lbfgs": (optax.lbfgs(), None),
+        "soft, annealed": (dk.newton(), schedule),
+    }
+    for name, (optimizer, temperature) in fits.items():
+        options = {"optimizer": optimizer, "temperature": temperature}
+        yield row_of(name, points, partial(dk.fit, points, start, **options))
+
+
+@jax.jit
+def online(points: jax.Array, state: dk.State, batches: jax.Array) -> dk.State:
+    """One step of `macqueen` for every batch: indices of points, [num_steps, size]."""
+
+    def step(state: dk.State, batch: jax.Array) -> tuple[dk.State, None]:
+        return dk.update(points[batch], state, optimizer=dk.macqueen())[0], None
+
+    return jax.lax.scan(step, state, batches)[0]
+
+
+def online_row(key: jax.Array, points: jax.Array, start: jax.Array) -> Row:
+    """The row of online k-means: ten epochs of shuffled batches of 64 points."""
+    whole = len(points) // 64 * 64
+    shuffled = partial(jax.random.permutation, x=len(points))
+    batches = jax.vmap(shuffled)(jax.random.split(key, 10))[:, :whole].reshape(-1, 64)
+    begin = dk.init(start, optimizer=dk.macqueen())
+
+    def fit() -> dk.FitResult:
+        end = online(points, begin, batches)
+        return dk.fit(points, end, optimizer=dk.macqueen(), max_steps=0)
+
+    return row_of("online (macqueen)", points, fit)
+
+
+def sklearn_row(points: jax.Array, start: jax.Array) -> Row | None:
+    """The row of scikit-learn, or None if it is not installed."""
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError:
+        return None
+    x, c = np.asarray(points), np.asarray(start)
+    options: dict[str, Any] = {"init": c, "n_init": 1, "algorithm": "lloyd"}
+    model, milliseconds = second_call(lambda: KMeans(len(c), **options).fit(x))
+    return Row("scikit-learn", model.inertia_, model.n_iter_, "-", "-", milliseconds)
+
+
+def print_table(seed: int) -> None:
+    """Fits the embedded digits with every optimizer, and prints what came out."""
+    with resources.files("diffkm_jax").joinpath("data/digits.npz").open("rb") as file:
+        points = jnp.asarray(np.load(file)["points"], jnp.float64)
+    print(
+        f"{len(points)} images of digits, {points.shape[1]} pixels each, in 10 "
+        f"clusters, from one start (k-means++, seed {seed}).\nEvery row minimizes the "
+        "same sum of squared distances to the nearest centroid.\n",
+        flush=True,
+    )
+    key_start, key_noise, key_order = jax.random.split(jax.random.key(seed), 3)
+    start = dk.kmeans_plus_plus(key_start, points, 10)
+    # Integer points have exact ties, which every implementation breaks in its own way.
+    start += 1e-3 * jax.random.normal(key_noise, start.shape, start.dtype)
+    rows = [*full_batch_rows(points, start), online_row(key_order, points, start)]
+    theirs = sklearn_row(points, start)
+    base, whose = (theirs, "scikit-learn") if theirs else (rows[0], "newton")
+    line = "{:<18} {:>12} {:>8} {:>6} {:>9}  {:<10} {:>6}"
+    names = "optimizer", "loss", "ratio", "steps", "residual", "status", "ms"
+    print(line.format(*names))
+    for r in [*rows, theirs] if theirs else rows:
+        cells = f"{r.loss:.3f}", f"{r.loss / base.loss:.5f}", r.steps
+        print(line.format(r.name, *cells, *r[3:5], f"{r.milliseconds:.1f}"))
+    if theirs is None:
+        print('pip install "diffkm[sklearn]" adds the comparison with scikit-learn.')
+    print(
+        f"\nratio: loss / {whose}'s; residual: squared length of one more Lloyd step;\n"
+        "ms: second call, not compiling; soft: its hard loss; online: no stop rule.\n"
+        "Newton's method on this loss is Lloyd's algorithm, step for step; the others\n"
+        "follow the same gradient to the same result. From other starts they may find\n"
+        "local minima several percent apart: python -m diffkm_jax table --seed 3"
+    )
+
+
+def read_points(path: Path, key: str | None, header: bool) -> np.ndarray:
+    """The points in a .npy, .npz or .csv file: [n, d], float64, finite."""
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        raise DataError(f"{path} is a directory")
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    try:
+        if suffix == ".npz":
+            points = read_npz(path, key)
+        elif suffix == ".csv":
+            points = read_csv(path, header)
+        elif suffix == ".npy":
+            with path.open("rb") as file:
+                points = np.lib.format.read_array(file, allow_pickle=False)
+        else:
+            raise DataError(f"{path}: its name must end in .npy, .npz or .csv")
+    except DataError:
+        raise
+    except Exception as error:  # A damaged file may raise anything in its reader.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: cannot be read as {suffix}: {reason}") from error
+    if points.dtype.kind not in "biuf":
+        raise DataError(f"{path}: points must be real numbers, got {points.dtype}")
+    if points.ndim != 2:
+        raise DataError(f"{path}: points must be [n, d], got shape {points.shape}")
+    if points.size == 0:
+        raise DataError(f"{path}: there are no points, got shape {points.shape}")
+    points = points.astype(np.float64)
+    bad = np.argwhere(~np.isfinite(points))
+    if len(bad):
+        row, column = bad[0]
+        where = f"row {row}, column {column} (the first is 0)"
+        raise DataError(f"{path}: {where} is {points[row, column]}")
+    return points
+
+
+def read_npz(path: Path, key: str | None) -> np.ndarray:
+    """The array named `key` of a .npz file; None is its only one, or `points`."""
+    with zipfile.ZipFile(path) as archive:
+        members = [name for name in archive.namelist() if name.endswith(".npy")]
+        names = [name.removesuffix(".npy") for name in members]
+        if key is None:
+            key = names[0] if len(names) == 1 else "points"
+        if key not in names:
+            listed = ", ".join(names) or "none"
+            raise DataError(f"{path}: no array {key!r} for --key; its arrays: {listed}")
+        with archive.open(f"{key}.npy") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def read_csv(path: Path, header: bool) -> np.ndarray:
+    """The numbers in a .csv file; a first line without any is a header, too."""
+    values, width, n, blank = array("d"), 0, 0, False
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        for fields in reader:
+            where = f"{path}: row {n} (the first is 0; line {reader.line_num})"
+            if not fields:
+                blank = True
+                continue
+            if not width:
+                width = len(fields)
+                if header or (any(fields) and not any(map(is_number, fields))):
+                    continue
+            if blank:
+                raise DataError(f"{where} comes after an empty line")
+            if len(fields) != width:
+                expected = f"{width} fields as the first line"
+                raise DataError(f"{where} must have {expected}, got {len(fields)}")
+            try:
+                values.extend([float(field) for field in fields])
+            except ValueError:
+                column = [is_number(field) for field in fields].index(False)
+                field = fields[column]
+                what = f"is not a number: {field!r}" if field.strip() else "is empty"
+                raise DataError(f"{where}, column {column} {what}") from None
+            n += 1
+    return np.frombuffer(values, np.float64).reshape(n, width)
+
+
+def is_number(field: str) -> bool:
+    """Whether a field of a .csv file is a number; NaN and infinity are."""
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def optimizer_of(name: str, rate: float | None, points: jax.Array) -> Any:
+    """The optimizer of a name; without a learning rate, with its default one."""
+    if name == "sgd":
+        return optax.sgd(rate or 0.75 / len(points))
+    if name == "adam":
+        variance = float(jnp.mean(jnp.var(points, axis=0)))
+        return optax.adam(rate or 0.05 * math.sqrt(variance))
+    return {"newton": dk.newton, "macqueen": dk.macqueen, "lbfgs": optax.lbfgs}[name]()
+
+
+def check_out(out: Path, file: Path) -> None:
+    """Raises unless the output can be written, and is not the input."""
+    if out.is_dir():
+        raise DataError(f"{out} is a directory")
+    if out.exists() and file.exists() and out.samefile(file):
+        raise DataError(f"{out} is the input too")
+    try:
+        with tempfile.TemporaryFile(dir=out.resolve().parent):
+            pass
+    except OSError as error:
+        raise DataError(f"{out}: cannot write to its folder: {error}") from error
+
+
+def write_whole(out: Path, arrays: dict[str, Any]) -> None:
+    """Writes a .npz file whole or not at all."""
+    out = out.resolve()
+    part = out.with_name(f".diffkm-{secrets.token_hex(8)}.tmp")
+    try:
+        with part.open("xb") as file:
+            np.savez(file, **arrays)
+        part.replace(out)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def fit_file(options: argparse.Namespace) -> int:
+    """Fits a file, reports, and writes the result."""
+    file, out, k = options.file, options.out, options.k
+    if out is not None:
+        check_out(out, file)
+    points = jnp.asarray(read_points(file, options.key, options.header))
+    n, d = points.shape
+    if k > n:
+        raise DataError(f"{file}: has n = {n} points, too few for -k {k}")
+    begin = time.perf_counter()
+    result = dk.fit_restarts(
+        jax.random.key(options.seed),
+        points,
+        k,
+        num_restarts=options.restarts,
+        initializer=INITIALIZERS[options.init],
+        optimizer=optimizer_of(options.optimizer, options.learning_rate, points),
+        temperature=options.temperature,
+        tol=options.tol,
+        max_steps=options.max_steps,
+        empty=options.empty,
+    )
+    result = jax.block_until_ready(result)
+    seconds = time.perf_counter() - begin
+    status, steps = dk.Status(int(result.status)), int(result.num_steps)
+    num_empty = int((result.counts == 0).sum())
+    soft = result.temperature is not None
+    report = {
+        "n, d, k": f"{n}, {d}, {k}",
+        "loss": f"{result.loss:.10g}" + " (free energy)" * soft,
+        "steps": steps,
+        "residual": f"{result.residual:.3g}",
+        "status": words(status),
+        "empty clusters": num_empty,
+        "seconds": f"{seconds:.2f} (with compiling)",
+    }
+    for name, value in report.items():
+        print(f"{name:<15} {value}")
+    if dk.Status.NON_FINITE in status:
+        say("error: the loss or a step was not finite (NON_FINITE): nothing is written")
+        return 3
+    if dk.Status.MAX_STEPS in status:
+        say(f"warning: not converged in {steps} steps (MAX_STEPS): see --max-steps")
+    if dk.Status.EMPTY_CLUSTER in status:
+        say(f"warning: empty clusters: {num_empty} of {k} (EMPTY_CLUSTER): see --empty")
+    if out is not None:
+        arrays = {name: getattr(result, name) for name in SAVED}
+        arrays["history"] = result.history[: steps + 1]
+        if soft:
+            arrays["temperature"] = result.temperature
+        write_whole(out, arrays)
+        print(f"{'written':<15} {out}")
+    return 0
+
+
+def words(status: Any) -> str:
+    """The flags of a status, by name."""
+    return dk.Status(int(status)).name or ""
+
+
+def say(message: str) -> None:
+    """Prints an error or a warning to stderr."""
+    print(f"diffkm: {message}", file=sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors begin as all others of this command line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the usage and the error, and exits with status 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"diffkm: error: {message}\n")
+
+
+def number(kind: type, accepts: Callable[[Any], bool], what: str) -> Callable:
+    """A type for argparse: a number that is accepted."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
+        return value
+
+    return parse
+
+
+def integer(low: int, high: int) -> Callable:
+    """A type for argparse: an integer from `low` to `high`."""
+    what = f"an integer from {low} to {high}"
+    return number(int, lambda v: low <= v <= high, what)
+
+
+def npz_path(text: str) -> Path:
+    """A type for argparse: the path of a .npz file."""
+    if not text.endswith(".npz"):
+        raise argparse.ArgumentTypeError(f"must end in .npz, got {text!r}")
+    return Path(text)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; no argument at all asks for the table."""
+    parser = Parser(prog="python -m diffkm_jax", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    seed, limit = integer(0, 2**63 - 1), 1_000_000
+    positive = number(float, lambda v: 0 < v < math.inf, "finite and positive")
+    not_negative = number(float, lambda v: 0 <= v < math.inf, "finite, not negative")
+
+    text = "fit digits by every optimizer and print the losses (default)"
+    table = commands.add_parser("table", help=text, description=text)
+    table.add_argument("--seed", type=seed, default=1, help="default: %(default)s")
+
+    text = "fit k centroids to the points in a file, in float64"
+    raw = argparse.RawDescriptionHelpFormatter
+    fit = commands.add_parser(
+        "fit", help=text, description=text, epilog=HELP, formatter_class=raw
+    )
+    add = fit.add_argument
+    add("file", metavar="FILE", type=Path, help=".npy, .npz or .csv: points, [n, d]")
+    add("-k", type=integer(1, limit), required=True, help="number of clusters")
+    add("--out", type=npz_path, help="write the result to this .npz file")
+    add("--key", help="array of the .npz (its only one, or 'points')")
+    text = "the first line of the .csv is a header even if it holds a number"
+    add("--header", action="store_true", help=text)
+    names = ["newton", "macqueen", "sgd", "adam", "lbfgs"]
+    add("--optimizer", choices=names, default="newton", help="(%(default)s)")
+    add("--learning-rate", type=positive, help="of sgd and adam; see below")
+    text = "soft k-means, in squared data units (without: hard)"
+    add("--temperature", type=positive, help=text)
+    text = "where a fit starts (%(default)s)"
+    add("--init", choices=list(INITIALIZERS), default="k-means++", help=text)
+    text = "fits from different starts, of which the best is kept (%(default)s)"
+    add("--restarts", type=integer(1, limit), default=1, help=text)
+    add("--seed", type=seed, default=0, help="of the starts (%(default)s)")
+    text = "limit of steps; 0 evaluates the start (%(default)s)"
+    add("--max-steps", type=integer(0, limit), default=300, help=text)
+    text = "of the residual, relative to the mean variance (%(default)s)"
+    add("--tol", type=not_negative, default=1e-4, help=text)
+    text = "leave empty clusters, or move them to the farthest points (%(default)s)"
+    add("--empty", choices=["keep", "farthest"], default="keep", help=text)
+
+    options = parser.parse_args(argv or ["table"])
+    if options.command == "fit":
+        suffix, name = options.file.suffix.lower(), options.optimizer
+        if options.learning_rate is not None and name not in ("sgd", "adam"):
+            fit.error(f"argument --learning-rate: {name} has none")
+        if options.key is not None and suffix != ".npz":
+            fit.error(f"argument --key: only for a .npz file, got {options.file}")
+        if options.header and suffix != ".csv":
+            fit.error(f"argument --header: only for a .csv file, got {options.file}")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
+
+    Args:
+        argv: Arguments without the program's name; None is those of the process.
+
+    Returns:
+        0; 1 if a file cannot be used; 3 if the fit ended in NaN or infinity.
+
+    Raises:
+        SystemExit: With status 2, the usage is wrong; with 0, help was asked for.
+    """
+    options = parse(sys.argv[1:] if argv is None else argv)
+    with jax.enable_x64(True):
+        try:
+            if options.command == "fit":
+                return fit_file(options)
+            print_table(options.seed)
+        except (DataError, OSError) as error:
+            say(f"error: {error}")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Do a JAX and a torch function agree? Values and gradients, judged row by row.
+
+The noise floor of a row is the largest change of it, on either side, when every input
+is moved by one unit in the last place, and at least eps times its largest entry. Two
+rows agree when they differ by at most 1000 floors, or `tol` times their largest entry.
+A row whose 1000 floors exceed 1 % of it is unresolved: agreement there means nothing,
+so the share of such rows is returned, and a caller who expects none says so.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
+
+
+def _is_float(array):
+    return isinstance(array, np.ndarray) and array.dtype.kind == "f"
+
+
+def _jax_side(function, arrays, wrt, cotangents):
+    arrays = {name: jnp.asarray(a) for name, a in arrays.items()}
+    fixed = {name: a for name, a in arrays.items() if name not in wrt}
+    leaves, pullback = jax.vjp(
+        lambda moving: jax.tree.leaves(function(**moving, **fixed)),
+        {name: arrays[name] for name in wrt},
+    )
+    grads = []
+    for i in range(len(leaves)):
+        seeds = [
+            jnp.asarray(ct, leaf.dtype) if i == j else jnp.zeros_like(leaf)
+            for j, (leaf, ct) in enumerate(zip(leaves, cotangents, strict=True))
+        ]
+        grads.append({k: np.asarray(v) for k, v in pullback(seeds)[0].items()})
+    return [np.asarray(leaf) for leaf in leaves], grads
+
+
+def _torch_side(function, arrays, wrt, cotangents):
+    tensors = {name: torch.tensor(a) for name, a in arrays.items()}
+    for name in wrt:
+        tensors[name].requires_grad_()
+    out = function(**tensors)
+    leaves = list(out) if isinstance(out, tuple) else [out]
+    inputs = [tensors[name] for name in wrt]
+    grads = []
+    for leaf, ct in zip(leaves, cotangents, strict=True):
+        seed = torch.as_tensor(ct).to(leaf.dtype)
+        found = [None] * len(inputs)
+        if leaf.requires_grad:
+            found = torch.autograd.grad(
+                leaf, inputs, seed, retain_graph=True, allow_unused=True
+            )
+        grads.append(
+            {
+                name: np.zeros(arrays[name].shape) if g is None else g.numpy()
+                for name, g in zip(wrt, found, strict=True)
+            }
+        )
+    return [leaf.detach().numpy() for leaf in leaves], grads
+
+
+def _flat(values, grads):
+    named = {f"output {i}": v for i, v in enumerate(values)}
+    for i, by_name in enumerate(grads):
+        for name, g in by_name.items():
+            named[f"d output {i} / d {name}"] = g
+    return {name: np.atleast_1d(v).astype(np.float64) for name, v in named.items()}
+
+
+def compare(ours, theirs, *, perturb=True, seed=0, **arrays):
+    """Raises AssertionError where the two disagree; returns the share of unresolved.
+
+    Args:
+        ours: JAX function of keyword arrays to a floating array or tuple of them.
+        theirs: The torch function.
+        perturb: Whether inputs may be moved by one unit in the last place: not where
+            they are tied exactly and the tie rule is what is compared.
+        seed: Of the cotangents and the perturbations.
+        **arrays: NumPy arrays; floating ones are differentiated, 0-d ones too.
+    """
+    rng = np.random.default_rng(seed)
+    wrt = [name for name, a in arrays.items() if _is_float(a)]
+    dtype = arrays[wrt[0]].dtype
+    shapes = jax.eval_shape(
+        lambda **kw: jax.tree.leaves(ours(**kw)),
+        **{name: jnp.asarray(a) for name, a in arrays.items()},
+    )
+    cotangents = [rng.normal(size=s.shape).astype(dtype) for s in shapes]
+    sides = _jax_side, _torch_side
+    functions = ours, theirs
+
+    def both(inputs, cotangents):
+        return [
+            _flat(*side(f, inputs, wrt, cotangents))
+            for side, f in zip(sides, functions, strict=True)
+        ]
+
+    base = both(arrays, cotangents)
+    eps, tol = np.finfo(dtype).eps, TOLERANCE[dtype.name]
+
+    def row_max(a):
+        return np.max(np.abs(a), axis=-1, keepdims=True)
+
+    floors = [{name: eps * row_max(v) for name, v in side.items()} for side in base]
+    for _ in range(3 if perturb else 0):
+
+        def move(a):
+            sign = rng.choice([-1.0, 1.0], size=a.shape)
+            return np.asarray(a * (1 + eps * sign), dtype)
+
+        moved = arrays | {name: move(arrays[name]) for name in wrt}
+        there_too = both(moved, [move(ct) for ct in cotangents])
+        for floor, side, there in zip(floors, base, there_too, strict=True):
+            for name in floor:
+                change = row_max(np.nan_to_num(there[name] - side[name]))
+                floor[name] = np.maximum(floor[name], change)
+    rows = unresolved = 0
+    for name, mine in base[0].items():
+        other = base[1][name]
+        assert mine.shape == other.shape, name
+        np.testing.assert_array_equal(np.isnan(mine), np.isnan(other), err_msg=name)
+        mine, other = np.nan_to_num(mine), np.nan_to_num(other)
+        floor = 1000 * np.maximum(floors[0][name], floors[1][name])
+        floor = np.nan_to_num(floor)
+        size = np.maximum(row_max(mine), row_max(other))
+        bad = np.abs(mine - other) > np.maximum(floor, tol * size)
+        where = tuple(np.argwhere(bad)[0]) if bad.any() else ()
+        pair = f"{mine[where]} against {other[where]}"
+        assert not bad.any(), f"{name} disagrees at {bad.sum()}, as {where}: {pair}"
+        rows += size.size
+        unresolved += int((floor > 0.01 * np.maximum(size, 1e-300)).sum())
+    return unresolved / rows

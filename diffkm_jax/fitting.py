@@ -164,7 +164,8 @@ def update(
         The new state, and the `Statistics` at the centroids given.
 
     Raises:
-        TypeError: An array is not floating, or `active` is not bool.
+        TypeError: An array is not floating, `active` is not bool, `distance` no
+            function, or `optimizer` no optax transformation.
         ValueError: A shape does not fit; `temperature` is a number and not positive
             and finite, or not a scalar; `empty` is unknown; `block_size` is below 1;
             `state` is of another optimizer; or `distance` is not the squared Euclidean
@@ -236,8 +237,8 @@ def fit(
         A `FitResult`. Nothing raises at run time: read `status`.
 
     Raises:
-        TypeError: An array is not floating, `active` is not bool, or `max_steps` no
-            integer.
+        TypeError: An array is not floating, `active` is not bool, `distance` no
+            function, `optimizer` no optax transformation, or `max_steps` no integer.
         ValueError: A shape does not fit; there are more centroids than points (and no
             `active`); `temperature` or `tol` is a number out of range, or not a
             scalar; `empty` or `derivative` is unknown; `max_steps` is negative or
@@ -404,8 +405,10 @@ def _run(
 
     def limit(c: jax.Array) -> jax.Array:
         on = None if held.active is None else held.active[:, None]
-        size = jnp.sum(c.astype(acc) ** 2, where=on) + 64 * k * d * variance
-        floor = jnp.finfo(acc).eps ** 2 * size
+        eps = float(jnp.finfo(acc).eps)
+        # Scaled before it is squared: an infinite limit would be met by anything.
+        floor = jnp.sum((eps * c.astype(acc)) ** 2, where=on)
+        floor += eps**2 * 64 * k * d * variance
         return jnp.maximum(jnp.asarray(tol, acc) * variance, floor)
 
     def unfinished(loop: _Loop) -> jax.Array:

@@ -139,10 +139,11 @@ def _kmeans_plus_plus(
         potential = jnp.where(potential.sum() > 0, potential, mass)
         cumulative = jnp.cumsum(potential)
         u = jax.random.uniform(key, (num,), acc) * cumulative[-1]
-        index = jnp.searchsorted(cumulative, u, side="right")
+        index = jnp.searchsorted(cumulative, u, side="right").astype(jnp.int32)
         # Rounding in the sums must not choose a row of weight zero.
         index = jnp.minimum(index, len(x) - 1)
-        return jnp.where(potential[index] > 0, index, jnp.argmax(potential))
+        best = jnp.argmax(potential).astype(jnp.int32)
+        return jnp.where(potential[index] > 0, index, best)
 
     def choose(i: jax.Array, carry: tuple[jax.Array, jax.Array]):
         chosen, closest = carry
@@ -156,6 +157,6 @@ def _kmeans_plus_plus(
         return chosen.at[i].set(best), jnp.minimum(closest, exact)
 
     first = draw(jax.random.fold_in(key, 0), mass, 1)[0]
-    chosen = jnp.zeros(k, first.dtype).at[0].set(first)
+    chosen = jnp.zeros(k, jnp.int32).at[0].set(first)
     start = chosen, squared_euclidean(x, x[first])
     return points[lax.fori_loop(1, k, choose, start)[0]]

@@ -15,7 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._blocks import anchor, block_for, blocked, inert, live, psum, weigh
-from diffkm_jax._checks import accumulation_dtype, check_block_size, check_scalar
+from diffkm_jax._checks import (
+    accumulation_dtype,
+    check_block_size,
+    check_callable,
+    check_scalar,
+)
 from diffkm_jax.distances import Distance, pairwise, squared_euclidean
 from diffkm_jax.statistics import Statistics, checked, statistics
 
@@ -66,7 +71,8 @@ def kmeans_loss(
         any array is, else float32.
 
     Raises:
-        TypeError: An array is not floating, or `active` is not bool.
+        TypeError: An array is not floating, `active` is not bool, or `distance` no
+            function.
         ValueError: A shape does not fit, or `block_size` is below 1.
 
     Source: Bottou & Bengio 1995,
@@ -118,7 +124,8 @@ def soft_kmeans_loss(
         float64 if any array is, else float32.
 
     Raises:
-        TypeError: An array is not floating, or `active` is not bool.
+        TypeError: An array is not floating, `active` is not bool, or `distance` no
+            function.
         ValueError: A shape does not fit; `temperature` is None, not a scalar, or a
             number and not positive and finite; `block_size` is below 1.
 
@@ -172,7 +179,8 @@ def assigned_loss(
         any array is, else float32.
 
     Raises:
-        TypeError: An array is not floating, or `active` is not bool.
+        TypeError: An array is not floating, `active` is not bool, or `assignment` or
+            `distance` no function.
         ValueError: A shape does not fit, that of the assignment included;
             `temperature` is not a scalar, or a number and not positive and finite.
 
@@ -180,6 +188,7 @@ def assigned_loss(
         https://arxiv.org/abs/1611.01144
     """
     x, c, weights, active = checked(points, centroids, weights, active)
+    check_callable("assignment", assignment)
     check_scalar("temperature", temperature)
     acc = accumulation_dtype(x, c, weights)
     c = c.astype(acc)
@@ -234,6 +243,7 @@ def _distance_args(
     axis_name: str | None,
 ) -> tuple:
     x, c, w, on = checked(points, centroids, weights, active)
+    check_callable("distance", distance)
     check_block_size(block_size)
     acc = accumulation_dtype(x, c, w)
     if temperature is not None:

@@ -19,6 +19,7 @@ from diffkm_jax._checks import (
     as_points_and_centroids,
     as_weights,
     check_block_size,
+    check_callable,
     check_scalar,
 )
 from diffkm_jax._passes import Plan, hard_pass, soft_pass
@@ -142,12 +143,14 @@ def assign(
         range.
 
     Raises:
-        TypeError: `points` or `centroids` is not floating, or `active` is not bool.
+        TypeError: `points` or `centroids` is not floating, `active` is not bool, or
+            `distance` no function.
         ValueError: A shape does not fit, or `block_size` is below 1.
 
     Source: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489
     """
     points, centroids, _, active = checked(points, centroids, None, active)
+    check_callable("distance", distance)
     check_block_size(block_size)
     return _assign(points, centroids, active, distance, block_size)
 

@@ -130,6 +130,7 @@ def update(
         points, state.centroids, weights, active, temperature, distance, block_size
     )
     optimizer = _checked(optimizer, empty)
+    _check_state(state, optimizer)
     state, stats, _ = _step(problem, optimizer, empty, state)
     return state, stats
 
@@ -164,6 +165,7 @@ def fit(
         raise ValueError(f"derivative must be 'none', got {derivative!r}")
     if isinstance(centroids, State):
         state, dtype = centroids, points.dtype
+        _check_state(state, optimizer)
     else:
         acc = accumulation_dtype(points, start, weights)
         state, dtype = init(start.to(acc), optimizer=optimizer), start.dtype
@@ -201,6 +203,22 @@ def _checked(
         expected = "a GradientTransformation"
         raise TypeError(f"optimizer must be {expected}, got {optimizer!r}")
     return optimizer
+
+
+def _check_state(state: State, optimizer: GradientTransformation) -> None:
+    expected = _structure(optimizer.init(state.centroids))
+    found = _structure(state.opt_state)
+    if expected != found:
+        raise ValueError(
+            f"state must be of the optimizer given, whose state is {expected}, "
+            f"got {found}"
+        )
+
+
+def _structure(opt_state: Any) -> Any:
+    if isinstance(opt_state, tuple):
+        return type(opt_state).__name__, *map(_structure, opt_state)
+    return type(opt_state).__name__
 
 
 def _residual(stats: Statistics) -> Tensor:
@@ -333,8 +351,9 @@ def _loop(
             state, failed = old, True
             break
         history.append(stats.loss)
-        size = (c[active].to(acc) ** 2).sum() + 64 * c.numel() * variance
-        limit = torch.maximum(tol * variance, eps**2 * size)
+        floor = ((eps * c[active].to(acc)) ** 2).sum()
+        floor = floor + eps**2 * 64 * c.numel() * variance
+        limit = torch.maximum(tol * variance, floor)
         settled = last is None or bool(problem.temperature_at(old.step) == last)
         converged = settled and bool(residual <= limit)
     return state, history, converged, failed

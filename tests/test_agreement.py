@@ -155,7 +155,7 @@ def test_losses_of_other_distances_agree(distance, temperature, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tau", [0.3, 1.0, 10.0])
+@pytest.mark.parametrize("tau", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize("name", ["hard", "softmax", "straight_through"])
 def test_assignments_agree(name, tau, dtype):
     logits = np.random.default_rng(2).normal(size=(4, 6, 5)).astype(dtype)

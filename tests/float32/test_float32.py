@@ -1,0 +1,96 @@
+"""What most users run: JAX as it comes, without x64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from _agreement import compare
+from _cases import problem
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
+
+import diffkm_jax as dk
+import diffkm_torch as dt
+
+DIGITS = load_digits().data.astype(np.float32)
+START = DIGITS[:10] + 1e-2 * np.random.default_rng(0).normal(size=(10, 64))
+START = START.astype(np.float32)
+
+
+def test_x64_is_off():
+    assert jnp.asarray(np.float64(1)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["random", "ties", "zero weights", "inactive"])
+def test_losses_and_gradients_agree_with_torch(name):
+    arrays = problem(name, np.float32)
+    perturb = name != "ties"
+    compare(dk.statistics, dt.statistics, perturb=perturb, **arrays)
+    arrays["temperature"] = np.float32(0.7).reshape(())
+    compare(dk.statistics, dt.statistics, perturb=perturb, **arrays)
+
+
+def test_every_output_is_float32_and_every_index_int32():
+    result = dk.fit(DIGITS, START, temperature=5.0)
+    for leaf in (result.centroids, result.loss, result.counts, result.history):
+        assert leaf.dtype == jnp.float32
+    for leaf in (result.labels, result.num_steps, result.status, result.state.step):
+        assert leaf.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("tol", [0.0, 1e-4])
+def test_newton_takes_scikit_learns_steps(tol):
+    theirs = KMeans(10, init=START, n_init=1, tol=tol, algorithm="lloyd").fit(DIGITS)
+    ours = dk.fit(DIGITS, START, tol=tol)
+    assert int(ours.num_steps) == theirs.n_iter_
+    np.testing.assert_allclose(ours.loss, theirs.inertia_, rtol=1e-6)
+
+
+def test_gradients_equal_float64_autograd():
+    x, c = DIGITS[:333], START
+    for t in (None, 50.0):
+        ours = jax.grad(
+            lambda x, c, t=t: dk.statistics(x, c, temperature=t).loss, (0, 1)
+        )
+        tensors = [dt_tensor(a) for a in (x, c)]
+        dt.statistics(*tensors, temperature=t).loss.backward()
+        for mine, tensor in zip(ours(x, c), tensors, strict=True):
+            scale = float(tensor.grad.abs().max())
+            np.testing.assert_allclose(mine, tensor.grad, atol=1e-5 * scale)
+
+
+def dt_tensor(array):
+    import torch
+
+    return torch.tensor(array, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("initializer", [dk.random_points, dk.kmeans_plus_plus])
+def test_seeding_and_restarts(initializer):
+    key = jax.random.key(0)
+    assert initializer(key, DIGITS, 10).dtype == jnp.float32
+    result = dk.fit_restarts(key, DIGITS, 10, num_restarts=3, initializer=initializer)
+    assert dk.Status(int(result.status)) == dk.Status.CONVERGED
+    np.testing.assert_allclose(result.loss, 1.165e6, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "lbfgs", "macqueen"])
+def test_optimizers_descend(name):
+    optimizer = {
+        "sgd": optax.sgd(1e-3),
+        "adam": optax.adam(0.3),
+        "lbfgs": optax.lbfgs(),
+        "macqueen": dk.macqueen(),
+    }[name]
+    with jax.numpy_dtype_promotion("standard"):  # optax promotes inside.
+        result = dk.fit(DIGITS, START, optimizer=optimizer, empty="farthest")
+    assert result.loss < 1.25e6
+    assert not dk.Status(int(result.status)) & dk.Status.NON_FINITE
+
+
+def test_straight_through_in_float32():
+    logits = jnp.asarray(START)
+    rows = dk.straight_through(logits, tau=0.5)
+    assert rows.dtype == jnp.float32
+    assert set(np.unique(rows)) == {0.0, 1.0}

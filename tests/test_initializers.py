@@ -1,0 +1,107 @@
+"""Initializers: rows of the data, the right law, weights and duplicates honored."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffkm_jax as dk
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(60, 3)))
+KEYS = jax.random.split(jax.random.key(0), 2000)
+BOTH = [dk.random_points, dk.kmeans_plus_plus]
+
+
+def rows_of(centroids, points):
+    """For every centroid the index of the point it equals."""
+    equal = (np.asarray(centroids)[:, None] == np.asarray(points)[None]).all(-1)
+    assert equal.any(1).all()
+    return equal.argmax(1)
+
+
+@pytest.mark.parametrize("k", [1, 7, 60])
+@pytest.mark.parametrize("initializer", BOTH)
+def test_centroids_are_different_rows_of_the_data(initializer, k):
+    for key in KEYS[:3]:
+        assert len(set(rows_of(initializer(key, X, k), X))) == k
+
+
+@pytest.mark.parametrize("initializer", BOTH)
+def test_the_same_key_draws_the_same_and_another_key_others(initializer):
+    a, b = initializer(KEYS[0], X, 5), initializer(KEYS[0], X, 5)
+    np.testing.assert_array_equal(a, b)
+    assert (initializer(KEYS[1], X, 5) != a).any()
+
+
+@pytest.mark.parametrize("initializer", BOTH)
+def test_rows_of_weight_zero_are_never_drawn_even_of_nan(initializer):
+    w = jnp.ones(60).at[::2].set(0)
+    x = X.at[::2].set(jnp.nan)
+    drawn = jax.vmap(lambda key: initializer(key, x, 5, weights=w))(KEYS[:200])
+    assert jnp.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize("initializer", BOTH)
+def test_fewer_weighted_rows_than_centroids_gives_no_nan(initializer):
+    w = jnp.zeros(60).at[:3].set(1)
+    x = X.at[3:].set(jnp.nan)
+    assert jnp.isfinite(initializer(KEYS[0], x, 5, weights=w)).all()
+
+
+@pytest.mark.parametrize("initializer", BOTH)
+def test_the_first_row_is_drawn_in_proportion_to_its_weight(initializer):
+    x, w = X[:4], jnp.array([1.0, 2.0, 3.0, 4.0])
+    first = jax.vmap(lambda key: initializer(key, x, 1, weights=w)[0])(KEYS)
+    share = np.bincount(rows_of(first, x), minlength=4) / len(KEYS)
+    # Three standard deviations of a share of 2000 draws.
+    np.testing.assert_allclose(share, w / 10, atol=3 * 0.5 / np.sqrt(len(KEYS)))
+
+
+def test_plain_kmeans_plus_plus_draws_by_weight_times_squared_distance():
+    x = jnp.array([[0.0], [1.0], [3.0]])
+    w = jnp.array([1.0, 2.0, 1.0])
+    pairs = jax.vmap(
+        lambda key: dk.kmeans_plus_plus(key, x, 2, weights=w, num_candidates=1)[:, 0]
+    )(KEYS)
+    after_first = np.asarray(pairs[pairs[:, 0] == 0][:, 1])
+    share = (after_first == 3).mean()
+    expected = 9 / (2 * 1 + 9)
+    deviation = np.sqrt(expected * (1 - expected) / len(after_first))
+    assert abs(share - expected) < 3 * deviation
+
+
+def test_greedy_seeding_is_better_than_plain_and_plain_than_random():
+    def mean_loss(initializer):
+        return jax.vmap(lambda key: dk.kmeans_loss(X, initializer(key)))(
+            KEYS[:200]
+        ).mean()
+
+    greedy = mean_loss(lambda key: dk.kmeans_plus_plus(key, X, 8))
+    plain = mean_loss(lambda key: dk.kmeans_plus_plus(key, X, 8, num_candidates=1))
+    assert greedy < plain < mean_loss(lambda key: dk.random_points(key, X, 8))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_every_different_row_is_found_among_many_copies(dtype):
+    few = (RNG.normal(size=(6, 3)) + 100).astype(dtype)
+    x = jnp.asarray(few[RNG.integers(0, 6, 3000)])
+    for key in KEYS[:10]:
+        assert len(np.unique(dk.kmeans_plus_plus(key, x, 6), axis=0)) == 6
+    repeated = dk.kmeans_plus_plus(KEYS[0], x, 9)
+    assert len(np.unique(repeated, axis=0)) == 6
+
+
+@pytest.mark.parametrize("initializer", BOTH)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_centroids_have_the_dtype_of_the_points(initializer, dtype):
+    assert initializer(KEYS[0], X.astype(dtype), 4).dtype == dtype
+
+
+@pytest.mark.parametrize("initializer", BOTH)
+def test_the_gradient_is_that_of_a_gather(initializer):
+    chosen = rows_of(initializer(KEYS[0], X, 4), X)
+    gradient = jax.grad(lambda x: jnp.sum(initializer(KEYS[0], x, 4) ** 2))(X)
+    expected = np.zeros_like(X)
+    expected[chosen] = 2 * np.asarray(X)[chosen]
+    np.testing.assert_array_equal(gradient, expected)

@@ -1,0 +1,145 @@
+"""The shape of the project: levels, names, the mirror, docstrings, imports."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import diffkm_jax
+import diffkm_torch
+
+ROOT = Path(diffkm_jax.__file__).parent
+LEVELS = [
+    ["_checks", "_blocks"],
+    ["_passes", "distances", "assignments"],
+    ["statistics"],
+    ["losses", "initializers", "optimizers"],
+    ["_update"],
+    ["fitting"],
+    ["__init__"],
+    ["__main__"],
+]
+# Of the mirror, sharding and random draws are left out.
+ONLY_JAX = {"fit_restarts", "kmeans_plus_plus", "random_points"}
+ONLY_TORCH = {"sgd"}
+FUNCTIONS = sorted(
+    name
+    for name in diffkm_jax.__all__
+    if inspect.isfunction(inspect.unwrap(getattr(diffkm_jax, name)))
+)
+
+
+def modules(package):
+    return sorted(Path(package.__file__).parent.rglob("*.py"))
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+
+
+def part(module):
+    """The top part of a module inside its package: `assignments`, `statistics`."""
+    names = module.split(".")
+    return names[1] if len(names) > 1 else "__init__"
+
+
+@pytest.mark.parametrize("package", [diffkm_jax, diffkm_torch])
+def test_imports_point_down_the_levels(package):
+    level = {name: i for i, names in enumerate(LEVELS) for name in names}
+    root = Path(package.__file__).parent
+    for path in modules(package):
+        own = path.relative_to(root).with_suffix("").parts[0]
+        for module in imported(path):
+            if module.split(".")[0] == package.__name__ and part(module) != own:
+                assert level[part(module)] < level[own], f"{path.name}: {module}"
+
+
+def test_jax_never_imports_torch_and_only_the_command_line_scikit_learn():
+    for path in modules(diffkm_jax):
+        for module in imported(path):
+            assert module.split(".")[0] not in ("torch", "diffkm_torch")
+            assert module.split(".")[0] != "sklearn" or path.name == "__main__.py"
+
+
+def test_importing_starts_no_backend_and_changes_no_configuration():
+    program = (
+        "import jax; before = dict(jax.config.values); import diffkm_jax;"
+        "assert dict(jax.config.values) == before;"
+        "from jax._src import xla_bridge;"
+        "assert not xla_bridge.backends_are_initialized();"
+        "import sys; assert not {'torch', 'sklearn', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT.parent)
+
+
+@pytest.mark.parametrize("package", [diffkm_jax, diffkm_torch])
+def test_the_public_names_are_those_imported(package):
+    tree = ast.parse(Path(package.__file__).read_text())
+    names = [
+        alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert sorted(names) == sorted(package.__all__)
+
+
+def test_every_mirrored_name_is_in_both_packages():
+    assert set(diffkm_jax.__all__) - ONLY_JAX == set(diffkm_torch.__all__) - ONLY_TORCH
+
+
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - ONLY_JAX))
+def test_the_mirror_has_the_same_arguments_in_the_same_order(name):
+    def arguments(module):
+        parameters = inspect.signature(getattr(module, name)).parameters.values()
+        return [
+            (p.name, p.kind, getattr(p.default, "__name__", p.default))
+            for p in parameters
+            if p.name != "axis_name"
+        ]
+
+    assert arguments(diffkm_jax) == arguments(diffkm_torch)
+
+
+@pytest.mark.parametrize("name", ["Statistics", "State", "FitResult"])
+def test_the_mirror_has_the_same_fields(name):
+    ours, theirs = getattr(diffkm_jax, name), getattr(diffkm_torch, name)
+    assert ours._fields == theirs._fields
+
+
+def test_the_flags_are_the_same():
+    ours, theirs = diffkm_jax.Status, diffkm_torch.Status
+    assert {f.name: f.value for f in ours} == {f.name: f.value for f in theirs}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_say_gradient_arguments_errors_and_source(name):
+    function = getattr(diffkm_jax, name)
+    text = inspect.getdoc(function)
+    has_arguments = bool(inspect.signature(function).parameters)
+    assert ("Args:" in text) == has_arguments
+    for section in ("Returns:", "Raises:", "Source:"):
+        assert section in text, f"{name} has no {section}"
+    assert "gradient" in text or "derivative" in text
+    for argument in inspect.signature(function).parameters:
+        assert f"{argument}:" in text, f"{name} does not say what {argument} is"
+
+
+@pytest.mark.parametrize("package", [diffkm_jax, diffkm_torch])
+def test_files_stay_short(package):
+    for path in modules(package):
+        lines = len(path.read_text().splitlines())
+        assert lines <= 560, f"{path.name} has {lines} lines"
+
+
+def test_both_packages_are_typed():
+    for package in (diffkm_jax, diffkm_torch):
+        assert (Path(package.__file__).parent / "py.typed").exists()

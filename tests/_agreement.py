@@ -3,9 +3,10 @@
 The noise floor of a row is the largest change of it, on either side, when every input
 is moved by one unit in the last place, and at least eps times its largest entry. Two
 rows agree when they differ by at most 1000 floors, or `tol` times their largest entry.
-One unit in the last place does not show the rounding of a
-saturated softmax, whose 1 stays 1: so a difference of 10 eps of the largest entry of a
-whole leaf passes too. A row whose 1000 floors exceed 1 % of it is unresolved: agreement there means nothing,
+One unit in the last place does not show the rounding of a saturated softmax, whose 1
+stays 1: so a difference of 10 eps of the largest entry of a whole leaf passes too.
+
+A row whose 1000 floors exceed 1 % of it is unresolved: agreement there means nothing,
 so the share of such rows is returned, and a caller who expects none says so.
 """
 

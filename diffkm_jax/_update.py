@@ -40,6 +40,11 @@ class State(NamedTuple):
     step: Int[Array, ""]
 
 
+def initial(centroids: jax.Array, optimizer: optax.GradientTransformation) -> State:
+    """The state of step 0."""
+    return State(centroids, optimizer.init(centroids), jnp.zeros((), jnp.int32))
+
+
 class Options(NamedTuple):
     """What is static about a fit; functions count by identity."""
 

@@ -18,6 +18,7 @@ LEVELS = [
     ["statistics"],
     ["losses", "initializers", "optimizers"],
     ["_update"],
+    ["_loop"],
     ["fitting"],
     ["__init__"],
     ["__main__"],
@@ -137,7 +138,7 @@ def test_docstrings_say_gradient_arguments_errors_and_source(name):
 def test_files_stay_short(package):
     for path in modules(package):
         lines = len(path.read_text().splitlines())
-        assert lines <= 560, f"{path.name} has {lines} lines"
+        assert lines <= 400, f"{path.name} has {lines} lines"
 
 
 def test_both_packages_are_typed():

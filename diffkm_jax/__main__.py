@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -34,54 +34,21 @@ learning rates (gradients are of the sum over the n points):
 exit status: 0 fitted; 1 a file cannot be used; 2 wrong usage; 3 the fit ended in
 NaN or infinity, and nothing is written"""
 SAVED = "centroids", "labels", "loss", "counts", "residual", "num_steps", "status"
+PASSED_ON = "temperature", "tol", "max_steps", "empty", "num_restarts"
 INITIALIZERS = {"k-means++": dk.kmeans_plus_plus, "random": dk.random_points}
+# Name, loss, steps, residual, status, milliseconds.
+Row = tuple[str, float, int, str, str, float]
 
 
 class DataError(Exception):
     """What is wrong with a file, in one line."""
 
 
-class Row(NamedTuple):
-    """A row of the table."""
-
-    name: str
-    loss: float
-    steps: int
-    residual: str
-    status: str
-    milliseconds: float
-
-
-def second_call(function: Callable[[], Any]) -> tuple[Any, float]:
-    """A result, and the milliseconds of the second call, which compiles nothing."""
-    jax.block_until_ready(function())
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """A result, and how many milliseconds it took."""
     begin = time.perf_counter()
     result = jax.block_until_ready(function())
     return result, 1000 * (time.perf_counter() - begin)
-
-
-def row_of(name: str, points: jax.Array, fit: Callable[[], dk.FitResult]) -> Row:
-    """The row of a fit, with the hard loss at its centroids."""
-    result, milliseconds = second_call(fit)
-    loss = float(dk.kmeans_loss(points, result.centroids))
-    steps, residual = int(result.state.step), f"{result.residual:.1e}"
-    return Row(name, loss, steps, residual, words(result.status), milliseconds)
-
-
-def full_batch_rows(points: jax.Array, start: jax.Array) -> Iterator[Row]:
-    """One row for every optimizer, Newton's first."""
-    schedule = optax.exponential_decay(300.0, 5, 0.5, end_value=1.0)
-    fits = {
-        "newton (Lloyd)": (dk.newton(), None),
-        "gradient descent": (optimizer_of("sgd", None, points), None),
-        "momentum": (optax.sgd(0.3 / len(points), momentum=0.9), None),
-        "adam": (optimizer_of("adam", None, points), None),
-        "lbfgs": (optax.lbfgs(), None),
-        "soft, annealed": (dk.newton(), schedule),
-    }
-    for name, (optimizer, temperature) in fits.items():
-        options = {"optimizer": optimizer, "temperature": temperature}
-        yield row_of(name, points, partial(dk.fit, points, start, **options))
 
 
 @jax.jit
@@ -94,18 +61,35 @@ def online(points: jax.Array, state: dk.State, batches: jax.Array) -> dk.State:
     return jax.lax.scan(step, state, batches)[0]
 
 
-def online_row(key: jax.Array, points: jax.Array, start: jax.Array) -> Row:
-    """The row of online k-means: ten epochs of shuffled batches of 64 points."""
-    whole = len(points) // 64 * 64
-    shuffled = partial(jax.random.permutation, x=len(points))
-    batches = jax.vmap(shuffled)(jax.random.split(key, 10))[:, :whole].reshape(-1, 64)
+def our_rows(key: jax.Array, points: jax.Array, start: jax.Array) -> Iterator[Row]:
+    """One row for every optimizer, Newton's first."""
+    n, fit = len(points), partial(dk.fit, points, start)
+    schedule = optax.exponential_decay(300.0, 5, 0.5, end_value=1.0)
+    # Ten epochs of shuffled batches of 64 points, without the remainder.
+    order = [jax.random.permutation(key, n) for key in jax.random.split(key, 10)]
+    batches = jnp.concatenate([epoch[: n // 64 * 64] for epoch in order])
     begin = dk.init(start, optimizer=dk.macqueen())
 
-    def fit() -> dk.FitResult:
-        end = online(points, begin, batches)
+    def fit_online() -> dk.FitResult:
+        end = online(points, begin, batches.reshape(-1, 64))
         return dk.fit(points, end, optimizer=dk.macqueen(), max_steps=0)
 
-    return row_of("online (macqueen)", points, fit)
+    fits = {
+        "newton (Lloyd)": fit,
+        "gradient descent": partial(fit, optimizer=optimizer_of("sgd", None, points)),
+        "momentum": partial(fit, optimizer=optax.sgd(0.3 / n, momentum=0.9)),
+        "adam": partial(fit, optimizer=optimizer_of("adam", None, points)),
+        "lbfgs": partial(fit, optimizer=optax.lbfgs()),
+        "soft, annealed": partial(fit, temperature=schedule),
+        "online (macqueen)": fit_online,
+    }
+    for name, function in fits.items():
+        timed(function)  # Compiles.
+        result, milliseconds = timed(function)
+        loss = float(dk.kmeans_loss(points, result.centroids))
+        steps, residual = int(result.state.step), f"{result.residual:.1e}"
+        status = dk.Status(int(result.status)).name or ""
+        yield name, loss, steps, residual, status, milliseconds
 
 
 def sklearn_row(points: jax.Array, start: jax.Array) -> Row | None:
@@ -115,34 +99,33 @@ def sklearn_row(points: jax.Array, start: jax.Array) -> Row | None:
     except ImportError:
         return None
     x, c = np.asarray(points), np.asarray(start)
-    options: dict[str, Any] = {"init": c, "n_init": 1, "algorithm": "lloyd"}
-    model, milliseconds = second_call(lambda: KMeans(len(c), **options).fit(x))
-    return Row("scikit-learn", model.inertia_, model.n_iter_, "-", "-", milliseconds)
+    make: Any = KMeans  # Its types are inferred from its defaults.
+    model = make(len(c), init=c, n_init=1, algorithm="lloyd").fit(x)
+    _, milliseconds = timed(lambda: model.fit(x))
+    return "scikit-learn", model.inertia_, model.n_iter_, "-", "-", milliseconds
 
 
-def print_table(seed: int) -> None:
+def print_table(options: argparse.Namespace) -> int:
     """Fits the embedded digits with every optimizer, and prints what came out."""
     with resources.files("diffkm_jax").joinpath("data/digits.npz").open("rb") as file:
         points = jnp.asarray(np.load(file)["points"], jnp.float64)
     print(
-        f"{len(points)} images of digits, {points.shape[1]} pixels each, in 10 "
-        f"clusters, from one start (k-means++, seed {seed}).\nEvery row minimizes the "
-        "same sum of squared distances to the nearest centroid.\n",
-        flush=True,
+        "1797 digits of 64 pixels in 10 clusters, from one start (k-means++, seed "
+        f"{options.seed}). Every row\nminimizes the same sum of squared distances to "
+        "the nearest centroid.\n"
     )
-    key_start, key_noise, key_order = jax.random.split(jax.random.key(seed), 3)
-    start = dk.kmeans_plus_plus(key_start, points, 10)
+    keys = jax.random.split(jax.random.key(options.seed), 3)
+    start = dk.kmeans_plus_plus(keys[0], points, 10)
     # Integer points have exact ties, which every implementation breaks in its own way.
-    start += 1e-3 * jax.random.normal(key_noise, start.shape, start.dtype)
-    rows = [*full_batch_rows(points, start), online_row(key_order, points, start)]
-    theirs = sklearn_row(points, start)
+    start += 1e-3 * jax.random.normal(keys[1], start.shape, start.dtype)
+    rows, theirs = [*our_rows(keys[2], points, start)], sklearn_row(points, start)
     base, whose = (theirs, "scikit-learn") if theirs else (rows[0], "newton")
     line = "{:<18} {:>12} {:>8} {:>6} {:>9}  {:<10} {:>6}"
     names = "optimizer", "loss", "ratio", "steps", "residual", "status", "ms"
     print(line.format(*names))
-    for r in [*rows, theirs] if theirs else rows:
-        cells = f"{r.loss:.3f}", f"{r.loss / base.loss:.5f}", r.steps
-        print(line.format(r.name, *cells, *r[3:5], f"{r.milliseconds:.1f}"))
+    for name, loss, *cells, milliseconds in [*rows, theirs] if theirs else rows:
+        ratio = f"{loss / base[1]:.5f}"
+        print(line.format(name, f"{loss:.3f}", ratio, *cells, f"{milliseconds:.1f}"))
     if theirs is None:
         print('pip install "diffkm[sklearn]" adds the comparison with scikit-learn.')
     print(
@@ -152,6 +135,7 @@ def print_table(seed: int) -> None:
         "follow the same gradient to the same result. From other starts they may find\n"
         "local minima several percent apart: python -m diffkm_jax table --seed 3"
     )
+    return 0
 
 
 def read_points(path: Path, key: str | None, header: bool) -> np.ndarray:
@@ -194,8 +178,7 @@ def read_points(path: Path, key: str | None, header: bool) -> np.ndarray:
 def read_npz(path: Path, key: str | None) -> np.ndarray:
     """The array named `key` of a .npz file; None is its only one, or `points`."""
     with zipfile.ZipFile(path) as archive:
-        members = [name for name in archive.namelist() if name.endswith(".npy")]
-        names = [name.removesuffix(".npy") for name in members]
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
         if key is None:
             key = names[0] if len(names) == 1 else "points"
         if key not in names:
@@ -207,31 +190,25 @@ def read_npz(path: Path, key: str | None) -> np.ndarray:
 
 def read_csv(path: Path, header: bool) -> np.ndarray:
     """The numbers in a .csv file; a first line without any is a header, too."""
-    values, width, n, blank = array("d"), 0, 0, False
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        for fields in reader:
-            where = f"{path}: row {n} (the first is 0; line {reader.line_num})"
-            if not fields:
-                blank = True
+    values, width, n = array("d"), 0, 0
+    lines = path.read_text("utf-8-sig").rstrip().split("\n")
+    for number, fields in enumerate(csv.reader(lines), 1):
+        where = f"{path}: row {n} (the first is 0; line {number})"
+        if number == 1:
+            width = len(fields)
+            if header or (any(fields) and not any(map(is_number, fields))):
                 continue
-            if not width:
-                width = len(fields)
-                if header or (any(fields) and not any(map(is_number, fields))):
-                    continue
-            if blank:
-                raise DataError(f"{where} comes after an empty line")
-            if len(fields) != width:
-                expected = f"{width} fields as the first line"
-                raise DataError(f"{where} must have {expected}, got {len(fields)}")
-            try:
-                values.extend([float(field) for field in fields])
-            except ValueError:
-                column = [is_number(field) for field in fields].index(False)
-                field = fields[column]
-                what = f"is not a number: {field!r}" if field.strip() else "is empty"
-                raise DataError(f"{where}, column {column} {what}") from None
-            n += 1
+        if len(fields) != width:
+            expected = f"{width} fields as the first line"
+            raise DataError(f"{where} must have {expected}, got {len(fields)}")
+        try:
+            values.extend([float(field) for field in fields])
+        except ValueError:
+            column = [is_number(field) for field in fields].index(False)
+            field = fields[column]
+            what = f"is not a number: {field!r}" if field.strip() else "is empty"
+            raise DataError(f"{where}, column {column} {what}") from None
+        n += 1
     return np.frombuffer(values, np.float64).reshape(n, width)
 
 
@@ -290,35 +267,22 @@ def fit_file(options: argparse.Namespace) -> int:
     n, d = points.shape
     if k > n:
         raise DataError(f"{file}: has n = {n} points, too few for -k {k}")
-    begin = time.perf_counter()
-    result = dk.fit_restarts(
-        jax.random.key(options.seed),
-        points,
-        k,
-        num_restarts=options.restarts,
-        initializer=INITIALIZERS[options.init],
-        optimizer=optimizer_of(options.optimizer, options.learning_rate, points),
-        temperature=options.temperature,
-        tol=options.tol,
-        max_steps=options.max_steps,
-        empty=options.empty,
-    )
-    result = jax.block_until_ready(result)
-    seconds = time.perf_counter() - begin
+    rest = {name: getattr(options, name) for name in PASSED_ON}
+    rest["optimizer"] = optimizer_of(options.optimizer, options.learning_rate, points)
+    rest["initializer"], key = INITIALIZERS[options.init], jax.random.key(options.seed)
+    result, milliseconds = timed(lambda: dk.fit_restarts(key, points, k, **rest))
     status, steps = dk.Status(int(result.status)), int(result.num_steps)
     num_empty = int((result.counts == 0).sum())
     soft = result.temperature is not None
-    report = {
-        "n, d, k": f"{n}, {d}, {k}",
-        "loss": f"{result.loss:.10g}" + " (free energy)" * soft,
-        "steps": steps,
-        "residual": f"{result.residual:.3g}",
-        "status": words(status),
-        "empty clusters": num_empty,
-        "seconds": f"{seconds:.2f} (with compiling)",
-    }
-    for name, value in report.items():
-        print(f"{name:<15} {value}")
+    print(
+        f"n, d, k         {n}, {d}, {k}\n"
+        f"loss            {result.loss:.10g}{' (free energy)' * soft}\n"
+        f"steps           {steps}\n"
+        f"residual        {result.residual:.3g}\n"
+        f"status          {status.name}\n"
+        f"empty clusters  {num_empty}\n"
+        f"seconds         {milliseconds / 1000:.2f} (with compiling)"
+    )
     if dk.Status.NON_FINITE in status:
         say("error: the loss or a step was not finite (NON_FINITE): nothing is written")
         return 3
@@ -327,18 +291,11 @@ def fit_file(options: argparse.Namespace) -> int:
     if dk.Status.EMPTY_CLUSTER in status:
         say(f"warning: empty clusters: {num_empty} of {k} (EMPTY_CLUSTER): see --empty")
     if out is not None:
-        arrays = {name: getattr(result, name) for name in SAVED}
-        arrays["history"] = result.history[: steps + 1]
-        if soft:
-            arrays["temperature"] = result.temperature
-        write_whole(out, arrays)
-        print(f"{'written':<15} {out}")
+        names = [*SAVED, "temperature"] if soft else SAVED
+        arrays = {name: getattr(result, name) for name in names}
+        write_whole(out, arrays | {"history": result.history[: steps + 1]})
+        print(f"written         {out}")
     return 0
-
-
-def words(status: Any) -> str:
-    """The flags of a status, by name."""
-    return dk.Status(int(status)).name or ""
 
 
 def say(message: str) -> None:
@@ -355,8 +312,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"diffkm: error: {message}\n")
 
 
-def number(kind: type, accepts: Callable[[Any], bool], what: str) -> Callable:
-    """A type for argparse: a number that is accepted."""
+def checked(kind: type, accepts: Callable[[Any], bool], what: str) -> Callable:
+    """A type for argparse: what `accepts` accepts."""
 
     def parse(text: str) -> Any:
         try:
@@ -373,49 +330,40 @@ def number(kind: type, accepts: Callable[[Any], bool], what: str) -> Callable:
 def integer(low: int, high: int) -> Callable:
     """A type for argparse: an integer from `low` to `high`."""
     what = f"an integer from {low} to {high}"
-    return number(int, lambda v: low <= v <= high, what)
-
-
-def npz_path(text: str) -> Path:
-    """A type for argparse: the path of a .npz file."""
-    if not text.endswith(".npz"):
-        raise argparse.ArgumentTypeError(f"must end in .npz, got {text!r}")
-    return Path(text)
+    return checked(int, lambda v: low <= v <= high, what)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options; no argument at all asks for the table."""
     parser = Parser(prog="python -m diffkm_jax", description=__doc__)
-    commands = parser.add_subparsers(dest="command")
+    commands = parser.add_subparsers(dest="command", required=True)
     seed, limit = integer(0, 2**63 - 1), 1_000_000
-    positive = number(float, lambda v: 0 < v < math.inf, "finite and positive")
-    not_negative = number(float, lambda v: 0 <= v < math.inf, "finite, not negative")
+    positive = checked(float, lambda v: 0 < v < math.inf, "finite and positive")
+    not_negative = checked(float, lambda v: 0 <= v < math.inf, "finite, not negative")
+    npz = checked(Path, lambda path: path.suffix == ".npz", "a path that ends in .npz")
 
     text = "fit digits by every optimizer and print the losses (default)"
     table = commands.add_parser("table", help=text, description=text)
     table.add_argument("--seed", type=seed, default=1, help="default: %(default)s")
+    table.set_defaults(run=print_table)
 
     text = "fit k centroids to the points in a file, in float64"
-    raw = argparse.RawDescriptionHelpFormatter
-    fit = commands.add_parser(
-        "fit", help=text, description=text, epilog=HELP, formatter_class=raw
-    )
+    fit = commands.add_parser("fit", help=text, description=text, epilog=HELP)
+    fit.formatter_class = argparse.RawDescriptionHelpFormatter
+    fit.set_defaults(run=fit_file)
     add = fit.add_argument
     add("file", metavar="FILE", type=Path, help=".npy, .npz or .csv: points, [n, d]")
     add("-k", type=integer(1, limit), required=True, help="number of clusters")
-    add("--out", type=npz_path, help="write the result to this .npz file")
+    add("--out", type=npz, help="write the result to this .npz file")
     add("--key", help="array of the .npz (its only one, or 'points')")
-    text = "the first line of the .csv is a header even if it holds a number"
-    add("--header", action="store_true", help=text)
+    add("--header", action="store_true", help="skip the first line, even of numbers")
     names = ["newton", "macqueen", "sgd", "adam", "lbfgs"]
     add("--optimizer", choices=names, default="newton", help="(%(default)s)")
     add("--learning-rate", type=positive, help="of sgd and adam; see below")
-    text = "soft k-means, in squared data units (without: hard)"
-    add("--temperature", type=positive, help=text)
-    text = "where a fit starts (%(default)s)"
-    add("--init", choices=list(INITIALIZERS), default="k-means++", help=text)
+    add("--temperature", type=positive, help="soft k-means; in squared data units")
+    add("--init", choices=[*INITIALIZERS], default="k-means++", help="(%(default)s)")
     text = "fits from different starts, of which the best is kept (%(default)s)"
-    add("--restarts", type=integer(1, limit), default=1, help=text)
+    add("--restarts", dest="num_restarts", type=integer(1, limit), default=1, help=text)
     add("--seed", type=seed, default=0, help="of the starts (%(default)s)")
     text = "limit of steps; 0 evaluates the start (%(default)s)"
     add("--max-steps", type=integer(0, limit), default=300, help=text)
@@ -425,7 +373,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--empty", choices=["keep", "farthest"], default="keep", help=text)
 
     options = parser.parse_args(argv or ["table"])
-    if options.command == "fit":
+    if options.run is fit_file:
         suffix, name = options.file.suffix.lower(), options.optimizer
         if options.learning_rate is not None and name not in ("sgd", "adam"):
             fit.error(f"argument --learning-rate: {name} has none")
@@ -437,27 +385,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status.
-
-    Args:
-        argv: Arguments without the program's name; None is those of the process.
-
-    Returns:
-        0; 1 if a file cannot be used; 3 if the fit ended in NaN or infinity.
-
-    Raises:
-        SystemExit: With status 2, the usage is wrong; with 0, help was asked for.
-    """
+    """Runs the command line and returns its exit status: 0, 1 or 3, as in its help."""
     options = parse(sys.argv[1:] if argv is None else argv)
     with jax.enable_x64(True):
         try:
-            if options.command == "fit":
-                return fit_file(options)
-            print_table(options.seed)
+            return options.run(options)
         except (DataError, OSError) as error:
             say(f"error: {error}")
             return 1
-    return 0
 
 
 if __name__ == "__main__":

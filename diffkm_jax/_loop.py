@@ -37,7 +37,7 @@ class Status(enum.IntFlag):
         CONVERGED: It stopped by the residual rule.
         MAX_STEPS: It used all its steps without meeting that rule.
         NON_FINITE: A loss or a step was NaN or infinite; the centroids are the last
-            ones before it.
+            that were finite themselves.
         EMPTY_CLUSTER: An active cluster of the returned centroids has no weight.
     """
 

@@ -137,12 +137,15 @@ def _soft(
     def block(x: jax.Array, w: jax.Array | None, c: jax.Array, t: jax.Array):
         w = None if w is None else w.astype(acc)
         x = inert(x.astype(acc), w, m)
-        score = masked(scores(x, c, m) * (2 / t), active)
-        top = lax.stop_gradient(score.max(0, keepdims=True))
-        unnormalized = jnp.exp(score - top)
+        half = scores(x, c, m)
+        # The best score is taken off before it is scaled: scaled first, rounding grows
+        # with 1/t, and exp overflows at small temperatures.
+        best = lax.stop_gradient(masked(half, active).max(0, keepdims=True))
+        score = masked((half - best) * (2 / t), active)
+        unnormalized = jnp.exp(score)
         z = jnp.sum(unnormalized, axis=0, keepdims=True)
-        r, log_z = unnormalized / z, (top + jnp.log(z))[0]
-        free = jnp.sum((x - m) ** 2, axis=1) - t * log_z
+        r, log_z = unnormalized / z, jnp.log(z)[0]
+        free = jnp.sum((x - m) ** 2, axis=1) - 2 * best[0] - t * log_z
         # An excluded cluster has r = 0 and score −∞.
         entropy = log_z - jnp.sum(r * jnp.where(r > 0, score, 0), axis=0)
         wr = r if w is None else r * w[None]

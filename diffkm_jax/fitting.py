@@ -173,7 +173,8 @@ def fit(
         axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
 
     Returns:
-        A `FitResult`. Nothing raises at run time: read `status`.
+        A `FitResult`. Nothing raises at run time: read `status`. It cannot see squares
+        that underflow: scale data in units so small that they do (10⁻¹⁸ in float32).
 
     Raises:
         TypeError: An array is not floating, `active` is not bool, `distance` no

@@ -18,6 +18,12 @@ RESULT = {"centroids", "labels", "loss", "counts", "residual", "history", "num_s
 RESULT |= {"status"}
 
 
+def standard(function, *arguments, **options):
+    """Calls where dtypes may be promoted, as optax does."""
+    with jax.numpy_dtype_promotion("standard"):
+        return function(*arguments, **options)
+
+
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
     """Runs the command line in an empty folder: (exit status, stdout, stderr)."""
@@ -25,9 +31,7 @@ def run(capsys, tmp_path, monkeypatch):
 
     def run(*arguments):
         try:
-            # Optax itself promotes dtypes.
-            with jax.numpy_dtype_promotion("standard"):
-                status = command_line.main([str(a) for a in arguments])
+            status = standard(command_line.main, [str(a) for a in arguments])
         except SystemExit as exit:
             status = exit.code
         return status, *capsys.readouterr()
@@ -53,7 +57,7 @@ def assert_refused(outcome, status, *fragments):
     assert message.startswith("diffkm: error: ")
     assert outcome[2].count("error") == 1
     assert [f for f in fragments if f not in message] == []
-    assert [p for p in Path().rglob(".*")] == []
+    assert list(Path().rglob(".*")) == []
 
 
 def command(*arguments):
@@ -111,16 +115,15 @@ def test_table_full_batch_rows_converge(table):
 
 def test_table_without_scikit_learn_is_relative_to_newton(run, monkeypatch):
     rows = [
-        command_line.Row("newton (Lloyd)", 8.0, 3, "0", "CONVERGED", 1.0),
-        command_line.Row("adam", 10.0, 4, "0", "CONVERGED", 1.0),
+        ("newton (Lloyd)", 8.0, 3, "0", "CONVERGED", 1.0),
+        ("adam", 10.0, 4, "0", "CONVERGED", 1.0),
     ]
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    monkeypatch.setattr(command_line, "full_batch_rows", lambda *_: rows)
-    monkeypatch.setattr(command_line, "online_row", lambda *_: rows[1])
+    monkeypatch.setattr(command_line, "our_rows", lambda *_: rows)
     status, out, err = run()
     assert (status, err) == (0, "")
     assert 'pip install "diffkm[sklearn]"' in out
-    assert out.count("1.25000") == 2
+    assert [out.count(ratio) for ratio in ("1.00000", "1.25000")] == [1, 1]
     assert "loss / newton's" in out
     assert "\nscikit-learn" not in out
 
@@ -144,9 +147,7 @@ def test_fit_in_a_fresh_process_is_float64_and_whole(tmp_path):
     np.testing.assert_allclose(np.sum(rest.astype(np.float64) ** 2), loss, rtol=1e-12)
     assert f"{loss:.10g}" in done.stdout
     assert "n, d, k         60, 3, 3" in done.stdout
-    assert list(tmp_path.iterdir()) == [out, tmp_path / "x.npy"] or set(
-        tmp_path.iterdir()
-    ) == {out, tmp_path / "x.npy"}
+    assert set(tmp_path.iterdir()) == {out, tmp_path / "x.npy"}
 
 
 def test_error_in_a_fresh_process_is_one_line_without_traceback(tmp_path):
@@ -163,7 +164,8 @@ def test_main_leaves_the_precision_of_the_process(run):
 
 def test_fit_is_the_library_call(fit):
     assert fit("--out", "c.npz", "--seed", 4, "--restarts", 3)[0] == 0
-    expected = dk.fit_restarts(jax.random.key(4), POINTS, 3, num_restarts=3)
+    key = jax.random.key(4)
+    expected = standard(dk.fit_restarts, key, POINTS, 3, num_restarts=3)
     saved = np.load("c.npz")
     np.testing.assert_array_equal(saved["centroids"], expected.centroids)
     np.testing.assert_array_equal(saved["labels"], expected.labels)
@@ -176,31 +178,31 @@ OPTIMIZERS = ["newton", "macqueen", "sgd", "adam", "lbfgs"]
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_reaches_the_loss_of_newton(fit, optimizer):
-    expected = dk.fit_restarts(jax.random.key(0), POINTS, 3, num_restarts=1).loss
+    key = jax.random.key(0)
+    expected = standard(dk.fit_restarts, key, POINTS, 3, num_restarts=1).loss
     assert fit("--optimizer", optimizer, "--out", "c.npz", "--max-steps", 500)[0] == 0
     np.testing.assert_allclose(np.load("c.npz")["loss"], expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_default_learning_rates_do_not_depend_on_the_unit(fit, scale):
-    for optimizer in ("sgd", "adam"):
-        fit("--optimizer", optimizer, "--out", "a.npz")
-        fit("--optimizer", optimizer, "--out", "b.npz", points=scale * POINTS)
-        one, scaled = np.load("a.npz"), np.load("b.npz")
-        np.testing.assert_array_equal(scaled["num_steps"], one["num_steps"])
-        ratio = scaled["centroids"] / scale
-        np.testing.assert_allclose(ratio, one["centroids"], rtol=1e-4)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_default_learning_rate_does_not_depend_on_the_unit(fit, optimizer):
+    fit("--optimizer", optimizer, "--out", "a.npz")
+    fit("--optimizer", optimizer, "--out", "b.npz", points=1000 * POINTS)
+    one, scaled = np.load("a.npz"), np.load("b.npz")
+    assert scaled["num_steps"] == one["num_steps"]
+    centroids = scaled["centroids"] / 1000
+    np.testing.assert_allclose(centroids, one["centroids"], rtol=1e-4)
 
 
-def test_learning_rate_is_the_optimizers(fit):
-    # Gradient descent by half the inverse of a count is Newton's step.
-    points = np.repeat(np.eye(3), 10, axis=0) + POINTS[:30] / 100
-    options = "--init", "random", "--max-steps", 1, "--seed", 3, "--out"
-    fit("--optimizer", "sgd", "--learning-rate", 0.05, *options, "a.npz", points=points)
-    fit(*options, "b.npz", points=points)
-    one, newton = np.load("a.npz")["centroids"], np.load("b.npz")["centroids"]
-    tens = np.load("b.npz")["counts"] == 10
-    np.testing.assert_allclose(one[tens], newton[tens], atol=1e-12)
+def test_learning_rate_scales_the_step(fit):
+    fit("--max-steps", 0, "--out", "a.npz")
+    options = "--max-steps", 1, "--learning-rate", 0.001
+    fit("--optimizer", "sgd", *options, "--out", "sgd.npz")
+    fit("--optimizer", "adam", *options, "--out", "adam.npz")
+    start, sgd, adam = (np.load(f"{n}.npz")["centroids"] for n in ("a", "sgd", "adam"))
+    shifts = np.asarray(dk.statistics(POINTS, start).shifts)
+    np.testing.assert_allclose(sgd, start + 0.002 * shifts, rtol=1e-12)
+    np.testing.assert_allclose(adam, start + 0.001 * np.sign(shifts), rtol=1e-6)
 
 
 def test_temperature_makes_the_fit_soft(fit):
@@ -228,7 +230,7 @@ def test_init_chooses_the_start(fit):
     for name, initializer in command_line.INITIALIZERS.items():
         fit("--init", name, "--max-steps", 0, "--out", f"{name}.npz")
         key = jax.random.split(jax.random.key(0), 1)[0]
-        start = initializer(key, POINTS, 3)
+        start = standard(initializer, key, POINTS, 3)
         np.testing.assert_array_equal(np.load(f"{name}.npz")["centroids"], start)
 
 
@@ -242,7 +244,7 @@ def test_max_steps_is_warned_of(fit):
 
 
 def test_empty_clusters_are_warned_of_and_can_be_moved(fit):
-    # Three rows drawn from twins and a distant point: twins share their points.
+    # Where the start draws two of the equal points, one of their clusters is empty.
     points = np.array([[0.0], [0.0], [0.0], [0.0], [9.0], [9.1], [9.2], [20.0]])
     options = "--init", "random", "--seed"
     outcomes = [fit(*options, s, points=points) for s in range(8)]
@@ -281,18 +283,17 @@ def test_failed_write_leaves_no_file(fit, monkeypatch):
     monkeypatch.setattr(np, "savez", fail_midway(OSError(28, "No space left")))
     status, _, err = fit("--out", "c.npz")
     assert status == 1
-    assert "diffkm: error: " in err
+    assert err.startswith("diffkm: error: ")
     assert "c.npz: cannot be written" in err
     assert "No space left" in err
     assert [p.name for p in Path().iterdir()] == ["x.npy"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_failed_write_leaves_the_old_file(fit, monkeypatch, error):
+def test_interrupted_write_leaves_the_old_file(fit, monkeypatch):
     Path("c.npz").write_text("old")
-    monkeypatch.setattr(np, "savez", fail_midway(error()))
-    with pytest.raises((KeyboardInterrupt, AssertionError)):
-        assert fit("--out", "c.npz")[0] == 0
+    monkeypatch.setattr(np, "savez", fail_midway(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        fit("--out", "c.npz")
     assert Path("c.npz").read_text() == "old"
     assert sorted(p.name for p in Path().iterdir()) == ["c.npz", "x.npy"]
 
@@ -443,12 +444,15 @@ TEXTS = {
     "missing in the first line": (",,\n1,2,3\n", "row 0", "column 0 is empty"),
     "too few fields": ("1,2\n3\n", "row 1", "2 fields", "got 1"),
     "too many fields": ("a,b\n1,2,3\n", "row 0", "2 fields", "got 3"),
-    "empty line": ("1,2\n\n3,4\n", "row 1", "empty line"),
+    "empty line": ("1,2\n\n3,4\n", "row 1", "2 fields", "got 0"),
+    "empty line in one column": ("1\n\n3\n", "row 1", "1 fields", "got 0"),
+    "empty line at the top": ("\n1,2\n", "line 2", "0 fields", "got 2"),
     "semicolons": ("1;2\n3;4\n", "row 0", "'3;4'"),
     "not a number": ("a,b\n1,2\n3,nan\n", "row 1, column 1", "nan"),
     "infinity": ("1,2\n-inf,4\n", "row 1, column 0", "-inf"),
     "header only": ("a,b\n", "no points"),
     "nothing": ("", "no points"),
+    "empty lines only": ("\n \n", "no points"),
 }
 
 
@@ -550,6 +554,7 @@ def test_file_and_k_are_required(run):
     assert_refused(run("fit", "x.npy"), 2, "-k")
     assert_refused(run("fit", "-k", 3), 2, "FILE")
     assert_refused(run("cluster"), 2, "cluster")
+    assert_refused(run("--"), 2, "command")
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])

@@ -394,3 +394,17 @@ def test_an_eager_call_compiles_once_for_all_temperatures():
     for temperature in (0.11, 0.12, jnp.asarray(0.13), np.float32(0.14)):
         dk.statistics(X[:51], C, temperature=temperature)
     assert _statistics._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_soft_statistics_are_right_at_the_smallest_and_largest_temperatures(dtype):
+    x, c = 1000 * X.astype(dtype), 1000 * C.astype(dtype)
+    hard = dk.statistics(x, c)
+    for t in (1e-3, 1e-10, 1e-30):
+        f = partial(dk.statistics, temperature=t)
+        for a, b in zip(f(x, c), hard, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4)
+        for derivative in (jax.grad, jax.hessian):
+            assert jnp.isfinite(derivative(lambda c, f=f: f(x, c).loss)(c)).all()
+    hot = dk.statistics(x, c, temperature=1e30)
+    np.testing.assert_allclose(hot.counts, N / K, rtol=1e-5)

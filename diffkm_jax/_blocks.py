@@ -15,7 +15,8 @@ matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 def block_for(k: int, d: int) -> int:
     """The power of two at which a block's scores and its points take 2 MB or less."""
-    return min(8192, max(256, 1 << ((1 << 19) // max(k, d)).bit_length() - 1))
+    fitting = max(1, (1 << 19) // max(k, d))
+    return min(8192, max(256, 1 << fitting.bit_length() - 1))
 
 
 def blocked(
@@ -92,17 +93,23 @@ def anchor(centroids: jax.Array, active: jax.Array | None) -> jax.Array:
     on = jnp.ones(len(centroids), bool) if active is None else active
     total = jnp.sum(centroids, axis=0, where=on[:, None], keepdims=True)
     mean = total / jnp.maximum(on.sum(), 1).astype(centroids.dtype)
-    squared = jnp.sum((centroids - mean) ** 2, axis=1)
-    index = jnp.argmin(jnp.where(on, squared, jnp.inf))
+    # Not squared: that would overflow before the centroids do.
+    away = jnp.sum(jnp.abs(centroids - mean), axis=1)
+    index = jnp.argmin(jnp.where(on, away, jnp.inf))
     return lax.stop_gradient(centroids[index][None])
 
 
 def live(centroids: jax.Array, active: jax.Array | None, fill: jax.Array) -> jax.Array:
-    """Centroids with `fill` in the inactive rows, or NaN there if no row is active."""
-    if active is None:
-        return centroids
-    fill = jnp.where(active.any(), fill, jnp.nan)
-    return jnp.where(active[:, None], centroids, fill)
+    """Centroids with `fill` in the inactive rows.
+
+    All of them NaN if no row is active, or if an active one is not finite: what is
+    nearest would depend on how the scores are reduced, and must not look right.
+    """
+    if active is not None:
+        centroids = jnp.where(active[:, None], centroids, fill)
+        fill = jnp.where(active.any(), 0, jnp.nan)
+        centroids += fill.astype(centroids.dtype)
+    return jnp.where(jnp.isfinite(centroids).all(), centroids, jnp.nan)
 
 
 def scores(points: jax.Array, centroids: jax.Array, origin: jax.Array) -> jax.Array:

@@ -84,6 +84,8 @@ def check_scalar(name: str, value: ArrayLike, *, zero: bool = False) -> None:
 
     A JAX array is not read: that would wait for the device. With `zero`, 0 passes.
     """
+    if value is None:
+        raise ValueError(f"{name} must be a number or a scalar array, got None")
     if np.ndim(value) != 0:
         shape = np.shape(value)
         raise ValueError(f"{name} must be a scalar (rank 0), got shape {shape}")

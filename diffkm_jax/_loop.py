@@ -100,7 +100,7 @@ def run(
     def limit(c: jax.Array) -> jax.Array:
         on = None if held.active is None else held.active[:, None]
         eps = float(jnp.finfo(acc).eps)
-        # Scaled before it is squared: an infinite limit would be met by anything.
+        # Scaled before it is squared, so as not to overflow before the loss does.
         floor = jnp.sum((eps * c.astype(acc)) ** 2, where=on)
         floor += eps**2 * 64 * k * d * variance
         return jnp.maximum(jnp.asarray(tol, acc) * variance, floor)
@@ -115,7 +115,8 @@ def run(
         if held.active is not None:
             finite |= ~held.active
         finite = jnp.isfinite(stats.loss) & finite.all()
-        converged = finite & (residual <= limit(old.centroids))
+        bound = limit(old.centroids)
+        converged = finite & (residual <= bound) & jnp.isfinite(bound)
         if last_temperature is not None:
             converged &= temperature_at(options, held, old.step) == last_temperature
         return _Loop(
@@ -217,7 +218,8 @@ def best_of(
     def better(best: FitResult, item: tuple[jax.Array, jax.Array]):
         i, key = item
         new = once(key)
-        wins = (i == 0) | (new.loss < best.loss) | ~jnp.isfinite(best.loss)
+        first_finite = jnp.isfinite(new.loss) & ~jnp.isfinite(best.loss)
+        wins = (i == 0) | (new.loss < best.loss) | first_finite
         return lax.cond(wins, lambda: new, lambda: best), None
 
     keys = jax.random.split(key, num_restarts)

@@ -40,15 +40,25 @@ class State(NamedTuple):
     step: Int[Array, ""]
 
 
-def initial(centroids: jax.Array, optimizer: optax.GradientTransformation) -> State:
+def seen(centroids: jax.Array, active: jax.Array | None) -> jax.Array:
+    """Centroids as an optimizer sees them: zero where inactive, whatever they hold."""
+    return centroids if active is None else jnp.where(active[:, None], centroids, 0)
+
+
+def initial(
+    centroids: jax.Array,
+    optimizer: optax.GradientTransformation,
+    active: jax.Array | None = None,
+) -> State:
     """The state of step 0."""
-    return State(centroids, optimizer.init(centroids), jnp.zeros((), jnp.int32))
+    opt_state = optimizer.init(seen(centroids, active))
+    return State(centroids, opt_state, jnp.zeros((), jnp.int32))
 
 
 class Options(NamedTuple):
     """What is static about a fit; functions count by identity."""
 
-    optimizer: optax.GradientTransformationExtraArgs
+    optimizer: optax.GradientTransformation
     distance: Distance
     empty: str | EmptyPolicy
     schedule: Callable[[jax.Array], ArrayLike] | None
@@ -117,26 +127,32 @@ def one_update(
 
     gradient = (-2 * used.shifts).astype(dtype)
     squared = options.distance is squared_euclidean
-    updates, opt_state = options.optimizer.update(
+    # Wrapped here: a wrapper made at every call would be a new program at every call.
+    optimizer = optax.with_extra_args_support(options.optimizer)
+    visible = seen(c, data.active)
+    updates, opt_state = optimizer.update(
         gradient,
         state.opt_state,
-        c,
+        visible,
         counts=used.counts.astype(dtype) if squared else None,
         value=stats.loss.astype(dtype),
         grad=gradient,
         value_fn=value_fn,
     )
-    new = jnp.asarray(optax.apply_updates(c, updates), dtype)
+    new = jnp.asarray(optax.apply_updates(visible, updates), dtype)
     residual = residual_of(used)
     if callable(options.empty):
         costly, costs, _ = _costliest(options, data, c)
         rows = options.empty(new, stats.counts, costly, costs).astype(dtype)
+        if data.active is not None:
+            rows = jnp.where(data.active[:, None], rows, new)
         moved = jnp.any(rows != new, axis=1)
         residual += jnp.sum((rows - new).astype(residual.dtype) ** 2)
     if moved is not None:
         rows = lax.stop_gradient(rows.astype(dtype))
         new = jnp.where(moved[:, None], rows, new)
-        opt_state = _forget(opt_state, moved, c.shape)
+        fresh = optimizer.init(seen(new, data.active))
+        opt_state = _forget(opt_state, fresh, moved, c.shape)
     if data.active is not None:
         new = jnp.where(data.active[:, None], new, c)
     return State(new, opt_state, state.step + 1), stats, residual
@@ -169,7 +185,10 @@ def _farthest(
         lost = pass_over(options._replace(axis_name=None), taken, c, temperature)
         one = weights[i].astype(stats.counts.dtype)
         shift = rows[i].astype(stats.shifts.dtype) - c.astype(stats.shifts.dtype)
-        counts = jnp.where(filled, one, stats.counts - lost.counts)
+        left = stats.counts - lost.counts
+        # Rounding must not pass for weight in a cluster that gave all it had.
+        left = jnp.where(left > 8 * jnp.finfo(left.dtype).eps * stats.counts, left, 0)
+        counts = jnp.where(filled, one, left)
         shifts = jnp.where(
             filled[:, None], one[:, None] * shift, stats.shifts - lost.shifts
         )
@@ -212,16 +231,21 @@ def _costliest(
     return rows[index], costs, weights[index]
 
 
-def _forget(opt_state: Any, moved: jax.Array, shape: tuple[int, ...]) -> Any:
-    """Zeroes what an optimizer knows of moved rows: [..., k, d] leaves and counts."""
+def _forget(
+    opt_state: Any, fresh: Any, moved: jax.Array, shape: tuple[int, ...]
+) -> Any:
+    """What an optimizer knows of moved rows, as in a fresh state.
 
-    def clear(path: tuple, leaf: jax.Array) -> jax.Array:
+    Those of leaves [..., k, d] and of leaves [k] that are called counts.
+    """
+
+    def clear(path: tuple, leaf: jax.Array, new: jax.Array) -> jax.Array:
         if leaf.shape[-2:] == shape:
-            return jnp.where(moved[:, None], jnp.zeros_like(leaf), leaf)
+            return jnp.where(moved[:, None], new, leaf)
         counts = isinstance(path[-1], jax.tree_util.GetAttrKey)
         counts = counts and path[-1].name == "counts"
         if counts and leaf.shape == shape[:1]:
-            return jnp.where(moved, jnp.zeros_like(leaf), leaf)
+            return jnp.where(moved, new, leaf)
         return leaf
 
-    return jax.tree_util.tree_map_with_path(clear, opt_state)
+    return jax.tree_util.tree_map_with_path(clear, opt_state, fresh)

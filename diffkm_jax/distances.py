@@ -177,6 +177,9 @@ def cosine(
 
 
 def _unit(x: jax.Array) -> jax.Array:
+    # In units of its largest entry, whose square neither overflows nor underflows.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    x = x / jnp.where(largest == 0, 1, largest)
     norm = _safe_sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
     zero = norm == 0
     return jnp.where(zero, 0, x / jnp.where(zero, 1, norm))

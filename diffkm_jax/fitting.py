@@ -163,7 +163,9 @@ def fit(
             assignment. Centroids that merged above the critical temperature stay
             merged: start below it, or chain `optax.add_noise` after `newton()`.
         distance: Function of two arrays [..., d]; static by identity. Other than the
-            squared Euclidean it needs a gradient optimizer.
+            squared Euclidean it needs a gradient optimizer, and `tol` a value of its
+            own: the residual is then Σ_j ‖∂loss/∂c_j / 2 counts_j‖², whose unit is not
+            that of a variance. Arrays it closes over are not differentiated here.
         tol: Non-negative scalar, relative to the mean variance of the features; 0
             means to rounding.
         max_steps: Limit of steps in this call, static; 0 evaluates the start.
@@ -201,7 +203,8 @@ def fit(
         _check_state(state, options.optimizer)
     else:
         acc = accumulation_dtype(data.points, start, data.weights)
-        state, dtype = init(start.astype(acc), optimizer=options.optimizer), start.dtype
+        state = initial(start.astype(acc), options.optimizer, data.active)
+        dtype = start.dtype
     return _fit(options, max_steps, dtype, data, state, _as_tol(tol, data))
 
 
@@ -283,7 +286,6 @@ def _options(
         optimizer = newton()
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer must be an optax transformation, got {optimizer!r}")
-    optimizer = optax.with_extra_args_support(optimizer)
     schedule: Any = temperature if callable(temperature) else None
     return Options(optimizer, distance, empty, schedule, block_size, axis_name)
 

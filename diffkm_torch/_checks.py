@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -69,6 +70,8 @@ def check_scalar(name: str, value: float | Tensor, *, zero: bool = False) -> Non
 
     A tensor is not read: that would wait for the device. With `zero`, 0 passes.
     """
+    if value is None:
+        raise ValueError(f"{name} must be a number or a scalar array, got None")
     shape = tuple(getattr(value, "shape", ()))
     if shape:
         raise ValueError(f"{name} must be a scalar (rank 0), got shape {shape}")
@@ -81,7 +84,7 @@ def check_scalar(name: str, value: float | Tensor, *, zero: bool = False) -> Non
 
 def check_integer(name: str, value: int, *, minimum: int) -> None:
     """Raises TypeError unless `value` is an int, ValueError unless it is in range."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         kind = type(value).__name__
         raise TypeError(f"{name} must be a Python integer (static), got {kind}")
     if value < minimum:

@@ -97,25 +97,29 @@ def one_update(
 
     gradient = (-2 * used.shifts).to(dtype)
     squared = problem.distance is squared_euclidean
+    visible = seen(c, problem.active)
     updates, opt_state = optimizer.update(
         gradient,
         state.opt_state,
-        c,
+        visible,
         counts=used.counts.to(dtype) if squared else None,
         value=stats.loss.to(dtype),
         grad=gradient,
         value_fn=value_fn,
     )
-    new = c + updates
+    new = visible + updates
     residual = residual_of(used)
     if callable(empty):
         costly, costs, _ = _costliest(problem, c)
         rows = empty(new, stats.counts, costly, costs).to(dtype)
+        if problem.active is not None:
+            rows = torch.where(problem.active[:, None], rows, new)
         moved = (rows != new).any(1)
         residual = residual + ((rows - new) ** 2).sum()
     if moved is not None:
         new = torch.where(moved[:, None], rows.to(dtype).detach(), new)
-        opt_state = _forget(opt_state, moved, c.shape)
+        fresh = optimizer.init(seen(new, problem.active))
+        opt_state = _forget(opt_state, fresh, moved, c.shape)
     if problem.active is not None:
         new = torch.where(problem.active[:, None], new, c)
     return State(new, opt_state, state.step + 1), stats, residual
@@ -140,10 +144,13 @@ def _farthest(
         given[i] = weights[i]
     lost = problem._replace(points=rows, weights=given).statistics(c, temperature)
     counts, shifts = stats.counts - lost.counts, stats.shifts - lost.shifts
+    rounding = 8 * torch.finfo(counts.dtype).eps * stats.counts
+    counts = torch.where(counts > rounding, counts, 0)
     for j, i in pairs:
         filled[j], targets[j] = True, rows[i].to(c.dtype)
-        counts[j] = weights[i].to(counts.dtype)
-        shifts[j] = counts[j] * (rows[i].to(shifts.dtype) - c[j].to(shifts.dtype))
+        one = weights[i].to(counts.dtype)
+        counts[j] = one
+        shifts[j] = one * (rows[i].to(shifts.dtype) - c[j].to(shifts.dtype))
     return Statistics(stats.loss, counts, shifts), filled, targets
 
 
@@ -160,19 +167,27 @@ def _costliest(problem: Problem, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x[index], costs[: len(c)], weights[index]
 
 
-def _forget(opt_state: Any, moved: Tensor, shape: torch.Size) -> Any:
-    """Zeroes what an optimizer remembers of moved rows: [..., k, d] and counts [k]."""
+def seen(centroids: Tensor, active: Tensor | None) -> Tensor:
+    """Centroids as an optimizer sees them: zero where inactive, whatever they hold."""
+    return centroids if active is None else torch.where(active[:, None], centroids, 0)
+
+
+def _forget(opt_state: Any, fresh: Any, moved: Tensor, shape: torch.Size) -> Any:
+    """What an optimizer knows of moved rows, as in a fresh state.
+
+    Those of tensors [..., k, d] and of tensors [k] that are called counts.
+    """
     if isinstance(opt_state, Tensor):
         if opt_state.shape[-2:] == shape:
-            return torch.where(moved[:, None], 0, opt_state)
+            return torch.where(moved[:, None], fresh, opt_state)
         return opt_state
     if isinstance(opt_state, tuple):
         fields = getattr(opt_state, "_fields", ("",) * len(opt_state))
         values = [
-            torch.where(moved, 0, value)
+            torch.where(moved, new, value)
             if name == "counts" and value.shape == shape[:1]
-            else _forget(value, moved, shape)
-            for name, value in zip(fields, opt_state, strict=True)
+            else _forget(value, new, moved, shape)
+            for name, value, new in zip(fields, opt_state, fresh, strict=True)
         ]
         return type(opt_state)(*values) if any(fields) else tuple(values)
     return opt_state

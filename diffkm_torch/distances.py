@@ -76,6 +76,8 @@ def cosine(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    x = x / torch.where(largest == 0, 1, largest)
     norm = _safe_sqrt((x * x).sum(-1, keepdim=True))
     zero = norm == 0
     return torch.where(zero, 0, x / torch.where(zero, 1, norm))

@@ -23,6 +23,7 @@ from diffkm_torch._update import (
     Temperature,
     one_update,
     residual_of,
+    seen,
 )
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.optimizers import GradientTransformation, newton
@@ -60,7 +61,7 @@ def init(
 ) -> State:
     """Mirrors `diffkm_jax.init`."""
     _, centroids = as_points_and_centroids(centroids, centroids)
-    centroids = centroids.to(accumulation_dtype(centroids))
+    centroids = centroids.to(accumulation_dtype(centroids)).clone()
     optimizer = newton() if optimizer is None else optimizer
     return State(centroids, optimizer.init(centroids), 0)
 
@@ -120,7 +121,8 @@ def fit(
         _check_state(state, optimizer)
     else:
         acc = accumulation_dtype(points, start, weights)
-        state, dtype = init(start.to(acc), optimizer=optimizer), start.dtype
+        start, dtype = start.detach().to(acc).clone(), start.dtype
+        state = State(start, optimizer.init(seen(start, active)), 0)
     with torch.no_grad():
         loop = _loop(problem, optimizer, empty, state, float(tol), max_steps)
     return _result(problem, state.step, dtype, max_steps, *loop)
@@ -199,7 +201,7 @@ def _loop(
         floor = floor + eps**2 * 64 * c.numel() * variance
         limit = torch.maximum(tol * variance, floor)
         settled = last is None or bool(problem.temperature_at(old.step) == last)
-        converged = settled and bool(residual <= limit)
+        converged = settled and bool((residual <= limit) & limit.isfinite())
     return state, history, converged, failed
 
 

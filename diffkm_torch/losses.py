@@ -102,13 +102,12 @@ def general_statistics(
     size = block_size or len(x)
     for rows, mass in zip(x.split(size), w.split(size), strict=True):
         costs = pairwise(rows, c, distance=distance)
-        score = masked(-costs, active)
         if temperature is None:
-            labels = score.detach().argmax(1)
+            labels = masked(-costs.detach(), active).argmax(1)
             loss = loss + (mass * distance(rows, c[labels])).sum()
             counts = counts.index_add(0, labels, mass)
         else:
-            score = score / temperature
+            score = masked(-costs / temperature, active)
             loss = loss - temperature * (mass * score.logsumexp(1)).sum()
             counts = counts + (mass[:, None] * score.softmax(1)).sum(0)
     return Statistics(loss, counts, torch.zeros_like(c))

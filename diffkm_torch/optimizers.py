@@ -35,7 +35,8 @@ def _require(name: str, counts: Tensor | None) -> Tensor:
     if counts is None:
         raise ValueError(
             f"{name}() needs counts, the cluster weights of the pass, got None: only "
-            "distance=squared_euclidean has them; take a gradient optimizer otherwise"
+            "distance=squared_euclidean has them, and a wrapper around the optimizer "
+            "must pass extra arguments on; else take a gradient optimizer"
         )
     return counts
 

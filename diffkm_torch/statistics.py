@@ -118,8 +118,9 @@ def prepared(
     x, c = x.to(dtype), c.to(dtype)
     m = anchor(c, active)
     if active is not None:
-        fill = torch.where(active.any(), m, torch.nan)
-        c = torch.where(active[:, None], c, fill)
+        c = torch.where(active[:, None], c, m)
+        c = torch.where(active.any(), c, torch.nan)
+    c = torch.where(c.isfinite().all(), c, torch.nan)
     if w is None:
         return x, c, x.new_ones(len(x)), active
     x = torch.where(x.isfinite() | (w != 0)[:, None], x, m)
@@ -131,8 +132,8 @@ def anchor(centroids: Tensor, active: Tensor | None) -> Tensor:
     c = centroids.detach()
     on = torch.ones_like(c[:, 0], dtype=torch.bool) if active is None else active
     mean = torch.where(on[:, None], c, 0).sum(0) / on.sum().clamp(min=1)
-    squared = ((c - mean) ** 2).sum(1)
-    index = torch.where(on, squared, torch.inf).argmin()
+    away = (c - mean).abs().sum(1)
+    index = torch.where(on, away, torch.inf).argmin()
     return c.index_select(0, index[None])
 
 

@@ -101,13 +101,15 @@ def test_distances_and_pairwise_agree(distance, dtype):
     x, c = arrays["points"], arrays["centroids"]
     if distance in POSITIVE:
         x, c = np.exp(x), np.exp(c)
-    assert compare(*pair(distance), x=x[:5], y=c) == 0
+    unresolved = compare(*pair(distance), x=x[:5], y=c)
+    assert unresolved <= unresolved_limit(distance, dtype)
 
     def matrix(module):
         function = getattr(module, distance)
         return lambda **kw: module.pairwise(**kw, distance=function)
 
-    assert compare(matrix(dk), matrix(dt), points=x, centroids=c) == 0
+    unresolved = compare(matrix(dk), matrix(dt), points=x, centroids=c)
+    assert unresolved <= unresolved_limit(distance, dtype)
 
 
 @pytest.mark.parametrize("distance", ["squared_euclidean", "euclidean", "manhattan"])
@@ -352,6 +354,60 @@ def test_updates_agree():
                     points, state, optimizer=module.macqueen(), weights=weights
                 )
             return state.centroids, state.opt_state.counts, *stats
+
+        return outcome
+
+    assert compare(on(dk), on(dt), **arrays) < 0.1
+
+
+@pytest.mark.parametrize("distance", ["squared_euclidean", "manhattan"])
+def test_the_gradient_in_the_temperature_with_inactive_clusters(distance):
+    arrays = problem("inactive") | {"temperature": np.asarray(0.7)}
+
+    def on(module):
+        f = getattr(module, distance)
+        return lambda **kw: module.soft_kmeans_loss(distance=f, **kw)
+
+    assert compare(on(dk), on(dt), **arrays) == 0
+
+
+@pytest.mark.parametrize("name", ["softmax", "straight_through"])
+def test_a_logit_of_minus_infinity_harms_no_gradient_in_tau(name):
+    def on(module):
+        function = getattr(module, name)
+
+        def loss(points, centroids, active, tau):
+            return module.assigned_loss(
+                points, centroids, partial(function, tau=tau), active=active
+            )
+
+        return loss
+
+    arrays = problem("inactive") | {"tau": np.asarray(0.7)}
+    assert compare(on(dk), on(dt), **arrays) == 0
+    gradient = jax.grad(lambda t: on(dk)(**(arrays | {"tau": t})))(0.7)
+    assert jnp.isfinite(gradient)
+
+
+def test_cosine_agrees_and_is_right_at_every_scale():
+    for scale in (1e-25, 1.0, 1e20):
+        x = np.array([[scale, 0], [scale, scale]], np.float32)
+        y = np.array([[1, 0], [0, 1]], np.float32)
+        ours = dk.cosine(x, y)
+        np.testing.assert_allclose(ours, [0, 1 - np.sqrt(0.5)], atol=1e-6)
+        theirs = dt.cosine(torch.tensor(x), torch.tensor(y))
+        np.testing.assert_allclose(theirs, ours, atol=1e-6)
+
+
+def test_updates_with_several_relocations_have_the_same_gradients():
+    arrays = problem("random")
+    arrays["centroids"][[1, 3]] += 50
+
+    def on(module):
+        def outcome(points, centroids):
+            state = module.init(centroids)
+            state, stats = module.update(points, state, empty="farthest")
+            return state.centroids, *stats
 
         return outcome
 

@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 import diffkm_jax as dk
-from diffkm_jax.fitting import _fit
+from diffkm_jax.fitting import _fit, _update
 
 RNG = np.random.default_rng(0)
 DIGITS = load_digits().data
@@ -542,3 +542,100 @@ def test_restarts_are_differentiable_in_their_loss():
     result = dk.fit_restarts(jax.random.key(0), X, 3, num_restarts=2)
     expected = 2 * (X - result.centroids[result.labels])
     np.testing.assert_allclose(jax.grad(f)(X), expected, atol=1e-12)
+
+
+# Found by trying to break it.
+
+
+def test_shapes_past_the_budget_of_a_block_are_fitted_too():
+    wide = jnp.ones((4, 600_000), jnp.float32)
+    assert dk.kmeans_loss(wide, wide[:2]) == 0
+    x = jnp.asarray(RNG.normal(size=(900, 800)))
+    loss = dk.kmeans_loss(x, x[:700], distance=dk.manhattan)
+    np.testing.assert_allclose(
+        loss, dk.pairwise(x, x[:700], distance=dk.manhattan).min(1).sum(), rtol=1e-12
+    )
+
+
+def test_an_optimizer_without_extra_arguments_compiles_once():
+    optimizer = optax.GradientTransformation(*optax.scale(-1e-3))
+    state = dk.init(C, optimizer=optimizer)
+    state, _ = dk.update(X, state, optimizer=optimizer)
+    before = _update._cache_size()
+    for _ in range(3):
+        state, _ = dk.update(X, state, optimizer=optimizer)
+    assert _update._cache_size() == before
+
+
+@pytest.mark.parametrize("k", [5, 40])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_centroid_that_is_not_finite_makes_the_loss_nan(k, bad):
+    for row in (0, k - 2):
+        c = X[:k].at[row, 0].set(bad)
+        assert jnp.isnan(dk.kmeans_loss(X, c))
+        assert jnp.isnan(dk.soft_kmeans_loss(X, c, temperature=1.0))
+        assert dk.Status.NON_FINITE in status(dk.fit(X, c))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_huge_centroid_takes_no_point_from_the_others(dtype):
+    x, huge = X.astype(dtype), 1e25 if dtype == jnp.float32 else 1e160
+    for row in (0, 3):
+        c = x[:6].at[row].set(huge)
+        few = dk.kmeans_loss(x, jnp.delete(x[:6], row, axis=0))
+        np.testing.assert_allclose(dk.kmeans_loss(x, c), few, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, 1e6])
+def test_what_inactive_centroids_hold_reaches_no_optimizer(value):
+    active = jnp.arange(6) < 5
+    with jax.numpy_dtype_promotion("standard"):
+        for optimizer in (optax.lamb(0.1), optax.lbfgs()):
+            runs = [
+                dk.fit(
+                    X, C.at[5].set(v), active=active, optimizer=optimizer, max_steps=9
+                )
+                for v in (0.0, value)
+            ]
+            np.testing.assert_allclose(
+                runs[0].centroids[:5], runs[1].centroids[:5], rtol=1e-12
+            )
+
+
+@pytest.mark.parametrize("value", [jnp.nan, 0.0])
+def test_a_policy_that_would_move_inactive_clusters_still_converges(value):
+    active = jnp.arange(6) < 5
+
+    def policy(centroids, counts, rows, costs):
+        return jnp.where(counts[:, None] == 0, rows, centroids)
+
+    c = C.at[5].set(value)
+    result = dk.fit(X, c, active=active, empty=policy)
+    assert status(result) == dk.Status.CONVERGED
+    np.testing.assert_array_equal(result.centroids[5], c[5])
+
+
+def test_a_relocated_row_gets_the_optimizer_state_of_a_fresh_start():
+    x, c = with_empty()
+    optimizer = optax.contrib.schedule_free_sgd(1e-3)
+    with jax.numpy_dtype_promotion("standard"):
+        state = dk.init(c, optimizer=optimizer)
+        for _ in range(2):
+            state, _ = dk.update(x, state, optimizer=optimizer, empty="farthest")
+    far = jnp.argsort(-dk.pairwise(x, c).min(1))[:2]
+    np.testing.assert_allclose(state.centroids[2:], x[far], atol=0.2)
+
+
+def test_a_variance_that_overflows_is_no_reason_to_converge():
+    x = X.astype(jnp.float32)
+    x = jnp.concatenate([x, x.at[:, 0].add(4e18)])
+    result = dk.fit(x, jnp.concatenate([x[:4], x[200:201]]))
+    assert dk.Status.CONVERGED not in status(result)
+
+
+def test_restarts_return_the_first_draw_if_no_loss_is_finite():
+    x, key = X.at[0, 0].set(jnp.nan), jax.random.key(3)
+    options = {"num_restarts": 4, "initializer": dk.random_points}
+    first = dk.random_points(jax.random.split(key, 4)[0], x, 5)
+    found = dk.fit_restarts(key, x, 5, **options).centroids
+    np.testing.assert_array_equal(found, first)

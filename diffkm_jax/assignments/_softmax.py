@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 
 from diffkm_jax._checks import as_logits, as_tau
 
@@ -59,5 +60,13 @@ def softmax(
     Source: Rose 1998 (deterministic annealing), https://doi.org/10.1109/5.726788
     """
     logits = as_logits(logits)
-    tau = as_tau(tau, logits)
-    return jax.nn.softmax(logits.astype(tau.dtype) / tau).astype(logits.dtype)
+    return relaxed(logits, as_tau(tau, logits)).astype(logits.dtype)
+
+
+def relaxed(logits: jax.Array, tau: jax.Array) -> jax.Array:
+    """The softmax of logits / tau in the dtype of tau; −inf harms no gradient."""
+    logits = logits.astype(tau.dtype)
+    excluded = jnp.isneginf(logits)
+    # −∞ / tau has the derivative 0 · ∞ in tau.
+    scaled = jnp.where(excluded, 0, logits) / tau
+    return jax.nn.softmax(jnp.where(excluded, -jnp.inf, scaled))

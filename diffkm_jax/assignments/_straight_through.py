@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from diffkm_jax._checks import as_logits, as_tau
-from diffkm_jax.assignments._softmax import hard
+from diffkm_jax.assignments._softmax import hard, relaxed
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -56,9 +56,7 @@ def _forward(logits: jax.Array, tau: jax.Array):
 
 def _backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array):
     logits, tau = residuals
-    soft, pullback = jax.vjp(
-        lambda z, t: jax.nn.softmax(z.astype(t.dtype) / t), logits, tau
-    )
+    soft, pullback = jax.vjp(relaxed, logits, tau)
     return pullback(cotangent.astype(soft.dtype))
 
 

@@ -19,4 +19,12 @@ def softmax(logits: Tensor, *, tau: float | Tensor = 1.0) -> Tensor:
     """Mirrors `diffkm_jax.softmax`: exp(logits/tau) in rows that sum to one."""
     logits = as_logits(logits)
     tau = as_scalar("tau", tau, accumulation_dtype(logits))
-    return torch.softmax(logits.to(tau.dtype) / tau, -1).to(logits.dtype)
+    return relaxed(logits, tau).to(logits.dtype)
+
+
+def relaxed(logits: Tensor, tau: Tensor) -> Tensor:
+    """The softmax of logits / tau in the dtype of tau; −inf harms no gradient."""
+    logits = logits.to(tau.dtype)
+    excluded = logits.isneginf()
+    scaled = logits.masked_fill(excluded, 0) / tau
+    return scaled.masked_fill(excluded, -torch.inf).softmax(-1)

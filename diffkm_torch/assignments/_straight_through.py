@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from diffkm_torch._checks import accumulation_dtype, as_logits, as_scalar
-from diffkm_torch.assignments._softmax import hard
+from diffkm_torch.assignments._softmax import hard, relaxed
 
 
 def straight_through(logits: Tensor, *, tau: float | Tensor = 1.0) -> Tensor:
     """Mirrors `diffkm_jax.straight_through`, by detach instead of by rule."""
     logits = as_logits(logits)
     tau = as_scalar("tau", tau, accumulation_dtype(logits))
-    soft = torch.softmax(logits.to(tau.dtype) / tau, -1)
+    soft = relaxed(logits, tau)
     soft = (soft - soft.detach()).to(logits.dtype)
     return hard(logits) + soft  # Adds an exact zero.

@@ -125,3 +125,11 @@ def test_it_imports_no_jax():
     program = "import diffkm_torch, sys; assert 'jax' not in sys.modules"
     root = Path(dt.__file__).parents[1]
     subprocess.run([sys.executable, "-c", program], check=True, cwd=root)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_centroid_that_is_not_finite_makes_the_loss_nan(bad):
+    c = C.clone()
+    c[0, 1] = bad
+    assert dt.kmeans_loss(X, c).isnan()
+    assert dt.soft_kmeans_loss(X, c, temperature=0.5).isnan()

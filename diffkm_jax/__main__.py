@@ -356,7 +356,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("-k", type=integer(1, limit), required=True, help="number of clusters")
     add("--out", type=npz, help="write the result to this .npz file")
     add("--key", help="array of the .npz (its only one, or 'points')")
-    add("--header", action="store_true", help="skip the first line, even of numbers")
+    add("--header", action="store_true", help="skip a first line of numbers too")
     names = ["newton", "macqueen", "sgd", "adam", "lbfgs"]
     add("--optimizer", choices=names, default="newton", help="(%(default)s)")
     add("--learning-rate", type=positive, help="of sgd and adam; see below")

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 class Status(enum.IntFlag):
     """How a fit ended: flags, as in `Status(int(result.status))`.
 
+    Of a batch of fits, `[Status(int(s)) for s in result.status]`.
+
     Attributes:
         CONVERGED: It stopped by the residual rule.
         MAX_STEPS: It used all its steps without meeting that rule.
@@ -45,6 +47,10 @@ class Status(enum.IntFlag):
     MAX_STEPS = 2
     NON_FINITE = 4
     EMPTY_CLUSTER = 8
+
+    def __str__(self) -> str:
+        """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""
+        return self.name or "0"
 
 
 class FitResult(NamedTuple):

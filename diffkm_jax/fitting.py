@@ -23,7 +23,7 @@ from diffkm_jax._loop import FitResult, Status, best_of, run
 from diffkm_jax._update import Data, EmptyPolicy, Options, State, initial, one_update
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.initializers import kmeans_plus_plus
-from diffkm_jax.optimizers import newton
+from diffkm_jax.optimizers import macqueen, newton
 from diffkm_jax.statistics import Statistics, checked
 
 if TYPE_CHECKING:
@@ -160,8 +160,10 @@ def fit(
         active: Clusters that exist, [k], bool, at least one true; None is all.
         temperature: Positive scalar in squared data units, or a schedule of the step
             (static by identity), for deterministic annealing; None is the hard
-            assignment. Centroids that merged above the critical temperature stay
-            merged: start below it, or chain `optax.add_noise` after `newton()`.
+            assignment. A schedule must come to rest (`exponential_decay` needs an
+            `end_value`), or the fit ends with MAX_STEPS. Centroids that merged above
+            the critical temperature stay merged: start below it, or chain
+            `optax.add_noise` after `newton()`.
         distance: Function of two arrays [..., d]; static by identity. Other than the
             squared Euclidean it needs a gradient optimizer, and `tol` a value of its
             own: the residual is then Σ_j ‖∂loss/∂c_j / 2 counts_j‖², whose unit is not
@@ -180,7 +182,8 @@ def fit(
 
     Raises:
         TypeError: An array is not floating, `active` is not bool, `distance` no
-            function, `optimizer` no optax transformation, or `max_steps` no integer.
+            function, `optimizer` no optax transformation, `max_steps` no integer, or
+            `centroids` a `FitResult`.
         ValueError: A shape does not fit; there are more centroids than points (and no
             `active`); `temperature` or `tol` is a number out of range, or not a
             scalar; `empty` or `derivative` is unknown; `max_steps` is negative or
@@ -191,6 +194,8 @@ def fit(
         (annealing), https://doi.org/10.1109/5.726788
     """
     options = _options(optimizer, distance, empty, temperature, block_size, axis_name)
+    if isinstance(centroids, FitResult):
+        raise TypeError("centroids must be an array or a State: pass result.state")
     goes_on = isinstance(centroids, State)
     start = jnp.asarray(centroids.centroids if goes_on else centroids)
     data = _data(points, start, weights, active, temperature)
@@ -285,7 +290,9 @@ def _options(
     if optimizer is None:
         optimizer = newton()
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax transformation, got {optimizer!r}")
+        hint = ": call it" if optimizer in (newton, macqueen) else ""
+        expected = f"an optax transformation, got {optimizer!r}{hint}"
+        raise TypeError(f"optimizer must be {expected}")
     schedule: Any = temperature if callable(temperature) else None
     return Options(optimizer, distance, empty, schedule, block_size, axis_name)
 

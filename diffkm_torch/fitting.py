@@ -40,6 +40,10 @@ class Status(enum.IntFlag):
     NON_FINITE = 4
     EMPTY_CLUSTER = 8
 
+    def __str__(self) -> str:
+        """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""
+        return self.name or "0"
+
 
 class FitResult(NamedTuple):
     """Mirrors `diffkm_jax.FitResult`; numbers of steps and flags are Python's."""
@@ -154,7 +158,7 @@ def _checked(
     if optimizer is None:
         return newton()
     if not isinstance(optimizer, GradientTransformation):
-        expected = "a GradientTransformation"
+        expected = "newton(), macqueen(), sgd(...) or another GradientTransformation"
         raise TypeError(f"optimizer must be {expected}, got {optimizer!r}")
     return optimizer
 

@@ -221,6 +221,24 @@ def test_counts_and_other_distances(package, name):
 
 
 @BOTH
+def test_an_optimizer_that_was_not_called(package):
+    for name in ("newton", "macqueen"):
+        with pytest.raises(TypeError, match="optimizer must be"):
+            package.call("fit", X, C, optimizer=getattr(package.module, name))
+
+
+def test_a_result_in_place_of_its_state():
+    with pytest.raises(TypeError, match=r"pass result\.state"):
+        dk.fit(X, dk.fit(X, C))
+
+
+def test_a_status_prints_its_names():
+    for module in (dk, dt):
+        assert str(module.Status(9)) == "CONVERGED|EMPTY_CLUSTER"
+        assert f"{module.Status(2)}" == "MAX_STEPS"
+
+
+@BOTH
 def test_init(package):
     with pytest.raises(TypeError, match="must be floating"):
         package.call("init", C.astype(int))

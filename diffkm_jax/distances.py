@@ -116,7 +116,7 @@ def euclidean(
         ValueError: The last axes differ, or the others do not broadcast.
 
     Source: Bradley, Mangasarian & Street 1996, on clustering by sums of norms,
-        https://proceedings.neurips.cc/paper/1996/hash/f29c21d4897f78948b91f03172341b7b-Abstract.html
+        https://proceedings.neurips.cc/paper_files/paper/1996/hash/f4573fc71c731d5c362f0d7860945b88-Abstract.html
     """
     return _safe_sqrt(squared_euclidean(x, y))
 
@@ -141,7 +141,7 @@ def manhattan(
         ValueError: The last axes differ, or the others do not broadcast.
 
     Source: Bradley, Mangasarian & Street 1996 (k-medians),
-        https://proceedings.neurips.cc/paper/1996/hash/f29c21d4897f78948b91f03172341b7b-Abstract.html
+        https://proceedings.neurips.cc/paper_files/paper/1996/hash/f4573fc71c731d5c362f0d7860945b88-Abstract.html
     """
     x, y = _operands(x, y)
     difference = x - y

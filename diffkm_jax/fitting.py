@@ -111,7 +111,7 @@ def update(
             and the optimizer needs counts, as `newton` and `macqueen` do.
 
     Source: Bottou & Bengio 1995,
-        https://proceedings.neurips.cc/paper/1994/hash/a1140a3d0df1c81e24ae954d935e8926-Abstract.html
+        https://leon.bottou.org/papers/bottou-bengio-95
     """
     options = _options(optimizer, distance, empty, temperature, block_size, axis_name)
     data = _data(points, state.centroids, weights, active, temperature)

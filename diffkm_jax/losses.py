@@ -86,7 +86,7 @@ def kmeans_loss(
         ValueError: A shape does not fit, or `block_size` is below 1.
 
     Source: Bottou & Bengio 1995,
-        https://proceedings.neurips.cc/paper/1994/hash/a1140a3d0df1c81e24ae954d935e8926-Abstract.html
+        https://leon.bottou.org/papers/bottou-bengio-95
     """
     return _loss(
         points,

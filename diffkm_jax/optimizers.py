@@ -65,7 +65,7 @@ def newton() -> optax.GradientTransformationExtraArgs:
             Euclidean.
 
     Source: Bottou & Bengio 1995,
-        https://proceedings.neurips.cc/paper/1994/hash/a1140a3d0df1c81e24ae954d935e8926-Abstract.html
+        https://leon.bottou.org/papers/bottou-bengio-95
     """
 
     def init(params: Any) -> optax.EmptyState:

@@ -90,7 +90,7 @@ def statistics(
             and not positive and finite; `block_size` is below 1.
 
     Source: Bottou & Bengio 1995 (gradient, Newton),
-        https://proceedings.neurips.cc/paper/1994/hash/a1140a3d0df1c81e24ae954d935e8926-Abstract.html;
+        https://leon.bottou.org/papers/bottou-bengio-95;
         Rose 1998 (free energy), https://doi.org/10.1109/5.726788
     """
     points, centroids, weights, active = checked(points, centroids, weights, active)

@@ -14,7 +14,10 @@ matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def block_for(k: int, d: int) -> int:
-    """The power of two at which a block's scores and its points take 2 MB or less."""
+    """Points in a block: a power of two whose scores and rows take 2 MB or less.
+
+    But between 256 and 8192, in float32.
+    """
     fitting = max(1, (1 << 19) // max(k, d))
     return min(8192, max(256, 1 << fitting.bit_length() - 1))
 
@@ -105,11 +108,12 @@ def live(centroids: jax.Array, active: jax.Array | None, fill: jax.Array) -> jax
     All of them NaN if no row is active, or if an active one is not finite: what is
     nearest would depend on how the scores are reduced, and must not look right.
     """
+    usable = jnp.ones((), bool)
     if active is not None:
         centroids = jnp.where(active[:, None], centroids, fill)
-        fill = jnp.where(active.any(), 0, jnp.nan)
-        centroids += fill.astype(centroids.dtype)
-    return jnp.where(jnp.isfinite(centroids).all(), centroids, jnp.nan)
+        usable = active.any()
+    usable &= jnp.isfinite(centroids).all()
+    return jnp.where(usable, centroids, jnp.nan)
 
 
 def scores(points: jax.Array, centroids: jax.Array, origin: jax.Array) -> jax.Array:
@@ -132,8 +136,8 @@ def masked(score: jax.Array, active: jax.Array | None) -> jax.Array:
 def nearest(score: jax.Array) -> jax.Array:
     """The lowest index of the largest score over the major axis, int32, in range.
 
-    Two plain reductions are three times as fast as an argmax on many clusters, and
-    slower on a few.
+    Two plain reductions are 2.7 times as fast as an argmax at 256 clusters and 2.1 at
+    1024, but a fifth slower at 16.
     """
     k = score.shape[0]
     if k <= 32:

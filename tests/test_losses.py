@@ -159,3 +159,32 @@ def test_between_ties_the_loss_is_exactly_quadratic():
         expected = stats.loss + step * jnp.sum(gradient * direction)
         expected += step**2 * curvature
         np.testing.assert_allclose(dk.kmeans_loss(X, moved), expected, rtol=1e-14)
+
+
+def test_shapes_past_the_budget_of_a_block_have_a_loss_too():
+    wide = jnp.ones((4, 600_000), jnp.float32)
+    assert dk.kmeans_loss(wide, wide[:2]) == 0
+    x = jnp.asarray(RNG.normal(size=(900, 800)))
+    loss = dk.kmeans_loss(x, x[:700], distance=dk.manhattan)
+    np.testing.assert_allclose(
+        loss, dk.pairwise(x, x[:700], distance=dk.manhattan).min(1).sum(), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("k", [5, 40])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_centroid_that_is_not_finite_makes_the_loss_nan(k, bad):
+    for row in (0, k - 2):
+        c = X[:k].at[row, 0].set(bad)
+        assert jnp.isnan(dk.kmeans_loss(X, c))
+        assert jnp.isnan(dk.soft_kmeans_loss(X, c, temperature=1.0))
+        assert dk.Status(int(dk.fit(X, c).status)) & dk.Status.NON_FINITE
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_huge_centroid_takes_no_point_from_the_others(dtype):
+    x, huge = X.astype(dtype), 1e25 if dtype == jnp.float32 else 1e160
+    for row in (0, 3):
+        c = x[:6].at[row].set(huge)
+        few = dk.kmeans_loss(x, jnp.delete(x[:6], row, axis=0))
+        np.testing.assert_allclose(dk.kmeans_loss(x, c), few, rtol=1e-5)

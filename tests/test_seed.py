@@ -118,4 +118,4 @@ def test_between_ties_the_loss_along_a_line_is_a_parabola_and_kinked_across_them
     assert np.abs(bend[quiet]).max() < 1e-7 * np.abs(slopes).max()
     jumps = np.diff(slopes)[changes] - np.median(np.diff(slopes)[~changes])
     assert jumps.max() < 1e-6 * np.abs(slopes).max()
-    assert jumps.min() < -1e-3 * np.abs(slopes).max() * 1e-2
+    assert jumps.min() < -1e-5 * np.abs(slopes).max()

@@ -130,7 +130,34 @@ def as_logits(logits: ArrayLike) -> jax.Array:
     return logits
 
 
-def as_tau(tau: ArrayLike, logits: jax.Array) -> jax.Array:
-    """The relaxation as a scalar of the compute dtype, at least float32."""
-    check_scalar("tau", tau)
-    return jnp.asarray(tau, accumulation_dtype(logits))
+def as_tau(
+    tau: ArrayLike, *arrays: jax.Array, name: str = "tau", zero: bool = False
+) -> jax.Array:
+    """The relaxation as a scalar of the widest dtype of the arrays, or float32."""
+    check_scalar(name, tau, zero=zero)
+    return jnp.asarray(tau, accumulation_dtype(*arrays))
+
+
+def as_noise(
+    noise: ArrayLike, logits: jax.Array, *, draws: int | None = None
+) -> jax.Array:
+    """The noise as an array: floating, the shape of the logits, or a stack of it.
+
+    Args:
+        noise: Standard Gumbel noise.
+        logits: What it is for, [..., k].
+        draws: None for noise [..., k]; a number for noise [m, ..., k] of at least that
+            many draws.
+    """
+    noise = jnp.asarray(noise)
+    check_floating("noise", noise)
+    if draws is None:
+        check_shape(
+            "noise", noise, logits.shape, f"of the shape of logits {logits.shape}"
+        )
+    else:
+        least = f"m at least {draws}, over logits {logits.shape}"
+        check_shape("noise", noise, (None, *logits.shape), f"[m, ..., k], {least}")
+        if len(noise) < draws:
+            raise ValueError(f"noise must be [m, ..., k], {least}, got {noise.shape}")
+    return noise

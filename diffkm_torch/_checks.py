@@ -112,7 +112,27 @@ def as_logits(logits: Tensor) -> Tensor:
     return logits
 
 
-def as_scalar(name: str, value: float | Tensor, dtype: torch.dtype) -> Tensor:
+def as_scalar(
+    name: str, value: float | Tensor, dtype: torch.dtype, *, zero: bool = False
+) -> Tensor:
     """A checked positive scalar as a tensor of `dtype`, with its gradient."""
-    check_scalar(name, value)
+    check_scalar(name, value, zero=zero)
     return torch.as_tensor(value, dtype=dtype)
+
+
+def as_noise(noise: Tensor, logits: Tensor, *, draws: int | None = None) -> Tensor:
+    """The noise, checked: floating, the shape of the logits, or a stack of it.
+
+    With `draws` it is [m, ..., k], of at least that many draws.
+    """
+    check_floating("noise", noise)
+    shape = tuple(logits.shape)
+    if draws is None:
+        check_shape("noise", noise, shape, f"of the shape of logits {shape}")
+    else:
+        least = f"m at least {draws}, over logits {shape}"
+        check_shape("noise", noise, (None, *shape), f"[m, ..., k], {least}")
+        if len(noise) < draws:
+            found = tuple(noise.shape)
+            raise ValueError(f"noise must be [m, ..., k], {least}, got {found}")
+    return noise

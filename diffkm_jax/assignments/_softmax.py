@@ -50,7 +50,7 @@ def softmax(
 
     Returns:
         Rows that sum to one, [..., k], in the dtype of `logits`, computed in float32
-        or wider.
+        or wider. A row of −inf alone is NaN, with gradient zero.
 
     Raises:
         TypeError: `logits` is not floating.
@@ -65,8 +65,15 @@ def softmax(
 
 def relaxed(logits: jax.Array, tau: jax.Array) -> jax.Array:
     """The softmax of logits / tau in the dtype of tau; −inf harms no gradient."""
+    scaled, excluded = scaled_by(logits, tau)
+    return jax.nn.softmax(jnp.where(excluded, -jnp.inf, scaled))
+
+
+def scaled_by(logits: jax.Array, tau: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logits / tau in the dtype of tau, 0 where a logit is −inf, and where that is.
+
+    Because −∞ / tau has the derivative 0 · ∞ in tau.
+    """
     logits = logits.astype(tau.dtype)
     excluded = jnp.isneginf(logits)
-    # −∞ / tau has the derivative 0 · ∞ in tau.
-    scaled = jnp.where(excluded, 0, logits) / tau
-    return jax.nn.softmax(jnp.where(excluded, -jnp.inf, scaled))
+    return jnp.where(excluded, 0, logits) / tau, excluded

@@ -1,17 +1,56 @@
-"""The straight-through map: the value of an argmax, the gradient of a softmax."""
+"""Straight-through maps: the value of a discrete choice, the gradient of a soft one."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
-from diffkm_jax._checks import as_logits, as_tau
+from diffkm_jax._checks import accumulation_dtype, as_logits, as_noise, as_tau
 from diffkm_jax.assignments._softmax import hard, relaxed
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from jaxtyping import Array, Float
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def with_gradient_of(value: Callable, surrogate: Callable, *arrays: Any) -> jax.Array:
+    """The value of one function of the arrays, with the gradient of another."""
+    del surrogate
+    return value(*arrays)
+
+
+def _forward(value: Callable, surrogate: Callable, *arrays: Any):
+    # The decorated function, so that a second derivative meets the rule again.
+    return with_gradient_of(value, surrogate, *arrays), arrays
+
+
+def _backward(value: Callable, surrogate: Callable, arrays: tuple, cotangent: Any):
+    del value
+    soft, pullback = jax.vjp(surrogate, *arrays)
+    return pullback(cotangent.astype(soft.dtype))
+
+
+with_gradient_of.defvjp(_forward, _backward)
+
+
+def perturbed(logits: jax.Array, noise: jax.Array) -> jax.Array:
+    """Logits plus noise, in the accumulation dtype; the argmax is the draw."""
+    dtype = accumulation_dtype(logits, noise)
+    return logits.astype(dtype) + noise.astype(dtype)
+
+
+def chosen(logits: jax.Array, noise: jax.Array | None, *rest: Any) -> jax.Array:
+    """The one-hot of the draw, in the dtype of the logits; no noise is the best."""
+    del rest
+    if noise is None:
+        return hard(logits)
+    return hard(perturbed(logits, noise)).astype(logits.dtype)
 
 
 def straight_through(
@@ -40,24 +79,165 @@ def straight_through(
     Source: Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432
     """
     logits = as_logits(logits)
-    return _straight_through(logits, as_tau(tau, logits))
+    return with_gradient_of(chosen, _softened, logits, None, as_tau(tau, logits))
+
+
+def sampled_straight_through(
+    logits: Float[ArrayLike, "*batch k"],
+    noise: Float[ArrayLike, "*batch k"],
+    *,
+    tau: ArrayLike = 1.0,
+) -> Float[Array, "*batch k"]:
+    """Draws a cluster for every row, with the gradient of a softmax.
+
+    The value is the one-hot of argmax(logits + noise): a draw from softmax(logits), at
+    any `tau`. The gradient in `logits` and `tau` is that of `softmax(logits / tau)`,
+    without the noise: exact in expectation for costs linear in the row at tau = 1,
+    else biased; reverse mode only. That in `noise` is zero.
+
+    Args:
+        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
+        noise: Standard Gumbel noise, [..., k], floating.
+        tau: Positive scalar, in the unit of `logits`; shapes the gradient only, and
+            may be traced.
+
+    Returns:
+        One-hot rows, [..., k], in the dtype of `logits`.
+
+    Raises:
+        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
+            `tau` is not a scalar, or a number and not positive.
+
+    Source: Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432
+    """
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits)
+    tau = as_tau(tau, logits, noise)
+    return with_gradient_of(chosen, _softened, logits, noise, tau)
+
+
+def _softened(logits: jax.Array, noise: jax.Array | None, tau: jax.Array) -> jax.Array:
+    del noise
+    return relaxed(logits, tau)
+
+
+def gapped_straight_through(
+    logits: Float[ArrayLike, "*batch k"],
+    noise: Float[ArrayLike, "*batch k"],
+    *,
+    tau: ArrayLike = 1.0,
+    gap: ArrayLike | None = 1.0,
+) -> Float[Array, "*batch k"]:
+    """Draws a cluster for every row, with the gradient of a softmax in its favor.
+
+    The value is the one-hot of argmax(logits + noise). The gradient in `logits` and
+    `tau` is that of `softmax((logits + m)/tau)`, where m, held constant, is the least
+    change that lifts the drawn logit to the largest one and keeps the others `gap`
+    below: it follows the draw without a second noise. Biased, reverse mode only; the
+    gradient in `noise` and `gap` is zero.
+
+    Args:
+        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
+        noise: Standard Gumbel noise, [..., k], floating.
+        tau: Positive scalar, in the unit of `logits`; shapes the gradient only, and
+            may be traced.
+        gap: Scalar, not negative, in the unit of `logits`; may be traced. None is the
+            gap to expect of perturbed logits, −log(1 − p)/p for a draw of probability
+            p, row by row.
+
+    Returns:
+        One-hot rows, [..., k], in the dtype of `logits`.
+
+    Raises:
+        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
+            `tau` or `gap` is not a scalar, or a number out of range.
+
+    Source: Fan, Chi, Rudnicky & Ramadge 2022, https://arxiv.org/abs/2206.07235
+    """
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits)
+    tau = as_tau(tau, logits, noise)
+    if gap is not None:
+        gap = as_tau(gap, logits, noise, name="gap", zero=True)
+    return with_gradient_of(chosen, _gapped, logits, noise, tau, gap)
+
+
+def _gapped(
+    logits: jax.Array, noise: jax.Array, tau: jax.Array, gap: jax.Array | None
+) -> jax.Array:
+    z = logits.astype(tau.dtype)
+    drawn = chosen(logits, noise) > 0
+    top = jnp.max(z, axis=-1, keepdims=True)
+    if gap is None:
+        everyone = jax.nn.logsumexp(z, axis=-1, keepdims=True)
+        others = jnp.where(drawn, -jnp.inf, z)
+        others = jax.nn.logsumexp(others, axis=-1, keepdims=True)
+        p = jnp.sum(jnp.where(drawn, jnp.exp(z - everyone), 0), axis=-1, keepdims=True)
+        gap = (everyone - others) / p
+    shifted = jnp.where(drawn, top, jnp.minimum(z, top - gap))
+    change = jnp.where(jnp.isneginf(z), 0, shifted - z)
+    return relaxed(z + lax.stop_gradient(change), tau)
+
+
+def reinmax(
+    logits: Float[ArrayLike, "*batch k"],
+    noise: Float[ArrayLike, "*batch k"],
+    *,
+    tau: ArrayLike = 1.0,
+) -> Float[Array, "*batch k"]:
+    """Draws a cluster for every row, with a gradient of second order.
+
+    The value is the one-hot D of argmax(logits + noise). With p = softmax(logits),
+    q = (softmax(logits/tau) + D)/2 and J(p) = diag(p) − p pᵀ, the gradient in `logits`
+    of a cotangent g is 2 J(q) g − J(p) g / 2, Heun's rule where straight-through is
+    Euler's: exact in expectation for costs quadratic in the row at tau = 1, else
+    biased; reverse mode only. The gradient in `noise` and `tau` is zero.
+
+    Args:
+        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
+        noise: Standard Gumbel noise, [..., k], floating.
+        tau: Positive scalar, in the unit of `logits`; shapes the gradient only, and
+            may be traced. At least 1 is advised.
+
+    Returns:
+        One-hot rows, [..., k], in the dtype of `logits`.
+
+    Raises:
+        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
+            `tau` is not a scalar, or a number and not positive.
+
+    Source: Liu, Dong, Liu, Yu & Gao 2023, https://arxiv.org/abs/2304.08612
+    """
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits)
+    return _reinmax(logits, noise, as_tau(tau, logits, noise))
 
 
 @jax.custom_vjp
-def _straight_through(logits: jax.Array, tau: jax.Array) -> jax.Array:
-    del tau  # The value does not depend on it.
-    return hard(logits)
+def _reinmax(logits: jax.Array, noise: jax.Array, tau: jax.Array) -> jax.Array:
+    return chosen(logits, noise, tau)
 
 
-def _forward(logits: jax.Array, tau: jax.Array):
-    # The decorated function, so that a second derivative meets the rule again.
-    return _straight_through(logits, tau), (logits, tau)
+def _reinmax_forward(logits: jax.Array, noise: jax.Array, tau: jax.Array):
+    return _reinmax(logits, noise, tau), (logits, noise, tau)
 
 
-def _backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array):
-    logits, tau = residuals
-    soft, pullback = jax.vjp(relaxed, logits, tau)
-    return pullback(cotangent.astype(soft.dtype))
+def _reinmax_backward(residuals: tuple, cotangent: jax.Array):
+    logits, noise, tau = residuals
+    g = cotangent.astype(tau.dtype)
+    p = relaxed(logits, jnp.ones_like(tau))
+    q = 0.5 * (relaxed(logits, tau) + chosen(logits, noise).astype(tau.dtype))
+    gradient = 2 * covariance(q, g) - 0.5 * covariance(p, g)
+    gradient = jnp.where(jnp.isneginf(logits), 0, gradient)
+    return gradient.astype(logits.dtype), jnp.zeros_like(noise), jnp.zeros_like(tau)
 
 
-_straight_through.defvjp(_forward, _backward)
+_reinmax.defvjp(_reinmax_forward, _reinmax_backward)
+
+
+def covariance(p: jax.Array, g: jax.Array) -> jax.Array:
+    """J(p) g = p (g − p·g): the Jacobian of a softmax whose value is p."""
+    return p * (g - jnp.sum(p * g, axis=-1, keepdims=True))

@@ -1,6 +1,37 @@
 """Maps from logits [..., k] to rows: the mirror of `diffkm_jax.assignments`."""
 
+from diffkm_torch.assignments._gumbel import (
+    conditional_gumbel,
+    decoupled_gumbel_softmax,
+    gumbel_rao,
+    gumbel_softmax,
+)
+from diffkm_torch.assignments._perturbed import blackbox, implicit_mle, perturbed_argmax
+from diffkm_torch.assignments._sinkhorn import sinkhorn
 from diffkm_torch.assignments._softmax import hard, softmax
-from diffkm_torch.assignments._straight_through import straight_through
+from diffkm_torch.assignments._sparse import entmax15, sparsemax
+from diffkm_torch.assignments._straight_through import (
+    gapped_straight_through,
+    reinmax,
+    sampled_straight_through,
+    straight_through,
+)
 
-__all__ = ["hard", "softmax", "straight_through"]
+__all__ = [
+    "blackbox",
+    "conditional_gumbel",
+    "decoupled_gumbel_softmax",
+    "entmax15",
+    "gapped_straight_through",
+    "gumbel_rao",
+    "gumbel_softmax",
+    "hard",
+    "implicit_mle",
+    "perturbed_argmax",
+    "reinmax",
+    "sampled_straight_through",
+    "sinkhorn",
+    "softmax",
+    "sparsemax",
+    "straight_through",
+]

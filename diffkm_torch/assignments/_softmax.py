@@ -24,7 +24,12 @@ def softmax(logits: Tensor, *, tau: float | Tensor = 1.0) -> Tensor:
 
 def relaxed(logits: Tensor, tau: Tensor) -> Tensor:
     """The softmax of logits / tau in the dtype of tau; −inf harms no gradient."""
+    scaled, excluded = scaled_by(logits, tau)
+    return scaled.masked_fill(excluded, -torch.inf).softmax(-1)
+
+
+def scaled_by(logits: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits / tau in the dtype of tau, 0 where a logit is −inf, and where that is."""
     logits = logits.to(tau.dtype)
     excluded = logits.isneginf()
-    scaled = logits.masked_fill(excluded, 0) / tau
-    return scaled.masked_fill(excluded, -torch.inf).softmax(-1)
+    return logits.masked_fill(excluded, 0) / tau, excluded

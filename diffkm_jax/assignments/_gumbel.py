@@ -1,0 +1,236 @@
+"""Gumbel-softmax and what descends from it: relaxed draws with the noise given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from diffkm_jax._checks import (
+    accumulation_dtype,
+    as_logits,
+    as_noise,
+    as_tau,
+    check_floating,
+    check_shape,
+)
+from diffkm_jax.assignments._softmax import relaxed
+from diffkm_jax.assignments._straight_through import (
+    chosen,
+    perturbed,
+    with_gradient_of,
+)
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float
+
+
+def gumbel_softmax(
+    logits: Float[ArrayLike, "*batch k"],
+    noise: Float[ArrayLike, "*batch k"],
+    *,
+    tau: ArrayLike = 1.0,
+    hard: bool = False,
+) -> Float[Array, "*batch k"]:
+    """Draws a relaxed row, softmax((logits + noise)/tau), or its one-hot if `hard`.
+
+    The largest entry is a draw from softmax(logits) at any `tau`; as tau → 0 the rows
+    become one-hot. The gradient of the soft rows is exact, in logits, noise and tau, in
+    both modes and at every order; as an estimate of that of a discrete draw it is
+    biased, less as tau falls, while its variance grows. With `hard` the value is the
+    exact one-hot and the gradient that of the soft rows, reverse mode only.
+
+    Args:
+        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
+        noise: Standard Gumbel noise, [..., k], floating.
+        tau: Positive scalar, in the unit of `logits`; may be traced.
+        hard: Whether the value is one-hot; static.
+
+    Returns:
+        Rows that sum to one, [..., k], in the dtype of `logits`.
+
+    Raises:
+        TypeError: `logits` or `noise` is not floating, or forward mode is asked for
+            with `hard`.
+        ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
+            `tau` is not a scalar, or a number and not positive.
+
+    Source: Jang, Gu & Poole 2017, https://arxiv.org/abs/1611.01144;
+        Maddison, Mnih & Teh 2017, https://arxiv.org/abs/1611.00712
+    """
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits)
+    tau = as_tau(tau, logits, noise)
+    if hard:
+        return with_gradient_of(chosen, _relaxed_draw, logits, noise, tau)
+    return _relaxed_draw(logits, noise, tau).astype(logits.dtype)
+
+
+def _relaxed_draw(logits: jax.Array, noise: jax.Array, tau: jax.Array) -> jax.Array:
+    return relaxed(perturbed(logits, noise), tau)
+
+
+def decoupled_gumbel_softmax(
+    logits: Float[ArrayLike, "*batch k"],
+    noise: Float[ArrayLike, "*batch k"],
+    *,
+    tau: ArrayLike = 1.0,
+    tau_backward: ArrayLike = 1.0,
+) -> Float[Array, "*batch k"]:
+    """Draws a relaxed row at one softness, with the gradient of another.
+
+    The value is softmax((logits + noise)/tau), the gradient in logits, noise and
+    `tau_backward` that of softmax((logits + noise)/tau_backward): biased, reverse mode
+    only. The gradient in `tau` is zero.
+
+    Args:
+        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
+        noise: Standard Gumbel noise, [..., k], floating.
+        tau: Positive scalar, in the unit of `logits`, of the value; may be traced.
+        tau_backward: Positive scalar, in the unit of `logits`, of the gradient; may be
+            traced.
+
+    Returns:
+        Rows that sum to one, [..., k], in the dtype of `logits`.
+
+    Raises:
+        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
+            `tau` or `tau_backward` is not a scalar, or a number and not positive.
+
+    Source: Shah, Yan, Mozer & Liu 2024, https://arxiv.org/abs/2410.13331
+    """
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits)
+    both = [
+        as_tau(value, logits, noise, name=name)
+        for name, value in (("tau", tau), ("tau_backward", tau_backward))
+    ]
+    return with_gradient_of(_at_tau, _at_tau_backward, logits, noise, *both)
+
+
+def _at_tau(
+    logits: jax.Array, noise: jax.Array, tau: jax.Array, tau_backward: jax.Array
+) -> jax.Array:
+    del tau_backward
+    return _relaxed_draw(logits, noise, tau).astype(logits.dtype)
+
+
+def _at_tau_backward(
+    logits: jax.Array, noise: jax.Array, tau: jax.Array, tau_backward: jax.Array
+) -> jax.Array:
+    del tau
+    return _relaxed_draw(logits, noise, tau_backward)
+
+
+def conditional_gumbel(
+    logits: Float[ArrayLike, "*batch k"],
+    one_hot: Float[ArrayLike, "*batch k"],
+    noise: Float[ArrayLike, "*draws k"],
+    *,
+    differentiable: bool,
+) -> Float[Array, "*draws k"]:
+    """Perturbed logits given which cluster was drawn: their argmax is the draw.
+
+    In law they are logits plus standard Gumbel noise, conditioned on the argmax. With
+    log Z = logsumexp(logits), entry D of the draw is noise_D + log Z and any other is
+    −log(exp(−noise − logits) + exp(−entry D)).
+
+    Two estimators need them with opposite gradients, so there is no default. With
+    `differentiable` the gradient in `logits` goes through these formulas, as REBAR's
+    control variate must to be unbiased. Without it the conditional *noise*, perturbed
+    logits less logits, is held constant, so that the gradient in `logits` is the
+    identity, as in Gumbel-Rao, which else would not have the mean of straight-through
+    Gumbel-softmax. Exact in either sense, in both modes; in `one_hot` it is zero, and
+    in `noise` it is that of the formulas or zero.
+
+    Args:
+        logits: Unnormalized log-probabilities, [..., k], floating.
+        one_hot: The draw, [..., k], floating; its logit is finite.
+        noise: Standard Gumbel noise, [..., k] or [m, ..., k], floating, independent of
+            the noise of the draw.
+        differentiable: Whether the gradient in `logits` goes through the sampler;
+            static.
+
+    Returns:
+        Perturbed logits in the shape of `noise`, float64 if an array is, else float32
+        (rounded to fewer bits, they would tie); −inf where a logit is.
+
+    Raises:
+        TypeError: An array is not floating, or `differentiable` is no bool.
+        ValueError: `logits` is a scalar or has no cluster; `one_hot` has not its shape,
+            or `noise` neither that nor one axis before it.
+
+    Source: Paulus, Maddison & Krause 2021, https://arxiv.org/abs/2010.04838;
+        Tucker et al. 2017 (REBAR), https://arxiv.org/abs/1703.07370
+    """
+    logits, one_hot = as_logits(logits), jnp.asarray(one_hot)
+    check_floating("one_hot", one_hot)
+    layout = f"of the shape of logits {logits.shape}"
+    check_shape("one_hot", one_hot, logits.shape, layout)
+    stacked = jnp.ndim(noise) > logits.ndim
+    noise = as_noise(noise, logits, draws=1 if stacked else None)
+    if not isinstance(differentiable, bool):
+        raise TypeError(f"differentiable must be a bool, got {differentiable!r}")
+    dtype = accumulation_dtype(logits, noise)
+    z, g = (jnp.broadcast_to(a, noise.shape).astype(dtype) for a in (logits, noise))
+    drawn = jnp.broadcast_to(one_hot, noise.shape) > 0
+    excluded = jnp.isneginf(z)
+    z = jnp.where(excluded, 0, z)
+    log_z = jax.nn.logsumexp(z, axis=-1, keepdims=True, where=~excluded)
+    top = log_z + jnp.sum(jnp.where(drawn, g, 0), axis=-1, keepdims=True)
+    entries = jnp.where(drawn, top, -jnp.logaddexp(-g - z, -top))
+    if not differentiable:
+        entries = lax.stop_gradient(entries) + (z - lax.stop_gradient(z))
+    return jnp.where(excluded, -jnp.inf, entries)
+
+
+def gumbel_rao(
+    logits: Float[ArrayLike, "*batch k"],
+    noise: Float[ArrayLike, "draws *batch k"],
+    *,
+    tau: ArrayLike = 1.0,
+) -> Float[Array, "*batch k"]:
+    """Draws a cluster for every row, with the mean gradient of Gumbel-softmax given it.
+
+    The value is the one-hot of argmax(logits + noise[0]). The gradient in `logits` and
+    `tau` is that of softmax(perturbed logits / tau), averaged over the m conditional
+    samples that the other rows of `noise` make of the draw, their noise held constant:
+    the mean of straight-through Gumbel-softmax at less variance, so biased as much;
+    reverse mode only. The gradient in `noise` is zero.
+
+    Args:
+        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
+        noise: Standard Gumbel noise, [1 + m, ..., k], floating, m at least 1: row 0
+            draws, the others are for the m samples given the draw.
+        tau: Positive scalar, in the unit of `logits`; shapes the gradient only, and
+            may be traced.
+
+    Returns:
+        One-hot rows, [..., k], in the dtype of `logits`.
+
+    Raises:
+        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        ValueError: `logits` is a scalar or has no cluster; `noise` does not fit; `tau`
+            is not a scalar, or a number and not positive.
+
+    Source: Paulus, Maddison & Krause 2021, https://arxiv.org/abs/2010.04838
+    """
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits, draws=2)
+    tau = as_tau(tau, logits, noise)
+    return with_gradient_of(_first_draw, _conditional_mean, logits, noise, tau)
+
+
+def _first_draw(logits: jax.Array, noise: jax.Array, tau: jax.Array) -> jax.Array:
+    return chosen(logits, noise[0], tau)
+
+
+def _conditional_mean(logits: jax.Array, noise: jax.Array, tau: jax.Array) -> jax.Array:
+    drawn = chosen(logits, noise[0])
+    noise = lax.stop_gradient(noise[1:])
+    entries = conditional_gumbel(logits, drawn, noise, differentiable=False)
+    return jnp.mean(relaxed(entries, tau), axis=0)

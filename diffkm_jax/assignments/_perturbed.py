@@ -1,0 +1,171 @@
+"""Gradients by perturbation: of an argmax as a solver, and of its smoothed mean."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from diffkm_jax._checks import accumulation_dtype, as_logits, as_noise, as_tau
+from diffkm_jax.assignments._straight_through import chosen
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float
+
+
+def blackbox(
+    logits: Float[ArrayLike, "*batch k"], *, strength: ArrayLike = 1.0
+) -> Float[Array, "*batch k"]:
+    """Assigns every row to its best cluster, with the slope to a perturbed solution.
+
+    The value is the one-hot y of the argmax. The gradient in `logits` of a cotangent g
+    is (y(logits) − y(logits − strength·g))/strength: the gradient of a piecewise linear
+    interpolation of the cost, zero unless the perturbation changes the choice. It is
+    not linear in g, has no second derivative, and is reverse mode only; in `strength`
+    it is zero.
+
+    Args:
+        logits: Scores, [..., k], floating, no unit; the largest wins, a tie goes to
+            the lowest index.
+        strength: Positive scalar λ, in the unit of `logits` per unit of the cotangent;
+            may be traced. Larger interpolates further.
+
+    Returns:
+        One-hot rows, [..., k], in the dtype of `logits`.
+
+    Raises:
+        TypeError: `logits` is not floating, or forward mode is asked for.
+        ValueError: `logits` is a scalar or has no cluster; `strength` is not a scalar,
+            or a number and not positive.
+
+    Source: Vlastelica et al. 2020, https://arxiv.org/abs/1912.02175
+    """
+    logits = as_logits(logits)
+    strength = as_tau(strength, logits, name="strength")
+    return _chosen_by_solver(True, logits, None, strength)
+
+
+def implicit_mle(
+    logits: Float[ArrayLike, "*batch k"],
+    noise: Float[ArrayLike, "*batch k"],
+    *,
+    strength: ArrayLike = 1.0,
+    scaled: bool = False,
+) -> Float[Array, "*batch k"]:
+    """Draws a cluster for every row, with the difference to a draw from better logits.
+
+    The value is the one-hot y of argmax(logits + noise). The gradient in `logits` of a
+    cotangent g is y(logits) − y(logits − strength·g), under the same noise: implicit
+    maximum likelihood, towards a target that the loss prefers. `scaled` divides it by
+    `strength`, so that its size does not grow with it. Biased, not linear in g, without
+    a second derivative, reverse mode only; in `noise` and `strength` it is zero.
+
+    Args:
+        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
+        noise: Standard Gumbel noise, [..., k], floating.
+        strength: Positive scalar λ, in the unit of `logits` per unit of the cotangent;
+            may be traced.
+        scaled: Whether to divide by `strength`; static.
+
+    Returns:
+        One-hot rows, [..., k], in the dtype of `logits`.
+
+    Raises:
+        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
+            `strength` is not a scalar, or a number and not positive.
+
+    Source: Niepert, Minervini & Franceschi 2021, https://arxiv.org/abs/2106.01798
+    """
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits)
+    strength = as_tau(strength, logits, noise, name="strength")
+    return _chosen_by_solver(bool(scaled), logits, noise, strength)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chosen_by_solver(
+    scaled: bool, logits: jax.Array, noise: jax.Array | None, strength: jax.Array
+) -> jax.Array:
+    del scaled
+    return chosen(logits, noise, strength)
+
+
+def _forward(
+    scaled: bool, logits: jax.Array, noise: jax.Array | None, strength: jax.Array
+):
+    residuals = logits, noise, strength
+    return _chosen_by_solver(scaled, *residuals), residuals
+
+
+def _backward(scaled: bool, residuals: tuple, cotangent: jax.Array):
+    logits, noise, strength = residuals
+    gradient = to_target(logits, noise, strength, cotangent, scaled=scaled)
+    no_noise = None if noise is None else jnp.zeros_like(noise)
+    return gradient.astype(logits.dtype), no_noise, jnp.zeros_like(strength)
+
+
+_chosen_by_solver.defvjp(_forward, _backward)
+
+
+def to_target(
+    logits: jax.Array,
+    noise: jax.Array | None,
+    strength: jax.Array,
+    g: jax.Array,
+    *,
+    scaled: bool,
+) -> jax.Array:
+    """The choice less the choice at logits − strength·g, in the dtype of strength."""
+    better = logits.astype(strength.dtype) - strength * g.astype(strength.dtype)
+    difference = chosen(logits, noise).astype(strength.dtype) - chosen(better, noise)
+    return difference / strength if scaled else difference
+
+
+def perturbed_argmax(
+    logits: Float[ArrayLike, "*batch k"],
+    noise: Float[ArrayLike, "draws *batch k"],
+    *,
+    scale: ArrayLike = 1.0,
+) -> Float[Array, "*batch k"]:
+    """The mean of m draws at perturbed logits: an argmax made smooth.
+
+    The value is the mean over m of the one-hot y_m of argmax(logits + scale·noise_m).
+    In expectation it is softmax(logits/scale), and so are its derivatives, of every
+    order and in both modes, by the density of the noise: the Jacobian is the mean of
+    y_m (1 − exp(−noise_m))ᵀ/scale, unbiased for the smooth map at a variance like
+    1/(m·scale²). The gradient in `noise` and `scale` is zero.
+
+    Args:
+        logits: Scores, [..., k], floating, no unit; −inf is never chosen.
+        noise: Standard Gumbel noise, [m, ..., k], floating, m at least 1.
+        scale: Positive scalar, in the unit of `logits`; may be traced.
+
+    Returns:
+        Rows that sum to one, [..., k], in the dtype of `logits`.
+
+    Raises:
+        TypeError: `logits` or `noise` is not floating.
+        ValueError: `logits` is a scalar or has no cluster; `noise` does not fit;
+            `scale` is not a scalar, or a number and not positive.
+
+    Source: Berthet et al. 2020, https://arxiv.org/abs/2002.08676
+    """
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits, draws=1)
+    dtype = accumulation_dtype(logits, noise)
+    scale = lax.stop_gradient(as_tau(scale, logits, noise, name="scale"))
+    noise = lax.stop_gradient(noise.astype(dtype))
+    z = jnp.broadcast_to(logits, noise.shape).astype(dtype)
+    excluded = jnp.isneginf(z)
+    draws = chosen(z, scale * noise)
+    z = jnp.where(excluded, 0, z)
+    # Noise that would make the same perturbed logits: its density carries the gradient.
+    g = noise + (lax.stop_gradient(z) - z) / scale
+    log_density = jnp.sum(jnp.where(excluded, 0, -g - jnp.exp(-g)), -1, keepdims=True)
+    ratio = jnp.exp(log_density - lax.stop_gradient(log_density))
+    return jnp.mean(ratio * draws, axis=0).astype(logits.dtype)

@@ -1,0 +1,88 @@
+"""Gumbel-softmax and what descends from it: the mirror, by detach."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffkm_torch._checks import (
+    accumulation_dtype,
+    as_logits,
+    as_noise,
+    as_scalar,
+    check_floating,
+    check_shape,
+)
+from diffkm_torch.assignments._softmax import relaxed
+from diffkm_torch.assignments._straight_through import (
+    chosen,
+    perturbed,
+    with_gradient_of,
+)
+
+
+def gumbel_softmax(
+    logits: Tensor, noise: Tensor, *, tau: float | Tensor = 1.0, hard: bool = False
+) -> Tensor:
+    """Mirrors `diffkm_jax.gumbel_softmax`: softmax((logits + noise)/tau)."""
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits)
+    tau = as_scalar("tau", tau, accumulation_dtype(logits, noise))
+    soft = relaxed(perturbed(logits, noise), tau)
+    if hard:
+        return with_gradient_of(chosen(logits, noise), soft)
+    return soft.to(logits.dtype)
+
+
+def decoupled_gumbel_softmax(
+    logits: Tensor,
+    noise: Tensor,
+    *,
+    tau: float | Tensor = 1.0,
+    tau_backward: float | Tensor = 1.0,
+) -> Tensor:
+    """Mirrors `diffkm_jax.decoupled_gumbel_softmax`: two softnesses, one noise."""
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits)
+    dtype = accumulation_dtype(logits, noise)
+    tau = as_scalar("tau", tau, dtype)
+    tau_backward = as_scalar("tau_backward", tau_backward, dtype)
+    score = perturbed(logits, noise)
+    value = relaxed(score, tau).to(logits.dtype)
+    return with_gradient_of(value, relaxed(score, tau_backward))
+
+
+def conditional_gumbel(
+    logits: Tensor, one_hot: Tensor, noise: Tensor, *, differentiable: bool
+) -> Tensor:
+    """Mirrors `diffkm_jax.conditional_gumbel`: perturbed logits given the draw."""
+    logits = as_logits(logits)
+    shape = tuple(logits.shape)
+    check_floating("one_hot", one_hot)
+    check_shape("one_hot", one_hot, shape, f"of the shape of logits {shape}")
+    stacked = noise.ndim > logits.ndim
+    noise = as_noise(noise, logits, draws=1 if stacked else None)
+    if not isinstance(differentiable, bool):
+        raise TypeError(f"differentiable must be a bool, got {differentiable!r}")
+    dtype = accumulation_dtype(logits, noise)
+    z, g = logits.to(dtype).expand_as(noise), noise.to(dtype)
+    drawn = one_hot.expand_as(noise) > 0
+    excluded = z.isneginf()
+    log_z = z.logsumexp(-1, keepdim=True)
+    z = z.masked_fill(excluded, 0)
+    top = log_z + torch.where(drawn, g, 0).sum(-1, keepdim=True)
+    entries = torch.where(drawn, top, -torch.logaddexp(-g - z, -top))
+    if not differentiable:
+        entries = entries.detach() + (z - z.detach())
+    return entries.masked_fill(excluded, -torch.inf)
+
+
+def gumbel_rao(logits: Tensor, noise: Tensor, *, tau: float | Tensor = 1.0) -> Tensor:
+    """Mirrors `diffkm_jax.gumbel_rao`: the mean of relaxed rows given the draw."""
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits, draws=2)
+    tau = as_scalar("tau", tau, accumulation_dtype(logits, noise))
+    drawn = chosen(logits, noise[0])
+    rest = noise[1:].detach()
+    entries = conditional_gumbel(logits, drawn, rest, differentiable=False)
+    return with_gradient_of(drawn, relaxed(entries, tau).mean(0))

@@ -1,0 +1,86 @@
+"""Gradients by perturbation: the mirror, with a rule where the cotangent is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from diffkm_torch._checks import accumulation_dtype, as_logits, as_noise, as_scalar
+from diffkm_torch.assignments._straight_through import chosen
+
+
+def blackbox(logits: Tensor, *, strength: float | Tensor = 1.0) -> Tensor:
+    """Mirrors `diffkm_jax.blackbox`: the slope to a perturbed solution."""
+    logits = as_logits(logits)
+    strength = as_scalar("strength", strength, accumulation_dtype(logits))
+    return _ToTarget.apply(logits, None, strength, True)  # type: ignore[return-value]
+
+
+def implicit_mle(
+    logits: Tensor,
+    noise: Tensor,
+    *,
+    strength: float | Tensor = 1.0,
+    scaled: bool = False,
+) -> Tensor:
+    """Mirrors `diffkm_jax.implicit_mle`: the difference to a draw that costs less."""
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits)
+    strength = as_scalar("strength", strength, accumulation_dtype(logits, noise))
+    return _ToTarget.apply(logits, noise, strength, bool(scaled))  # type: ignore[return-value]
+
+
+class _ToTarget(Function):
+    """The choice, with `to_target` of the cotangent as the gradient in the logits."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        logits: Tensor, noise: Tensor | None, strength: Tensor, scaled: bool
+    ) -> Tensor:
+        del strength, scaled
+        return chosen(logits, noise)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        del output
+        logits, noise, strength, ctx.scaled = inputs
+        ctx.save_for_backward(logits, noise, strength)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        logits, noise, strength = ctx.saved_tensors
+        gradient = to_target(logits, noise, strength, cotangent, scaled=ctx.scaled)
+        return gradient.to(logits.dtype), None, None, None
+
+
+def to_target(
+    logits: Tensor, noise: Tensor | None, strength: Tensor, g: Tensor, *, scaled: bool
+) -> Tensor:
+    """The choice less the choice at logits − strength·g, in the dtype of strength."""
+    better = logits.to(strength.dtype) - strength * g.to(strength.dtype)
+    difference = chosen(logits, noise).to(strength.dtype) - chosen(better, noise)
+    return difference / strength if scaled else difference
+
+
+def perturbed_argmax(
+    logits: Tensor, noise: Tensor, *, scale: float | Tensor = 1.0
+) -> Tensor:
+    """Mirrors `diffkm_jax.perturbed_argmax`: the mean of m draws, made smooth."""
+    logits = as_logits(logits)
+    noise = as_noise(noise, logits, draws=1).detach()
+    dtype = accumulation_dtype(logits, noise)
+    scale = as_scalar("scale", scale, dtype).detach()
+    noise = noise.to(dtype)
+    z = logits.to(dtype).expand_as(noise)
+    excluded = z.isneginf()
+    draws = chosen(z, scale * noise)
+    z = z.masked_fill(excluded, 0)
+    g = noise + (z.detach() - z) / scale
+    log_density = (-g - torch.exp(-g)).masked_fill(excluded, 0).sum(-1, keepdim=True)
+    ratio = torch.exp(log_density - log_density.detach())
+    return (ratio * draws).mean(0).to(logits.dtype)

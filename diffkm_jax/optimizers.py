@@ -17,7 +17,7 @@ import optax
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-__all__ = ["MacQueenState", "macqueen", "newton"]
+__all__ = ["EmaState", "MacQueenState", "ema", "macqueen", "newton"]
 
 
 class MacQueenState(NamedTuple):
@@ -26,6 +26,17 @@ class MacQueenState(NamedTuple):
     Attributes:
         counts: Weight that every cluster has seen so far, [k], in a tree like the
             parameters'.
+    """
+
+    counts: Any
+
+
+class EmaState(NamedTuple):
+    """The state of `ema`.
+
+    Attributes:
+        counts: Moving average of the weight of every cluster, [k], in a tree like the
+            parameters'; zero for one that never had any.
     """
 
     counts: Any
@@ -125,5 +136,64 @@ def macqueen() -> optax.GradientTransformationExtraArgs:
         new = _require("macqueen", counts)
         seen = jax.tree.map(lambda old: old + new.astype(old.dtype), state.counts)
         return jax.tree.map(_per_count, updates, seen), MacQueenState(seen)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def ema(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
+    """Moving averages of counts N and sums m: the codebook update of the VQ-VAE.
+
+    With γ the decay, n the counts and s the sums of the points of a batch,
+    N ← γN + (1 − γ)n, m ← γm + (1 − γ)s, and the centroid is m/N. As it is that before
+    the step too, the update is (1 − γ) shifts / N, with the new N, and needs no m. A
+    cluster without any count starts at N = n: so on constant counts every step is
+    1 − γ of Newton's, and with γ = 0 all of it. The update is differentiable in the
+    gradient, in the counts and in the running ones.
+
+    Args:
+        decay: What is kept of the averages at a step, γ, at least 0 and below 1;
+            static, no unit.
+
+    Returns:
+        An optax transformation, the same object for the same decay; its state holds
+        the running counts, and its `update` needs `counts`, [k], in the unit of the
+        weights.
+
+    Raises:
+        ValueError: `decay` is not in range; or `update` got no counts, as under a
+            distance other than the squared Euclidean.
+
+    Source: van den Oord, Vinyals & Kavukcuoglu 2017 (appendix A.1),
+        https://arxiv.org/abs/1711.00937
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
+    return _ema(float(decay))
+
+
+@cache
+def _ema(decay: float) -> optax.GradientTransformationExtraArgs:
+    def init(params: Any) -> EmaState:
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape[:1], p.dtype), params)
+        return EmaState(zeros)
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        counts: Float[Array, " k"] | None = None,
+        **extra: Any,
+    ) -> tuple[Any, EmaState]:
+        del params, extra
+        new = _require("ema", counts)
+
+        def average(old: jax.Array) -> jax.Array:
+            n = new.astype(old.dtype)
+            return jnp.where(old == 0, n, decay * old + (1 - decay) * n)
+
+        kept = jax.tree.map(average, state.counts)
+        step = jax.tree.map(_per_count, updates, kept)
+        return jax.tree.map(lambda u: (1 - decay) * u, step), EmaState(kept)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from diffkm_torch._checks import check_scalar
 
-__all__ = ["GradientTransformation", "MacQueenState", "macqueen", "newton", "sgd"]
+__all__ = [
+    "EmaState",
+    "GradientTransformation",
+    "MacQueenState",
+    "ema",
+    "macqueen",
+    "newton",
+    "sgd",
+]
 
 
 class GradientTransformation(NamedTuple):
@@ -27,6 +35,12 @@ class GradientTransformation(NamedTuple):
 
 class MacQueenState(NamedTuple):
     """Mirrors `diffkm_jax.optimizers.MacQueenState`: the running counts, [k]."""
+
+    counts: Tensor
+
+
+class EmaState(NamedTuple):
+    """Mirrors `diffkm_jax.optimizers.EmaState`: moving averages of the counts, [k]."""
 
     counts: Tensor
 
@@ -84,6 +98,35 @@ def macqueen() -> GradientTransformation:
         new = _require("macqueen", counts)
         seen = state.counts + new.to(state.counts.dtype)
         return _per_count(updates, seen), MacQueenState(seen)
+
+    return GradientTransformation(init, update)
+
+
+def ema(decay: float = 0.99) -> GradientTransformation:
+    """Mirrors `diffkm_jax.ema`: (1 − decay) shifts over moving averages of counts."""
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
+    return _ema(float(decay))
+
+
+@cache
+def _ema(decay: float) -> GradientTransformation:
+    def init(params: Tensor) -> EmaState:
+        return EmaState(params.new_zeros(params.shape[0]))
+
+    def update(
+        updates: Tensor,
+        state: EmaState,
+        params: Tensor | None = None,
+        *,
+        counts: Tensor | None = None,
+        **extra: Any,
+    ) -> tuple[Tensor, EmaState]:
+        del params, extra
+        n = _require("ema", counts).to(state.counts.dtype)
+        average = decay * state.counts + (1 - decay) * n
+        kept = torch.where(state.counts == 0, n, average)
+        return (1 - decay) * _per_count(updates, kept), EmaState(kept)
 
     return GradientTransformation(init, update)
 

@@ -1,13 +1,17 @@
-"""Newton and MacQueen: exact steps, composition with optax."""
+"""Newton, MacQueen and moving averages: exact steps, composition with optax."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
+from _cases import problem
 from sklearn.cluster import MiniBatchKMeans
 
 import diffkm_jax as dk
+import diffkm_torch as dt
+from diffkm_jax.optimizers import EmaState
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(60, 3)))
@@ -65,12 +69,12 @@ def test_macqueen_is_the_partial_fit_of_scikit_learn():
     np.testing.assert_allclose(state.centroids, theirs.cluster_centers_, rtol=1e-6)
 
 
-@pytest.mark.parametrize("make", [dk.newton, dk.macqueen])
+@pytest.mark.parametrize("make", [dk.newton, dk.macqueen, dk.ema])
 def test_they_are_the_same_object_at_every_call(make):
     assert make() is make()
 
 
-@pytest.mark.parametrize("make", [dk.newton, dk.macqueen])
+@pytest.mark.parametrize("make", [dk.newton, dk.macqueen, dk.ema])
 def test_zero_counts_give_no_nan_and_no_step(make):
     zeros = jax.tree.map(jnp.zeros_like, STATS)
     np.testing.assert_array_equal(step(make(), zeros)[0], C)
@@ -87,6 +91,177 @@ def test_a_step_is_differentiable_in_gradient_and_counts(make):
     np.testing.assert_allclose(in_shifts, np.broadcast_to(inverse, C.shape))
     expected = -(np.asarray(STATS.shifts) * inverse**2).sum(1)
     np.testing.assert_allclose(in_counts, expected, rtol=1e-10)
+
+
+def batches(rng):
+    """Batches that leave some of the clusters without a point, some of the time."""
+    return [rng.normal(size=(size, 3)) + rng.normal() for size in (60, 7, 3, 25, 2, 40)]
+
+
+def run(module, array, decay, data, start):
+    """Centroids and running counts after every batch."""
+    optimizer = module.ema(decay)
+    state = module.init(array(start), optimizer=optimizer)
+    steps = []
+    for batch in data:
+        state, _ = module.update(array(batch), state, optimizer=optimizer)
+        steps.append((np.asarray(state.centroids), np.asarray(state.opt_state.counts)))
+    return steps
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 0.99])
+def test_ema_is_the_recursion_on_counts_and_sums_in_both_packages(decay):
+    data = batches(np.random.default_rng(3))
+    c, kept, sums = np.asarray(C).copy(), np.zeros(4), np.zeros((4, 3))
+    found = [
+        run(module, array, decay, data, np.asarray(C))
+        for module, array in ((dk, jnp.asarray), (dt, torch.tensor))
+    ]
+    for batch, *steps in zip(data, *found, strict=True):
+        labels = ((batch[:, None] - c) ** 2).sum(-1).argmin(1)
+        one_hot = np.eye(4)[labels]
+        n, s = one_hot.sum(0), one_hot.T @ batch
+        fresh = kept == 0
+        kept = np.where(fresh, n, kept)
+        sums = np.where(fresh[:, None], n[:, None] * c, sums)
+        kept = decay * kept + (1 - decay) * n
+        sums = decay * sums + (1 - decay) * s
+        has = kept > 0
+        c = np.where(has[:, None], sums / np.where(has, kept, 1)[:, None], c)
+        for centroids, counts in steps:
+            np.testing.assert_allclose(counts, kept, rtol=1e-12)
+            np.testing.assert_allclose(centroids, c, rtol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+def test_ema_on_one_batch_is_a_damped_newton_step_at_every_step(decay):
+    rng = np.random.default_rng(4)
+    middles = 20 * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [5, 5, 5]])
+    sizes = np.array([9, 44, 7, 0])
+    data = jnp.asarray(np.repeat(middles, sizes, 0) + rng.normal(size=(60, 3)))
+    damped, ours = optax.chain(dk.newton(), optax.scale(1 - decay)), dk.ema(decay)
+    start = middles + rng.normal(size=(4, 3))
+    expected, found = (dk.init(start, optimizer=o) for o in (damped, ours))
+    means = np.stack([data[i : i + n].mean(0) for i, n in ((0, 9), (9, 44), (53, 7))])
+    for t in range(1, 5):
+        expected, _ = dk.update(data, expected, optimizer=damped)
+        found, stats = dk.update(data, found, optimizer=ours)
+        np.testing.assert_array_equal(stats.counts, sizes)
+        c = found.centroids
+        np.testing.assert_allclose(c, expected.centroids, rtol=1e-12)
+        left = decay**t * (start[:3] - means)
+        np.testing.assert_allclose(c[:3] - means, left, rtol=1e-11, atol=1e-12)
+        np.testing.assert_array_equal(c[3], start[3])
+
+
+def test_ema_without_memory_is_newton():
+    for start in (C, X[:4]):
+        ours = dk.fit(X, start, optimizer=dk.ema(0))
+        newton = dk.fit(X, start)
+        np.testing.assert_array_equal(ours.centroids, newton.centroids)
+        assert int(ours.num_steps) == int(newton.num_steps) > 1
+
+
+def test_ema_is_the_same_object_for_the_same_decay():
+    for module in (dk, dt):
+        assert module.ema() is module.ema(0.99) is module.ema(decay=np.float64(0.99))
+        assert module.ema(0) is module.ema(0.0)
+        assert module.ema(0.5) is not module.ema(0.6)
+
+
+def test_ema_starts_a_cluster_at_its_first_points():
+    optimizer = dk.ema(0.9)
+    idle = dk.Statistics(jnp.zeros(()), jnp.zeros(4), jnp.zeros((4, 3)))
+    moved, state = step(optimizer, idle)
+    np.testing.assert_array_equal(moved, C)
+    np.testing.assert_array_equal(state.counts, 0)
+    updates, state = optimizer.update(-2 * STATS.shifts, state, C, counts=STATS.counts)
+    np.testing.assert_allclose(updates, 0.1 * (step(dk.newton())[0] - C), atol=1e-12)
+    np.testing.assert_array_equal(state.counts, STATS.counts)
+    # Without points the centroid stays, and the average fades.
+    updates, state = optimizer.update(0 * C, state, C, counts=jnp.zeros(4))
+    np.testing.assert_array_equal(updates, 0)
+    np.testing.assert_allclose(state.counts, 0.9 * STATS.counts)
+
+
+def test_an_ema_step_is_differentiable_in_gradient_counts_and_running_counts():
+    decay, n, old = 0.8, jnp.asarray([3.0, 0, 2, 0]), jnp.asarray([1.0, 4, 0, 0])
+    shifts = STATS.shifts.at[jnp.asarray([1, 3])].set(0)
+
+    def moved(shifts, n, old):
+        arguments = -2 * shifts, EmaState(old), C
+        return jnp.sum(dk.ema(decay).update(*arguments, counts=n)[0])
+
+    in_shifts, in_counts, in_old = jax.grad(moved, (0, 1, 2))(shifts, n, old)
+    kept = np.array([decay + 0.6, 4 * decay, 2.0, np.inf])
+    expected = np.broadcast_to((1 - decay) / kept[:, None], (4, 3))
+    np.testing.assert_allclose(in_shifts, expected, rtol=1e-12)
+    slope = -(1 - decay) * np.asarray(shifts).sum(1) / kept**2
+    rate = np.array([1 - decay, 1 - decay, 1, 1])
+    np.testing.assert_allclose(in_counts, slope * rate, rtol=1e-12, atol=1e-14)
+    rate = np.array([decay, decay, 0, 0])
+    np.testing.assert_allclose(in_old, slope * rate, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["random", "zero weights", "inactive"])
+@pytest.mark.parametrize("empty", ["keep", "farthest"])
+def test_fits_by_ema_agree(name, empty):
+    arrays = problem(name)
+    arrays["centroids"][2] += 50
+    options = {"max_steps": 20, "empty": empty}
+    ours, theirs = (
+        module.fit(
+            **{key: array(a) for key, a in arrays.items()},
+            optimizer=module.ema(0.7),
+            **options,
+        )
+        for module, array in ((dk, jnp.asarray), (dt, torch.tensor))
+    )
+    assert int(ours.num_steps) == theirs.num_steps
+    for field in ("centroids", "loss", "counts", "residual", "history"):
+        np.testing.assert_allclose(
+            getattr(ours, field), getattr(theirs, field), rtol=1e-10, atol=1e-10
+        )
+    np.testing.assert_allclose(
+        ours.state.opt_state.counts, theirs.state.opt_state.counts, rtol=1e-10
+    )
+
+
+def test_ema_forgets_the_count_of_a_cluster_that_was_moved():
+    data = np.asarray(X)
+    for module, array in ((dk, jnp.asarray), (dt, torch.tensor)):
+        optimizer = module.ema(0.9)
+        state = module.init(array(np.asarray(C)), optimizer=optimizer)
+        state, _ = module.update(
+            array(data), state, optimizer=optimizer, empty="farthest"
+        )
+        counts = np.asarray(state.opt_state.counts)
+        np.testing.assert_array_equal(counts == 0, [False, False, True, False])
+        moved = np.asarray(state.centroids)[2]
+        assert (moved == data).all(1).any()
+
+
+def test_ema_converges_to_what_newton_finds_and_chains():
+    chained = optax.chain(dk.ema(0.2), optax.identity())
+    for optimizer in (dk.ema(0.2), chained):
+        found = dk.fit(X, X[:4], optimizer=optimizer, tol=1e-10)
+        assert dk.Status(int(found.status)) == dk.Status.CONVERGED
+        again = dk.fit(X, found.centroids, tol=1e-10)
+        np.testing.assert_allclose(found.loss, again.loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("module", [dk, dt])
+@pytest.mark.parametrize("decay", [-0.1, 1, 1.5, float("nan"), float("inf")])
+def test_a_decay_out_of_range_is_named(module, decay):
+    with pytest.raises(ValueError, match=f"at least 0 and below 1, got {decay}"):
+        module.ema(decay)
+
+
+@pytest.mark.parametrize(("module", "array"), [(dk, jnp.asarray), (dt, torch.tensor)])
+def test_ema_without_counts_names_the_distance(module, array):
+    options = {"distance": module.manhattan, "optimizer": module.ema()}
+    with pytest.raises(ValueError, match=r"ema\(\) needs counts.*squared_euclidean"):
+        module.fit(array(np.asarray(X)), array(np.asarray(C)), **options)
 
 
 def test_they_chain_with_optax():

@@ -1,0 +1,158 @@
+"""Vector quantization: the mirror of `diffkm_jax.quantizers`, by detach and autograd.
+
+A declared gradient is a change of value zero, added to the nearest centroid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkm_torch._checks import (
+    accumulation_dtype,
+    check_block_size,
+    check_callable,
+    check_floating,
+    check_shape,
+)
+from diffkm_torch.statistics import assign, prepared
+
+__all__ = ["Quantized", "nsvq", "quantize", "rotation_trick", "straight_through_vector"]
+
+Method = Callable[[Tensor, Tensor], Tensor]
+
+
+class Quantized(NamedTuple):
+    """Mirrors `diffkm_jax.Quantized`: values, labels, and two losses."""
+
+    values: Tensor
+    labels: Tensor
+    codebook_loss: Tensor
+    commitment_loss: Tensor
+
+
+def straight_through_vector(points: Tensor, nearest: Tensor) -> Tensor:
+    """Mirrors `diffkm_jax.straight_through_vector`; no gradient at what is not finite.
+
+    That is the price of an exact value there without a backward pass of its own.
+    """
+    points, nearest = _as_pair(points, nearest)
+    return nearest.detach() + _no_change(points).to(nearest.dtype)
+
+
+def rotation_trick(points: Tensor, nearest: Tensor) -> Tensor:
+    """Mirrors `diffkm_jax.rotation_trick`: a constant matrix times a change of zero."""
+    points, nearest = _as_pair(points, nearest)
+    dtype = accumulation_dtype(points, nearest)
+    ratio, r, x, q = _rotation(points.detach().to(dtype), nearest.detach().to(dtype))
+    change = _no_change(points.to(dtype))
+    along_r, along_x = ((a * change).sum(-1, keepdim=True) for a in (r, x))
+    change = ratio * (change - 2 * r * along_r + 2 * q * along_x)
+    return nearest.detach() + change.to(nearest.dtype)
+
+
+def _no_change(points: Tensor) -> Tensor:
+    points = torch.where(points.isfinite(), points, 0)
+    return points - points.detach()
+
+
+def _rotation(points: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The factor [..., 1] and the vectors r, x̂, q̂ [..., d] of the map."""
+    limits = torch.finfo(points.dtype)
+    x_scale, x_length, x = _polar(points)
+    q_scale, q_length, q = _polar(nearest)
+    usable = (x_scale > 0) & x_length.isfinite()
+    ratio = q_scale / torch.where(usable, x_scale, 1) * (q_length / x_length)
+    ratio = torch.where(usable, ratio.clamp(max=limits.max), 1)
+    x = torch.where(usable, x, 0)
+    squared = ((x + q) ** 2).sum(-1, keepdim=True)
+    dropped = ~usable | (squared < limits.eps)
+    r = torch.where(dropped, 0, (x + q) / torch.where(dropped, 1, squared).sqrt())
+    return ratio, r, x, q
+
+
+def _polar(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The norm of x as a product of two, [..., 1], and its direction, [..., d]."""
+    tiny = torch.finfo(x.dtype).tiny
+    scale = x.detach().abs().amax(-1, keepdim=True)
+    zero = scale < tiny
+    scale = scale.clamp(max=0.25 / tiny)
+    x = torch.where(zero, 0, x / torch.where(zero, 1, scale))
+    length = torch.where(zero, 1, (x * x).sum(-1, keepdim=True)).sqrt()
+    return torch.where(zero, 0, scale), length, x / length
+
+
+def quantize(
+    points: Tensor,
+    centroids: Tensor,
+    *,
+    method: Method = straight_through_vector,
+    weights: Tensor | None = None,
+    active: Tensor | None = None,
+    block_size: int | None = None,
+) -> Quantized:
+    """Mirrors `diffkm_jax.quantize`: nearest centroids, a method's gradient, losses."""
+    problem = prepared(points, centroids, weights, active)
+    check_callable("method", method)
+    check_block_size(block_size)
+    x, nearest, *rest = _encode(points, *problem, block_size)
+    nearest = nearest.detach().to(centroids.dtype)
+    values = method(x.to(points.dtype), nearest)
+    if values.shape != points.shape:
+        shapes = f"{tuple(values.shape)} for points {tuple(points.shape)}"
+        raise ValueError(f"method must keep the shape of the points, got {shapes}")
+    return Quantized(values, *rest)
+
+
+def nsvq(
+    points: Tensor,
+    centroids: Tensor,
+    noise: Tensor,
+    *,
+    weights: Tensor | None = None,
+    active: Tensor | None = None,
+    block_size: int | None = None,
+) -> Quantized:
+    """Mirrors `diffkm_jax.nsvq`: x + ‖x − q‖ v/‖v‖, with gradient to x and q."""
+    problem = prepared(points, centroids, weights, active)
+    check_floating("noise", noise)
+    shape = tuple(points.shape)
+    check_shape("noise", noise, shape, f"[n, d] as points {shape}")
+    check_block_size(block_size)
+    x, nearest, *rest = _encode(points, *problem, block_size)
+    scale, length, _ = _polar(x - nearest)
+    values = x + scale * length * _polar(noise.to(x.dtype))[2]
+    return Quantized(values.to(points.dtype), *rest)
+
+
+def _encode(
+    points: Tensor,
+    x: Tensor,
+    c: Tensor,
+    w: Tensor,
+    active: Tensor | None,
+    block_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Points and nearest centroids [n, d], labels [n], and the two losses."""
+    labels = assign(x, c, active=active, block_size=block_size)
+    nearest = c[labels]
+    fixed = nearest.detach()
+    x = points.to(x.dtype)
+    x = torch.where(x.isfinite() | (w != 0)[:, None], x, fixed)
+    codebook_loss = (w * ((x.detach() - nearest) ** 2).sum(1)).sum()
+    commitment_loss = (w * ((x - fixed) ** 2).sum(1)).sum()
+    return x, nearest, labels, codebook_loss, commitment_loss
+
+
+def _as_pair(points: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
+    check_floating("points", points)
+    check_floating("nearest", nearest)
+    shape = tuple(points.shape)
+    if not shape or shape[-1] == 0:
+        found = f"got shape {shape}"
+        raise ValueError(f"points must be [..., d] with d at least 1, {found}")
+    check_shape("nearest", nearest, shape, f"[..., d] as points {shape}")
+    return points, nearest

@@ -1,6 +1,25 @@
 """Differentiable k-means in JAX: losses, assignments, optimizers and fits."""
 
-from diffkm_jax.assignments import hard, softmax, straight_through
+from diffkm_jax import estimators
+from diffkm_jax.assignments import (
+    blackbox,
+    conditional_gumbel,
+    decoupled_gumbel_softmax,
+    entmax15,
+    gapped_straight_through,
+    gumbel_rao,
+    gumbel_softmax,
+    hard,
+    implicit_mle,
+    perturbed_argmax,
+    reinmax,
+    sampled_straight_through,
+    sinkhorn,
+    softmax,
+    sparsemax,
+    straight_through,
+)
+from diffkm_jax.diagnostics import Report, evaluate, is_discrete
 from diffkm_jax.distances import (
     cosine,
     euclidean,
@@ -22,22 +41,43 @@ from diffkm_jax.fitting import (
 )
 from diffkm_jax.initializers import kmeans_plus_plus, random_points
 from diffkm_jax.losses import assigned_loss, kmeans_loss, soft_kmeans_loss
-from diffkm_jax.optimizers import macqueen, newton
+from diffkm_jax.optimizers import ema, macqueen, newton
+from diffkm_jax.quantizers import (
+    Quantized,
+    nsvq,
+    quantize,
+    rotation_trick,
+    straight_through_vector,
+)
 from diffkm_jax.statistics import Statistics, assign, statistics
 
 __all__ = [
     "FitResult",
+    "Quantized",
+    "Report",
     "State",
     "Statistics",
     "Status",
     "assign",
     "assigned_loss",
+    "blackbox",
+    "conditional_gumbel",
     "cosine",
+    "decoupled_gumbel_softmax",
+    "ema",
+    "entmax15",
+    "estimators",
     "euclidean",
+    "evaluate",
     "fit",
     "fit_restarts",
+    "gapped_straight_through",
+    "gumbel_rao",
+    "gumbel_softmax",
     "hard",
+    "implicit_mle",
     "init",
+    "is_discrete",
     "itakura_saito",
     "kl_divergence",
     "kmeans_loss",
@@ -46,12 +86,21 @@ __all__ = [
     "mahalanobis",
     "manhattan",
     "newton",
+    "nsvq",
     "pairwise",
+    "perturbed_argmax",
+    "quantize",
     "random_points",
+    "reinmax",
+    "rotation_trick",
+    "sampled_straight_through",
+    "sinkhorn",
     "soft_kmeans_loss",
     "softmax",
+    "sparsemax",
     "squared_euclidean",
     "statistics",
     "straight_through",
+    "straight_through_vector",
     "update",
 ]

@@ -1,6 +1,24 @@
 """The PyTorch reference of diffkm: the same functions, by autograd, to be read."""
 
-from diffkm_torch.assignments import hard, softmax, straight_through
+from diffkm_torch import estimators
+from diffkm_torch.assignments import (
+    blackbox,
+    conditional_gumbel,
+    decoupled_gumbel_softmax,
+    entmax15,
+    gapped_straight_through,
+    gumbel_rao,
+    gumbel_softmax,
+    hard,
+    implicit_mle,
+    perturbed_argmax,
+    reinmax,
+    sampled_straight_through,
+    sinkhorn,
+    softmax,
+    sparsemax,
+    straight_through,
+)
 from diffkm_torch.distances import (
     cosine,
     euclidean,
@@ -13,20 +31,38 @@ from diffkm_torch.distances import (
 )
 from diffkm_torch.fitting import FitResult, State, Status, fit, init, update
 from diffkm_torch.losses import assigned_loss, kmeans_loss, soft_kmeans_loss
-from diffkm_torch.optimizers import macqueen, newton, sgd
+from diffkm_torch.optimizers import ema, macqueen, newton, sgd
+from diffkm_torch.quantizers import (
+    Quantized,
+    nsvq,
+    quantize,
+    rotation_trick,
+    straight_through_vector,
+)
 from diffkm_torch.statistics import Statistics, assign, statistics
 
 __all__ = [
     "FitResult",
+    "Quantized",
     "State",
     "Statistics",
     "Status",
     "assign",
     "assigned_loss",
+    "blackbox",
+    "conditional_gumbel",
     "cosine",
+    "decoupled_gumbel_softmax",
+    "ema",
+    "entmax15",
+    "estimators",
     "euclidean",
     "fit",
+    "gapped_straight_through",
+    "gumbel_rao",
+    "gumbel_softmax",
     "hard",
+    "implicit_mle",
     "init",
     "itakura_saito",
     "kl_divergence",
@@ -35,12 +71,21 @@ __all__ = [
     "mahalanobis",
     "manhattan",
     "newton",
+    "nsvq",
     "pairwise",
+    "perturbed_argmax",
+    "quantize",
+    "reinmax",
+    "rotation_trick",
+    "sampled_straight_through",
     "sgd",
+    "sinkhorn",
     "soft_kmeans_loss",
     "softmax",
+    "sparsemax",
     "squared_euclidean",
     "statistics",
     "straight_through",
+    "straight_through_vector",
     "update",
 ]

@@ -1,0 +1,223 @@
+"""The record of an estimator, and the means to declare a gradient for a cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from diffkm_jax._checks import (
+    as_logits,
+    check_callable,
+    check_floating,
+    check_scalar,
+    check_shape,
+)
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike, DTypeLike
+    from jaxtyping import Array, Float
+
+Cost = Callable[[jax.Array], jax.Array]
+Rule = Callable[..., jax.Array]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["settings"],
+    meta_fields=["name", "rule", "num_draws", "discrete"],
+)
+@dataclass(frozen=True, eq=False)
+class Estimator:
+    """How to estimate the gradient of E f(D), the expected cost of D ~ softmax(logits).
+
+    A pytree: its settings are leaves, the rest is static. So it is an argument of a
+    jitted function, which compiles once for each estimator and never for a setting;
+    `jax.vmap` maps over settings, and `jax.grad` differentiates in them.
+
+    Your own is a record too, its rule a function at module level:
+
+        def finite_difference(f, logits, noise, *, step):
+            row = dk.hard(logits + noise[0])
+            estimate = ...  # [*batch, *rows, k], of f, logits, row and step
+            return attach(f(row), logits, estimate)
+
+        mine = Estimator("mine", finite_difference, {"step": 0.1}, discrete=True)
+
+    A rule that is differentiable as it stands returns `f(rows)` and needs no `attach`.
+
+    Attributes:
+        name: What to call it in a table.
+        rule: Function (f, logits, noise, **settings) to costs, [*batch]; static by
+            identity, so defined once, at module level.
+        settings: Its hyperparameters, scalars by name, or None.
+        num_draws: Rows of noise that one estimate takes.
+        discrete: Whether the noise matters only through argmax(logits + noise[i]), so
+            that `evaluate` may enumerate the draws; `is_discrete` tests it.
+    """
+
+    name: str
+    rule: Rule
+    settings: dict[str, Any] = field(default_factory=dict)
+    num_draws: int = 1
+    discrete: bool = False
+
+    def draw(
+        self, key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
+    ) -> Float[Array, "draws ..."]:
+        """The noise of one estimate: standard Gumbel, without a gradient.
+
+        Row i is the same for every estimator that draws it from the same key.
+
+        Args:
+            key: A random key.
+            shape: That of the logits, [*batch, *rows, k].
+            dtype: Floating; the noise is float32 or wider.
+
+        Returns:
+            Noise, [num_draws, *shape].
+
+        Raises:
+            TypeError: `dtype` is not floating.
+        """
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"dtype must be floating, got {dtype}")
+        dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
+        if not self.num_draws:
+            return jnp.zeros((0, *shape), dtype)
+
+        def row(i: jax.Array) -> jax.Array:
+            return jax.random.gumbel(jax.random.fold_in(key, i), shape, dtype)
+
+        return jax.vmap(row)(jnp.arange(self.num_draws))
+
+    def expect(
+        self,
+        f: Cost,
+        logits: Float[ArrayLike, "*batch_rows k"],
+        noise: Float[ArrayLike, "draws *batch_rows k"],
+    ) -> Float[Array, "*batch"]:
+        """The cost at a draw; its gradient in the logits is the estimate.
+
+        That gradient is linear in its cotangent: a mean over the batch, or a weight of
+        an example, scales the estimate and changes nothing else. Arrays that `f` closes
+        over have the gradient of the cost as it was evaluated.
+
+        Args:
+            f: Cost, from rows [*batch, *rows, k] to costs [*batch]. Axes that it keeps
+                are separate problems: a cost depends on the rows of its own problem. A
+                scalar is one problem.
+            logits: Unnormalized log-probabilities, [*batch, *rows, k], floating; −inf
+                is never drawn.
+            noise: Standard Gumbel noise, [num_draws, *batch, *rows, k], as from `draw`.
+
+        Returns:
+            Costs, [*batch], in the dtype that `f` returns: an unbiased estimate of the
+            expected cost wherever `f` is evaluated at draws.
+
+        Raises:
+            TypeError: `logits`, `noise` or the costs are not floating, or `f` is no
+                function.
+            ValueError: `logits` is a scalar or has no cluster, `noise` does not fit,
+                or the shape of the costs is no prefix of that of the logits.
+        """
+        logits = as_logits(logits)
+        noise = jnp.asarray(noise)
+        check_floating("noise", noise)
+        shape = (self.num_draws, *logits.shape)
+        check_shape(
+            "noise", noise, shape, f"{shape}, a row for each draw of {self.name}"
+        )
+        return self.rule(checked_cost(f), logits, noise, **self.settings)
+
+
+def checked_cost(f: Cost) -> Cost:
+    """The cost, with its result checked wherever it is evaluated."""
+    check_callable("f", f)
+
+    def cost(rows: jax.Array) -> jax.Array:
+        costs = jnp.asarray(f(rows))
+        prefix = rows.shape[: costs.ndim]
+        if costs.ndim >= rows.ndim or costs.shape != prefix:
+            raise ValueError(
+                "f must return costs [*batch], their shape a prefix of the rows' "
+                f"{rows.shape} without k, got shape {costs.shape}"
+            )
+        check_floating("the costs of f", costs)
+        return costs
+
+    return cost
+
+
+def attach(
+    costs: Float[Array, "*batch"],
+    logits: Float[ArrayLike, "*batch_rows k"],
+    gradient: Float[Array, "*batch_rows k"],
+) -> Float[Array, "*batch"]:
+    """Costs with a declared gradient in the logits: what a score-function rule returns.
+
+    The value is `costs`. The derivative in `logits` is `gradient`, in `costs` it is 1,
+    in `gradient` none; reverse mode only. A second derivative is that of `gradient`
+    itself, in all that it was computed from: so the variance of an estimate can be
+    minimized over its settings.
+
+    Args:
+        costs: Costs, [*batch], floating.
+        logits: The logits, [*batch, *rows, k], floating.
+        gradient: The estimate of the gradient of each cost, in the shape of `logits`.
+
+    Returns:
+        Costs, [*batch], in their dtype.
+
+    Raises:
+        TypeError: An array is not floating.
+        ValueError: `gradient` has not the shape of `logits`, or that of `costs` is no
+            prefix of it.
+
+    Source: Schulman et al. 2015 (stochastic computation graphs),
+        https://arxiv.org/abs/1506.05254
+    """
+    costs, gradient = jnp.asarray(costs), jnp.asarray(gradient)
+    logits = as_logits(logits)
+    check_floating("costs", costs)
+    check_floating("gradient", gradient)
+    layout = f"of the shape of logits {logits.shape}"
+    check_shape("gradient", gradient, logits.shape, layout)
+    prefix = logits.shape[: min(costs.ndim, logits.ndim - 1)]
+    check_shape("costs", costs, prefix, f"a prefix {prefix} of logits {logits.shape}")
+    # Cast here, so that the product with a cotangent is rounded once.
+    return _attach(costs, logits.astype(gradient.dtype), gradient)
+
+
+@jax.custom_vjp
+def _attach(costs: jax.Array, logits: jax.Array, gradient: jax.Array) -> jax.Array:
+    del logits, gradient
+    return costs
+
+
+def _forward(costs: jax.Array, logits: jax.Array, gradient: jax.Array):
+    return _attach(costs, logits, gradient), gradient
+
+
+def _backward(gradient: jax.Array, cotangent: jax.Array):
+    weight = over_rows(cotangent, gradient).astype(gradient.dtype)
+    return cotangent, weight * gradient, jnp.zeros_like(gradient)
+
+
+_attach.defvjp(_forward, _backward)
+
+
+def over_rows(costs: jax.Array, rows: jax.Array) -> jax.Array:
+    """Costs [*batch] with axes of length 1 for those of the rows [*batch, *rows, k]."""
+    return costs.reshape(costs.shape + (1,) * (rows.ndim - costs.ndim))
+
+
+def setting(name: str, value: ArrayLike, *, zero: bool = False) -> jax.Array:
+    """A checked scalar as a leaf, always of one dtype, so that no value recompiles."""
+    check_scalar(name, value, zero=zero)
+    return jnp.asarray(value).astype(jax.dtypes.canonicalize_dtype(float))

@@ -1,0 +1,156 @@
+"""Estimators that weigh draws by their costs: unbiased, for any cost."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from math import prod
+
+import torch
+from torch import Tensor
+
+import diffkm_torch.assignments as maps
+from diffkm_torch._checks import accumulation_dtype, as_scalar, check_integer
+from diffkm_torch.assignments._softmax import relaxed
+from diffkm_torch.assignments._straight_through import chosen
+from diffkm_torch.estimators._record import (
+    Cost,
+    Estimator,
+    attach,
+    over_rows,
+    setting,
+    value_and_gradient,
+)
+
+Scalar = float | Tensor
+
+
+def exact(*, max_configurations: int = 4096) -> Estimator:
+    """Mirrors `diffkm_jax.estimators.exact`, by a loop over all draws of a problem."""
+    check_integer("max_configurations", max_configurations, minimum=1)
+    return Estimator("exact", _exact_rule(max_configurations), {}, 0, True)
+
+
+@cache
+def _exact_rule(max_configurations: int):
+    return partial(_exact, max_configurations=max_configurations)
+
+
+def _exact(
+    f: Cost, logits: Tensor, noise: Tensor, *, max_configurations: int
+) -> Tensor:
+    del noise
+    k, kept = logits.shape[-1], f(torch.zeros_like(logits)).ndim
+    rows = tuple(logits.shape[kept:-1])
+    num = k ** prod(rows)
+    if num > max_configurations:
+        raise ValueError(
+            f"a problem of rows {rows} over k = {k} has {num:.4g} configurations, more "
+            f"than max_configurations={max_configurations}: a cost that keeps the axes "
+            "of independent rows takes far fewer"
+        )
+    p = _probabilities(logits)
+    total = []
+    for code in range(num):
+        digits = [code // k**place % k for place in range(prod(rows))]
+        one_hot = torch.eye(k, dtype=logits.dtype)[digits].reshape(*rows, k)
+        drawn = one_hot.to(logits.device).expand(logits.shape)
+        of_rows = (p * drawn.to(p.dtype)).sum(-1)
+        probability = of_rows.reshape(*of_rows.shape[:kept], -1).prod(-1)
+        costs = f(drawn)
+        share = torch.where(probability > 0, probability * costs.to(p.dtype), 0)
+        total.append(share.to(costs.dtype))
+    return torch.stack(total).sum(0)
+
+
+def reinforce(*, baseline: Scalar = 0.0) -> Estimator:
+    """Mirrors `diffkm_jax.estimators.reinforce`: (f(D) − baseline) (D − p)."""
+    return Estimator("reinforce", _reinforce, {"baseline": baseline}, 1, True)
+
+
+def _reinforce(f: Cost, logits: Tensor, noise: Tensor, *, baseline: Scalar) -> Tensor:
+    drawn = chosen(logits, noise[0])
+    costs = f(drawn)
+    baseline = torch.as_tensor(baseline, dtype=costs.dtype, device=costs.device)
+    if baseline.ndim and baseline.shape != costs.shape:
+        raise ValueError(
+            "baseline must be a scalar or of the shape of the costs "
+            f"{tuple(costs.shape)}, got shape {tuple(baseline.shape)}"
+        )
+    estimate = _weighted(costs - baseline, _score(logits, drawn))
+    return attach(costs, logits, estimate)
+
+
+def rloo(*, num_samples: int = 4) -> Estimator:
+    """Mirrors `diffkm_jax.estimators.rloo`: the other draws are the baseline."""
+    check_integer("num_samples", num_samples, minimum=2)
+    return Estimator("rloo", _rloo, {}, num_samples, True)
+
+
+def _rloo(f: Cost, logits: Tensor, noise: Tensor) -> Tensor:
+    draws = [chosen(logits, g) for g in noise]
+    costs = torch.stack([f(drawn) for drawn in draws])
+    mean = costs.mean(0)
+    score = torch.stack([_score(logits, drawn) for drawn in draws])
+    signal = (costs - mean) / (len(noise) - 1)
+    return attach(mean, logits, _weighted(signal, score).sum(0))
+
+
+def rebar(*, tau: Scalar = 0.5, eta: Scalar = 1.0) -> Estimator:
+    """Mirrors `diffkm_jax.estimators.rebar`: the relaxed cost as a control variate."""
+    settings = {"tau": setting("tau", tau), "eta": setting("eta", eta, zero=True)}
+    return Estimator("rebar", _rebar, settings, 2)
+
+
+def _rebar(
+    f: Cost, logits: Tensor, noise: Tensor, *, tau: Scalar, eta: Scalar
+) -> Tensor:
+    drawn = chosen(logits, noise[0])
+    costs = f(drawn)
+
+    def free(z: Tensor) -> Tensor:
+        return f(maps.gumbel_softmax(z, noise[0], tau=tau))
+
+    def given_the_draw(z: Tensor) -> Tensor:
+        entries = maps.conditional_gumbel(z, drawn, noise[1], differentiable=True)
+        return f(maps.softmax(entries, tau=tau).to(z.dtype))
+
+    _, from_free = value_and_gradient(free, logits)
+    control, from_given = value_and_gradient(given_the_draw, logits)
+    eta = as_scalar("eta", eta, accumulation_dtype(logits, noise), zero=True)
+    signal = costs - eta.to(costs.dtype) * control
+    score = _score(logits, drawn)
+    correction = eta.to(score.dtype) * (from_free - from_given).to(score.dtype)
+    return attach(costs, logits, _weighted(signal, score) + correction)
+
+
+def disarm() -> Estimator:
+    """Mirrors `diffkm_jax.estimators.disarm`: two antithetic draws, for k = 2."""
+    return Estimator("disarm", _disarm, {})
+
+
+def _disarm(f: Cost, logits: Tensor, noise: Tensor) -> Tensor:
+    if logits.shape[-1] != 2:
+        shape = tuple(logits.shape)
+        raise ValueError(f"disarm is for binary logits [..., 2], got {shape}")
+    drawn, other = (chosen(logits, g) for g in (noise[0], noise[0].flip(-1)))
+    costs, others = f(drawn), f(other)
+    p = _probabilities(logits)
+    larger = (maps.hard(p) * p).sum(-1, keepdim=True)
+    direction = larger * (drawn - other).to(p.dtype)
+    gradient = _weighted(0.5 * (costs - others), direction)
+    return attach(0.5 * (costs + others), logits, gradient)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    one = torch.ones((), dtype=accumulation_dtype(logits), device=logits.device)
+    return relaxed(logits, one)
+
+
+def _score(logits: Tensor, drawn: Tensor) -> Tensor:
+    """D − p, the derivative of log p(D) in the logits, float32 or wider."""
+    p = _probabilities(logits)
+    return drawn.to(p.dtype) - p
+
+
+def _weighted(signal: Tensor, rows: Tensor) -> Tensor:
+    return over_rows(signal, rows).to(rows.dtype) * rows

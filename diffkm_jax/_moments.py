@@ -55,8 +55,12 @@ def moments(
         new = of_chunk(chunk)
         return jax.tree.map(_merged, carry, new, is_leaf=_is_moments), None
 
-    first = of_chunk(jnp.zeros((), int))
-    return lax.scan(step, first, jnp.arange(1, chunks))[0]
+    if chunks == 1:
+        return of_chunk(jnp.zeros((), int))
+    # From nothing, so that the chunk is compiled once; a weight of 0 merges as nothing.
+    shapes = jax.eval_shape(of_chunk, jax.ShapeDtypeStruct((), int))
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return lax.scan(step, nothing, jnp.arange(chunks))[0]
 
 
 def _is_moments(node: Any) -> bool:

@@ -71,7 +71,7 @@ def _flat(values, grads):
     return {name: np.atleast_1d(v).astype(np.float64) for name, v in named.items()}
 
 
-def compare(ours, theirs, *, perturb=True, seed=0, scale=0.0, **arrays):
+def compare(ours, theirs, *, perturb=True, seed=0, size_of_gradient=0.0, **arrays):
     """Raises AssertionError where the two disagree; returns the share of unresolved.
 
     Args:
@@ -80,7 +80,7 @@ def compare(ours, theirs, *, perturb=True, seed=0, scale=0.0, **arrays):
         perturb: Whether inputs may be moved by one unit in the last place: not where
             they are tied exactly and the tie rule is what is compared.
         seed: Of the cotangents and the perturbations.
-        scale: Size of a gradient of which 10 eps are rounding wherever: 1/tau where all
+        size_of_gradient: That of which 10 eps are rounding wherever: 1/tau where all
             rows of a leaf may saturate.
         **arrays: NumPy arrays; floating ones are differentiated, 0-d ones too.
     """
@@ -130,8 +130,7 @@ def compare(ours, theirs, *, perturb=True, seed=0, scale=0.0, **arrays):
         floor = np.nan_to_num(floor)
         size = np.maximum(row_max(mine), row_max(other))
         limit = np.maximum(floor, tol * size)
-        if size.size:
-            limit = np.maximum(limit, 10 * eps * size.max())
+        limit = np.maximum(limit, 10 * eps * max(size_of_gradient, size.max(initial=0)))
         bad = np.abs(mine - other) > limit
         where = tuple(np.argwhere(bad)[0]) if bad.any() else ()
         pair = f"{mine[where]} against {other[where]}"

@@ -227,11 +227,33 @@ def test_sparse_gradients_live_on_the_support(tau):
     np.testing.assert_allclose(found, s * (COTANGENT - mean) / tau, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["sparsemax", "entmax15"])
-def test_sparse_maps_bear_huge_logits(name):
-    rows = getattr(dk, name)(jnp.array([1e9, 1e9 - 0.5, -1e9]))
-    shifted = getattr(dk, name)(jnp.array([0.5, 0.0, -5.0]))
-    np.testing.assert_allclose(rows, shifted, atol=1e-6)
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax15"])
+def test_huge_quotients_of_logits_and_tau_overflow_nowhere(name):
+    f = getattr(dk, name)
+    rows = f(jnp.array([1e9, 1e9 - 0.5, -1e9]))
+    np.testing.assert_allclose(rows, f(jnp.array([0.5, 0.0, -5e3])), atol=1e-6)
+    cases = [([1e8, 0, -jnp.inf, 5e7], 1.0), ([1e30, 0], 1e-10), ([3e38, -3e38], 0.1)]
+    for logits, tau in cases:
+        logits = jnp.asarray(logits, "float32")
+        value, slopes = jax.value_and_grad(lambda z, t: f(z, tau=t)[0], argnums=(0, 1))(
+            logits, jnp.float32(tau)
+        )
+        assert value == 1
+        for slope in slopes:
+            np.testing.assert_array_equal(slope, jnp.zeros_like(slope))
+
+
+def test_the_expected_gap_of_an_unlikely_draw_is_one_in_float32():
+    logits = jnp.zeros(2**20, "float32")
+    noise = jnp.zeros(2**20, "float32").at[3].set(9.0)
+    ct = jnp.zeros(2**20, "float32").at[3].set(1.0)
+    of_gap = [
+        jax.vjp(lambda z, g=gap: dk.gapped_straight_through(z, noise, gap=g), logits)[
+            1
+        ](ct)[0][3]
+        for gap in (None, 1.0)
+    ]
+    np.testing.assert_allclose(of_gap[0], of_gap[1], rtol=1e-4)
 
 
 def test_sinkhorn_balances_rows_and_columns():
@@ -349,7 +371,7 @@ def test_declared_gradients_are_reverse_mode_only(name):
 )
 def test_exact_gradients_are_those_of_finite_differences_at_every_order(name):
     more = {"num_iters": 3} if name == "sinkhorn" else {}
-    f = jax.jit(lambda z, t: mapped(name, t, **more)(z[:2]))
+    f = jax.jit(lambda z, t: mapped(name, t, **more)(z))
     jax.test_util.check_grads(f, (LOGITS, 0.8), 2, rtol=1e-5, atol=1e-5)
 
 

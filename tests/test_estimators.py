@@ -74,6 +74,11 @@ def grad_of(record, f, logits, noise):
     return jax.grad(lambda z: jnp.sum(record.expect(f, z, noise)))(logits)
 
 
+@partial(jax.jit, static_argnums=0, static_argnames="num_samples")
+def evaluated(f, logits, record, **options):
+    return dk.evaluate(KEY, f, logits, record, **options)
+
+
 def mean_and_error(record, f, logits, num=40_000):
     """Mean of the estimates, and its standard error."""
     report = jax.jit(
@@ -90,7 +95,7 @@ def mean_and_error(record, f, logits, num=40_000):
 @pytest.mark.parametrize("name", ["reinforce", "rloo"])
 @pytest.mark.parametrize("f", [crossed, linear])
 def test_enumerated_score_functions_are_unbiased(name, f):
-    report = dk.evaluate(KEY, f, LOGITS, RECORDS[name])
+    report = evaluated(f, LOGITS, RECORDS[name])
     assert bool(report.enumerated)
     np.testing.assert_allclose(report.bias, 0, atol=1e-13)
     np.testing.assert_allclose(report.mean_value, report.exact_value, rtol=1e-12)
@@ -119,16 +124,16 @@ def test_rebar_is_unbiased_for_three_categories_and_joint_rows():
 
 def test_sampled_straight_through_is_exact_for_linear_costs_at_tau_one():
     record = es.sampled_straight_through()
-    report = dk.evaluate(KEY, linear, LOGITS, record)
+    report = evaluated(linear, LOGITS, record)
     np.testing.assert_allclose(report.bias, 0, atol=1e-14)
-    report = dk.evaluate(KEY, linear, LOGITS, es.sampled_straight_through(tau=2.0))
+    report = evaluated(linear, LOGITS, es.sampled_straight_through(tau=2.0))
     assert jnp.abs(report.bias).max() > 0.01
 
 
 def test_reinmax_is_exact_for_quadratic_costs_at_tau_one():
-    report = dk.evaluate(KEY, quadratic, LOGITS, es.reinmax())
+    report = evaluated(quadratic, LOGITS, es.reinmax())
     np.testing.assert_allclose(report.bias, 0, atol=1e-14)
-    first_order = dk.evaluate(KEY, quadratic, LOGITS, es.sampled_straight_through())
+    first_order = evaluated(quadratic, LOGITS, es.sampled_straight_through())
     assert jnp.abs(first_order.bias).max() > 0.1
 
 
@@ -138,7 +143,7 @@ def test_gumbel_rao_has_the_mean_of_hard_gumbel_softmax_at_a_falling_variance():
         es.gumbel_softmax(tau=tau, hard=True),
         *(es.gumbel_rao(tau=tau, num_samples=m) for m in (1, 4, 32)),
     ]
-    reports = dk.evaluate(KEY, f, LOGITS, records, num_samples=40_000)
+    reports = evaluated(f, LOGITS, records, num_samples=40_000)
     for report in reports[1:]:
         assert (jnp.abs(report.difference) < 4.5 * report.difference_error).all()
     variances = jnp.stack([r.total_variance for r in reports])
@@ -183,7 +188,7 @@ def test_gumbel_rao_tends_to_reinmax_as_tau_falls():
 
 def test_a_baseline_changes_the_variance_and_not_the_mean():
     f = quadratic
-    exact_value = dk.evaluate(KEY, f, LOGITS, es.exact()).exact_value
+    exact_value = evaluated(f, LOGITS, es.exact()).exact_value
     plain = dk.evaluate(KEY, lambda r: f(r) + 5, LOGITS, es.reinforce())
     based = dk.evaluate(
         KEY, lambda r: f(r) + 5, LOGITS, es.reinforce(baseline=exact_value + 5)
@@ -268,9 +273,7 @@ def test_arrays_that_a_cost_closes_over_have_its_gradient(name):
 def test_the_value_is_unbiased_where_the_cost_is_evaluated_at_draws(name):
     record = RECORDS[name]
     f, logits = problem(name)
-    report = jax.jit(lambda r: dk.evaluate(KEY, f, logits, r, num_samples=40_000))(
-        record
-    )
+    report = evaluated(f, logits, record, num_samples=40_000)
     error = jnp.abs(report.mean_value - report.exact_value).max()
     elsewhere = {"straight_through", "blackbox", "gumbel_softmax"}
     if_biased = name in elsewhere or name.startswith("decoupled")
@@ -302,8 +305,19 @@ def test_minus_infinity_is_never_drawn_and_gives_finite_estimates(name):
     assert found[1, 0] == 0
     drawn = np.stack(seen[:1]) if name != "exact" else np.zeros((1, 2, 3))
     assert (drawn[:, 1, 0] == 0).all()
-    report = dk.evaluate(KEY, f, logits, record, num_samples=50)
+    report = evaluated(f, logits, record, num_samples=50)
     assert all(jnp.isfinite(leaf).all() for leaf in (report.bias, report.mse))
+
+
+@EVERY
+def test_a_row_of_minus_infinity_alone_harms_no_other_problem(name):
+    record = RECORDS[name]
+    f, logits = problem(name)
+    noise = record.draw(KEY, logits.shape, logits.dtype)
+    alone = grad_of(record, f, logits, noise)
+    found = grad_of(record, f, logits.at[1].set(-jnp.inf), noise)
+    np.testing.assert_allclose(found[0], alone[0], rtol=1e-12)
+    np.testing.assert_array_equal(found[1], 0)
 
 
 @EVERY
@@ -397,7 +411,7 @@ def evolution(f, logits, noise, *, step):
 
 def test_a_users_own_estimator_is_a_record():
     mine = es.Estimator("evolution", evolution, {"step": 1.0}, num_draws=2)
-    report = dk.evaluate(KEY, quadratic, LOGITS, mine, num_samples=20_000)
+    report = evaluated(quadratic, LOGITS, mine, num_samples=20_000)
     assert not bool(report.enumerated)
     assert (report.cosine > 0.9).all()
     assert not bool(dk.is_discrete(KEY, quadratic, LOGITS, mine))

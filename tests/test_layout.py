@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,21 +17,39 @@ LEVELS = [
     ["_checks", "_blocks"],
     ["_passes", "distances", "assignments"],
     ["statistics"],
-    ["losses", "initializers", "optimizers"],
-    ["_update"],
+    ["losses", "initializers", "optimizers", "quantizers", "estimators"],
+    ["_update", "_moments"],
     ["_loop"],
-    ["fitting"],
+    ["fitting", "diagnostics"],
     ["__init__"],
     ["__main__"],
 ]
 # Of the mirror, sharding and random draws are left out.
-ONLY_JAX = {"fit_restarts", "kmeans_plus_plus", "random_points"}
+ONLY_JAX = {
+    "Report",
+    "evaluate",
+    "fit_restarts",
+    "is_discrete",
+    "kmeans_plus_plus",
+    "random_points",
+}
 ONLY_TORCH = {"sgd"}
-FUNCTIONS = sorted(
-    name
-    for name in diffkm_jax.__all__
-    if inspect.isfunction(inspect.unwrap(getattr(diffkm_jax, name)))
-)
+
+
+def functions(module):
+    """The public functions of a module, by name."""
+    found = {name: getattr(module, name) for name in module.__all__}
+    return {n: f for n, f in found.items() if inspect.isfunction(inspect.unwrap(f))}
+
+
+# Maps and estimators may have the same name.
+ESTIMATORS = functions(diffkm_jax.estimators)
+FUNCTIONS = functions(diffkm_jax)
+DOCUMENTED = [*FUNCTIONS.items(), *ESTIMATORS.items()]
+MIRRORED = [
+    *((diffkm_jax, diffkm_torch, name) for name in FUNCTIONS if name not in ONLY_JAX),
+    *((diffkm_jax.estimators, diffkm_torch.estimators, name) for name in ESTIMATORS),
+]
 
 
 def modules(package):
@@ -97,8 +116,12 @@ def test_every_mirrored_name_is_in_both_packages():
     assert set(diffkm_jax.__all__) - ONLY_JAX == set(diffkm_torch.__all__) - ONLY_TORCH
 
 
-@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - ONLY_JAX))
-def test_the_mirror_has_the_same_arguments_in_the_same_order(name):
+def test_the_estimators_are_mirrored():
+    assert diffkm_jax.estimators.__all__ == diffkm_torch.estimators.__all__
+
+
+@pytest.mark.parametrize(("ours", "theirs", "name"), MIRRORED)
+def test_the_mirror_has_the_same_arguments_in_the_same_order(ours, theirs, name):
     def arguments(module):
         parameters = inspect.signature(getattr(module, name)).parameters.values()
         return [
@@ -107,10 +130,10 @@ def test_the_mirror_has_the_same_arguments_in_the_same_order(name):
             if p.name != "axis_name"
         ]
 
-    assert arguments(diffkm_jax) == arguments(diffkm_torch)
+    assert arguments(ours) == arguments(theirs)
 
 
-@pytest.mark.parametrize("name", ["Statistics", "State", "FitResult"])
+@pytest.mark.parametrize("name", ["Statistics", "State", "FitResult", "Quantized"])
 def test_the_mirror_has_the_same_fields(name):
     ours, theirs = getattr(diffkm_jax, name), getattr(diffkm_torch, name)
     assert ours._fields == theirs._fields
@@ -121,9 +144,19 @@ def test_the_flags_are_the_same():
     assert {f.name: f.value for f in ours} == {f.name: f.value for f in theirs}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_docstrings_say_gradient_arguments_errors_and_source(name):
-    function = getattr(diffkm_jax, name)
+def test_the_record_has_the_same_fields():
+    ours, theirs = diffkm_jax.estimators.Estimator, diffkm_torch.estimators.Estimator
+    assert [f.name for f in fields(ours)] == [f.name for f in fields(theirs)]
+    for method in ("draw", "expect"):
+        assert len(inspect.signature(getattr(ours, method)).parameters) == len(
+            inspect.signature(getattr(theirs, method)).parameters
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), DOCUMENTED, ids=[name for name, _ in DOCUMENTED]
+)
+def test_docstrings_say_gradient_arguments_errors_and_source(name, function):
     text = inspect.getdoc(function)
     has_arguments = bool(inspect.signature(function).parameters)
     assert ("Args:" in text) == has_arguments

@@ -1,4 +1,8 @@
-"""Maps from logits [..., k] to rows of an assignment matrix, each with its gradient."""
+"""Maps from logits [..., k] to rows of an assignment matrix, each with its gradient.
+
+A logit of −inf is never chosen. A row of nothing else has no draw: soft maps return NaN
+in it, discrete ones cluster 0; its gradient is zero, and other rows do not notice.
+"""
 
 from diffkm_jax.assignments._gumbel import (
     conditional_gumbel,

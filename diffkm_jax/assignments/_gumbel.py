@@ -180,7 +180,9 @@ def conditional_gumbel(
     drawn = jnp.broadcast_to(one_hot, noise.shape) > 0
     excluded = jnp.isneginf(z)
     z = jnp.where(excluded, 0, z)
-    log_z = jax.nn.logsumexp(z, axis=-1, keepdims=True, where=~excluded)
+    # A row of −inf alone must not make a NaN of its derivative.
+    counted = ~excluded | excluded.all(-1, keepdims=True)
+    log_z = jax.nn.logsumexp(z, axis=-1, keepdims=True, where=counted)
     top = log_z + jnp.sum(jnp.where(drawn, g, 0), axis=-1, keepdims=True)
     entries = jnp.where(drawn, top, -jnp.logaddexp(-g - z, -top))
     if not differentiable:

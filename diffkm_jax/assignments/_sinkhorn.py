@@ -15,7 +15,6 @@ from diffkm_jax._checks import (
     check_integer,
     check_shape,
 )
-from diffkm_jax.assignments._softmax import scaled_by
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -66,7 +65,9 @@ def sinkhorn(
         raise ValueError(f"logits must be [..., n, k], got shape {logits.shape}")
     check_integer("num_iters", num_iters, minimum=0)
     k = logits.shape[-1]
-    z, excluded = scaled_by(logits, as_tau(tau, logits))
+    tau = as_tau(tau, logits)
+    excluded = jnp.isneginf(logits)
+    z = jnp.where(excluded, 0, logits.astype(tau.dtype)) / tau
     shares = jnp.zeros(k, z.dtype)
     if column_weights is not None:
         column_weights = jnp.asarray(column_weights)

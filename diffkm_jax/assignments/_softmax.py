@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from diffkm_jax._checks import as_logits, as_tau
 
@@ -64,16 +65,24 @@ def softmax(
 
 
 def relaxed(logits: jax.Array, tau: jax.Array) -> jax.Array:
-    """The softmax of logits / tau in the dtype of tau; −inf harms no gradient."""
-    scaled, excluded = scaled_by(logits, tau)
-    return jax.nn.softmax(jnp.where(excluded, -jnp.inf, scaled))
+    """The softmax of logits / tau in the dtype of tau, finite but for rows of −inf.
+
+    What is too low for an exponential counts as −inf, which harms no gradient.
+    """
+    scaled, out = below_largest(logits, tau, -1000)
+    return jax.nn.softmax(jnp.where(out, -jnp.inf, scaled))
 
 
-def scaled_by(logits: jax.Array, tau: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Logits / tau in the dtype of tau, 0 where a logit is −inf, and where that is.
+def below_largest(
+    logits: jax.Array, tau: jax.Array, lowest: float
+) -> tuple[jax.Array, jax.Array]:
+    """(logits − their largest)/tau, 0 where lower than `lowest`, and where that is.
 
-    Because −∞ / tau has the derivative 0 · ∞ in tau.
+    Divided last, so that no quotient of a small tau overflows, and not where it is low:
+    −∞ / tau has the derivative 0 · ∞ in tau.
     """
     logits = logits.astype(tau.dtype)
-    excluded = jnp.isneginf(logits)
-    return jnp.where(excluded, 0, logits) / tau, excluded
+    below = logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    low = lax.stop_gradient(below / tau) < lowest
+    out = low | jnp.isneginf(logits)
+    return jnp.where(out, 0, below) / tau, out

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._checks import as_logits, as_tau
-from diffkm_jax.assignments._softmax import scaled_by
+from diffkm_jax.assignments._softmax import below_largest
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -86,10 +86,8 @@ def _shifted(logits: jax.Array, tau: jax.Array) -> jax.Array:
 
     No support reaches so low, and the sums below stay finite.
     """
-    scaled, excluded = scaled_by(logits, tau)
-    scaled = jnp.where(excluded, -jnp.inf, scaled)
-    top = lax.stop_gradient(jnp.max(scaled, axis=-1, keepdims=True))
-    return jnp.where(scaled > top - 4, scaled - top, -4)
+    scaled, out = below_largest(logits, tau, -4)
+    return jnp.where(out, -4, scaled)
 
 
 def _masked_row(rows: jax.Array, logits: jax.Array) -> jax.Array:

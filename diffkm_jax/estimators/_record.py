@@ -130,9 +130,7 @@ class Estimator:
         noise = jnp.asarray(noise)
         check_floating("noise", noise)
         shape = (self.num_draws, *logits.shape)
-        check_shape(
-            "noise", noise, shape, f"{shape}, a row for each draw of {self.name}"
-        )
+        check_shape("noise", noise, shape, f"{shape}, a row per draw of {self.name}")
         return self.rule(checked_cost(f), logits, noise, **self.settings)
 
 

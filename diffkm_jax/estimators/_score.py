@@ -23,8 +23,8 @@ def exact(*, max_configurations: int = 4096) -> Estimator:
     """The expected cost itself, by enumeration of all draws of a problem.
 
     Value and gradient are exact, in both modes and at every order. A problem of r rows
-    takes k**r evaluations of the cost, for all problems of the batch at once: k, if the
-    cost keeps every axis but the clusters.
+    takes 1 + k**r evaluations of the cost, for all problems of the batch at once:
+    1 + k, if the cost keeps every axis but the clusters.
 
     Args:
         max_configurations: The largest k**r to accept, static.
@@ -55,14 +55,17 @@ def _exact(
     kept = batch_axes(f, logits)
     num = num_configurations(logits, kept, max_configurations)
 
+    # Costs relative to that of the likeliest draw: a constant one has gradient zero.
+    origin = jax.lax.stop_gradient(f(maps.hard(logits)))
+
     @jax.checkpoint
     def term(code: jax.Array) -> jax.Array:
         rows, probability = configuration(logits, kept, code)
-        costs = f(rows)
-        share = probability * costs.astype(probability.dtype)
-        return jnp.where(probability > 0, share, 0).astype(costs.dtype)
+        above = jnp.where(probability > 0, f(rows) - origin, 0)
+        return probability * above.astype(probability.dtype)
 
-    return jnp.sum(jax.lax.map(term, jnp.arange(num), batch_size=1024), axis=0)
+    terms = jax.lax.map(term, jnp.arange(num), batch_size=1024)
+    return origin + jnp.sum(terms, axis=0).astype(origin.dtype)
 
 
 def num_configurations(logits: jax.Array, kept: int, limit: int) -> int:
@@ -104,11 +107,12 @@ def configuration(
 
 
 def reinforce(*, baseline: ArrayLike = 0.0) -> Estimator:
-    """The score-function estimator: (f(D) − baseline) (D − p), p = softmax(logits).
+    """The score-function estimator, or REINFORCE.
 
-    Unbiased for any cost and any baseline that does not depend on the draw; a baseline
-    near the expected cost removes most of the variance. The cost need not be
-    differentiable. The value is the cost at the draw, unbiased.
+    The gradient is (f(D) − baseline) (D − p), p = softmax(logits): unbiased for any
+    cost and any baseline that does not depend on the draw. A baseline near the expected
+    cost removes most of the variance. The cost need not be differentiable. The value is
+    the cost at the draw, unbiased.
 
     Args:
         baseline: Scalar, or one per problem, [*batch], in the unit of the cost; may be
@@ -219,7 +223,8 @@ def _rebar(
     signal = costs - eta.astype(costs.dtype) * control
     score = _score(logits, drawn)
     correction = eta.astype(score.dtype) * (from_free - from_given).astype(score.dtype)
-    return attach(costs, logits, _weighted(signal, score) + correction)
+    estimate = _weighted(signal, score) + correction
+    return attach(costs, logits, jnp.where(jnp.isneginf(logits), 0, estimate))
 
 
 def disarm() -> Estimator:
@@ -248,6 +253,7 @@ def _disarm(f: Cost, logits: jax.Array, noise: jax.Array) -> jax.Array:
     p = relaxed(logits, jnp.ones((), accumulation_dtype(logits)))
     larger = jnp.sum(maps.hard(p) * p, axis=-1, keepdims=True)
     direction = larger * (drawn - other).astype(p.dtype)
+    direction = jnp.where(jnp.isneginf(logits), 0, direction)
     gradient = _weighted(0.5 * (costs - others), direction)
     return attach(0.5 * (costs + others), logits, gradient)
 
@@ -255,7 +261,7 @@ def _disarm(f: Cost, logits: jax.Array, noise: jax.Array) -> jax.Array:
 def _score(logits: jax.Array, drawn: jax.Array) -> jax.Array:
     """D − p, the derivative of log p(D) in the logits, float32 or wider."""
     p = relaxed(logits, jnp.ones((), accumulation_dtype(logits)))
-    return drawn.astype(p.dtype) - p
+    return jnp.where(jnp.isneginf(logits), 0, drawn.astype(p.dtype) - p)
 
 
 def _weighted(signal: jax.Array, rows: jax.Array) -> jax.Array:

@@ -68,8 +68,10 @@ def conditional_gumbel(
     z, g = logits.to(dtype).expand_as(noise), noise.to(dtype)
     drawn = one_hot.expand_as(noise) > 0
     excluded = z.isneginf()
-    log_z = z.logsumexp(-1, keepdim=True)
     z = z.masked_fill(excluded, 0)
+    # A row of −inf alone must not make a NaN of its derivative.
+    uncounted = excluded & ~excluded.all(-1, keepdim=True)
+    log_z = z.masked_fill(uncounted, -torch.inf).logsumexp(-1, keepdim=True)
     top = log_z + torch.where(drawn, g, 0).sum(-1, keepdim=True)
     entries = torch.where(drawn, top, -torch.logaddexp(-g - z, -top))
     if not differentiable:

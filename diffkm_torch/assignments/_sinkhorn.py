@@ -13,7 +13,6 @@ from diffkm_torch._checks import (
     check_integer,
     check_shape,
 )
-from diffkm_torch.assignments._softmax import scaled_by
 
 
 def sinkhorn(
@@ -30,7 +29,9 @@ def sinkhorn(
         raise ValueError(f"logits must be [..., n, k], got shape {shape}")
     check_integer("num_iters", num_iters, minimum=0)
     k = logits.shape[-1]
-    z, excluded = scaled_by(logits, as_scalar("tau", tau, accumulation_dtype(logits)))
+    tau = as_scalar("tau", tau, accumulation_dtype(logits))
+    excluded = logits.isneginf()
+    z = logits.to(tau.dtype).masked_fill(excluded, 0) / tau
     shares = z.new_zeros(k)
     if column_weights is not None:
         check_floating("column_weights", column_weights)
@@ -40,7 +41,10 @@ def sinkhorn(
     def total(entries: Tensor, dim: int) -> Tensor:
         nothing = excluded.all(dim, keepdim=True)
         entries = entries.masked_fill(excluded, -torch.inf).masked_fill(nothing, 0)
-        return entries.logsumexp(dim, keepdim=True).masked_fill(nothing, 0)
+        # About the largest: torch's own derivative would not sum to one in float32.
+        top = entries.detach().amax(dim, keepdim=True)
+        lse = top + (entries - top).logsumexp(dim, keepdim=True)
+        return lse.masked_fill(nothing, 0)
 
     columns = torch.zeros_like(z[..., :1, :])
     for _ in range(num_iters):

@@ -23,13 +23,14 @@ def softmax(logits: Tensor, *, tau: float | Tensor = 1.0) -> Tensor:
 
 
 def relaxed(logits: Tensor, tau: Tensor) -> Tensor:
-    """The softmax of logits / tau in the dtype of tau; −inf harms no gradient."""
-    scaled, excluded = scaled_by(logits, tau)
-    return scaled.masked_fill(excluded, -torch.inf).softmax(-1)
+    """The softmax of logits / tau in the dtype of tau, finite but for rows of −inf."""
+    scaled, out = below_largest(logits, tau, -1000)
+    return scaled.masked_fill(out, -torch.inf).softmax(-1)
 
 
-def scaled_by(logits: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits / tau in the dtype of tau, 0 where a logit is −inf, and where that is."""
+def below_largest(logits: Tensor, tau: Tensor, lowest: float) -> tuple[Tensor, Tensor]:
+    """(logits − their largest)/tau, 0 where lower than `lowest`, and where that is."""
     logits = logits.to(tau.dtype)
-    excluded = logits.isneginf()
-    return logits.masked_fill(excluded, 0) / tau, excluded
+    below = logits - logits.detach().amax(-1, keepdim=True)
+    out = (below.detach() / tau.detach() < lowest) | logits.isneginf()
+    return below.masked_fill(out, 0) / tau, out

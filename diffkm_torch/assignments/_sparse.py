@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffkm_torch._checks import accumulation_dtype, as_logits, as_scalar
-from diffkm_torch.assignments._softmax import scaled_by
+from diffkm_torch.assignments._softmax import below_largest
 
 Threshold = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -29,10 +29,8 @@ def entmax15(logits: Tensor, *, tau: float | Tensor = 1.0) -> Tensor:
 
 def _shifted(logits: Tensor, tau: Tensor) -> Tensor:
     """Logits / tau less their largest, and −4 wherever they fall lower than that."""
-    scaled, excluded = scaled_by(logits, tau)
-    scaled = scaled.masked_fill(excluded, -torch.inf)
-    top = scaled.detach().amax(-1, keepdim=True)
-    return torch.where(scaled > top - 4, scaled - top, -4)
+    scaled, out = below_largest(logits, tau, -4)
+    return scaled.masked_fill(out, -4)
 
 
 def _masked_row(rows: Tensor, logits: Tensor) -> Tensor:

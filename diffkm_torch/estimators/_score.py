@@ -49,17 +49,18 @@ def _exact(
             "of independent rows takes far fewer"
         )
     p = _probabilities(logits)
-    total = []
+    origin = f(maps.hard(logits)).detach()
+    terms = []
     for code in range(num):
         digits = [code // k**place % k for place in range(prod(rows))]
         one_hot = torch.eye(k, dtype=logits.dtype)[digits].reshape(*rows, k)
         drawn = one_hot.to(logits.device).expand(logits.shape)
-        of_rows = (p * drawn.to(p.dtype)).sum(-1)
-        probability = of_rows.reshape(*of_rows.shape[:kept], -1).prod(-1)
-        costs = f(drawn)
-        share = torch.where(probability > 0, probability * costs.to(p.dtype), 0)
-        total.append(share.to(costs.dtype))
-    return torch.stack(total).sum(0)
+        probability = (p * drawn.to(p.dtype)).sum(-1)
+        for _ in rows:
+            probability = probability.prod(-1)
+        above = torch.where(probability > 0, f(drawn) - origin, 0)
+        terms.append(probability * above.to(p.dtype))
+    return origin + torch.stack(terms).sum(0).to(origin.dtype)
 
 
 def reinforce(*, baseline: Scalar = 0.0) -> Estimator:
@@ -120,7 +121,8 @@ def _rebar(
     signal = costs - eta.to(costs.dtype) * control
     score = _score(logits, drawn)
     correction = eta.to(score.dtype) * (from_free - from_given).to(score.dtype)
-    return attach(costs, logits, _weighted(signal, score) + correction)
+    estimate = _weighted(signal, score) + correction
+    return attach(costs, logits, estimate.masked_fill(logits.isneginf(), 0))
 
 
 def disarm() -> Estimator:
@@ -137,6 +139,7 @@ def _disarm(f: Cost, logits: Tensor, noise: Tensor) -> Tensor:
     p = _probabilities(logits)
     larger = (maps.hard(p) * p).sum(-1, keepdim=True)
     direction = larger * (drawn - other).to(p.dtype)
+    direction = direction.masked_fill(logits.isneginf(), 0)
     gradient = _weighted(0.5 * (costs - others), direction)
     return attach(0.5 * (costs + others), logits, gradient)
 
@@ -149,7 +152,7 @@ def _probabilities(logits: Tensor) -> Tensor:
 def _score(logits: Tensor, drawn: Tensor) -> Tensor:
     """D − p, the derivative of log p(D) in the logits, float32 or wider."""
     p = _probabilities(logits)
-    return drawn.to(p.dtype) - p
+    return (drawn.to(p.dtype) - p).masked_fill(logits.isneginf(), 0)
 
 
 def _weighted(signal: Tensor, rows: Tensor) -> Tensor:

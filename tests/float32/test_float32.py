@@ -7,6 +7,7 @@ import optax
 import pytest
 from _agreement import compare
 from _cases import problem
+from _maps import MAPS, noise_for, scalar
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
@@ -94,3 +95,53 @@ def test_straight_through_in_float32():
     rows = dk.straight_through(logits, tau=0.5)
     assert rows.dtype == jnp.float32
     assert set(np.unique(rows)) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("tau", [0.3, 1.0])
+def test_assignments_agree_with_torch(name, tau):
+    rng = np.random.default_rng(0)
+    arrays = {"logits": rng.normal(size=(6, 5)).astype(np.float32)}
+    arrays |= noise_for(name, (6, 5), 1, np.float32)
+    if scalar(name):
+        arrays[scalar(name)] = np.asarray(tau, np.float32)
+    functions = getattr(dk, name), getattr(dt, name)
+    compare(*functions, **arrays, size_of_gradient=1 / tau)
+    assert getattr(dk, name)(**arrays).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        dk.estimators.reinmax(),
+        dk.estimators.gumbel_rao(tau=0.5),
+        dk.estimators.rloo(num_samples=2),
+        dk.estimators.rebar(),
+    ],
+    ids=lambda record: record.name,
+)
+def test_estimators_are_measured(record):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32)
+
+    def cost(rows):
+        return 100 + jnp.exp(jnp.sum(rows[:, 0]))
+
+    key = jax.random.key(0)
+    report = dk.evaluate(key, cost, logits, record, num_samples=5000)
+    assert all(leaf.dtype in (jnp.float32, jnp.bool_) for leaf in report)
+    assert all(jnp.isfinite(leaf).all() for leaf in report)
+    rows = jnp.eye(2)[jnp.asarray(np.indices((2, 2, 2)).reshape(3, 8).T)]
+    p = jax.nn.softmax(logits)
+    weights = jnp.prod(jnp.sum(rows * p[None], -1), -1)
+    costs = jax.vmap(cost)(rows) - 100
+    exact = jnp.einsum("c,crk->rk", weights * costs, rows - p[None])
+    np.testing.assert_allclose(report.exact, exact, atol=1e-6)
+    np.testing.assert_allclose(report.cosine, 1, atol=0.05)
+
+
+def test_quantizers_in_float32():
+    for method in (dk.straight_through_vector, dk.rotation_trick):
+        result = dk.quantize(DIGITS, START, method=method)
+        np.testing.assert_array_equal(result.values, START[result.labels])
+        loss = dk.kmeans_loss(DIGITS, START)
+        np.testing.assert_allclose(result.commitment_loss, loss, rtol=1e-6)

@@ -190,6 +190,8 @@ def test_expect(package):
     for bad in (noise[0], gumbel((2, 4, 3)), gumbel((1, 4, 2))):
         with pytest.raises(ValueError, match=r"noise must be \(1, 4, 3\), a row per"):
             package.expect(record, total, LOGITS, bad)
+    with pytest.raises(ValueError, match=r"noise must be \(1, 4, 3\).*got None"):
+        package.expect(record, total, LOGITS, None)
     with pytest.raises(ValueError, match=r"logits must be \[..., k\]"):
         package.expect(record, total, np.asarray(1.0), np.ones(1))
 

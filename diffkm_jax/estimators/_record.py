@@ -100,7 +100,7 @@ class Estimator:
         self,
         f: Cost,
         logits: Float[ArrayLike, "*batch_rows k"],
-        noise: Float[ArrayLike, "draws *batch_rows k"],
+        noise: Float[ArrayLike, "draws *batch_rows k"] | None = None,
     ) -> Float[Array, "*batch"]:
         """The cost at a draw; its gradient in the logits is the estimate.
 
@@ -114,7 +114,8 @@ class Estimator:
                 scalar is one problem.
             logits: Unnormalized log-probabilities, [*batch, *rows, k], floating; −inf
                 is never drawn.
-            noise: Standard Gumbel noise, [num_draws, *batch, *rows, k], as from `draw`.
+            noise: Standard Gumbel noise, [num_draws, *batch, *rows, k], as from `draw`;
+                None for an estimator without any.
 
         Returns:
             Costs, [*batch], in the dtype that `f` returns: an unbiased estimate of the
@@ -127,9 +128,13 @@ class Estimator:
                 or the shape of the costs is no prefix of that of the logits.
         """
         logits = as_logits(logits)
+        shape = (self.num_draws, *logits.shape)
+        if noise is None:
+            if self.num_draws:
+                raise ValueError(f"noise must be {shape} for {self.name}, got None")
+            noise = jnp.zeros(shape, logits.dtype)
         noise = jnp.asarray(noise)
         check_floating("noise", noise)
-        shape = (self.num_draws, *logits.shape)
         check_shape("noise", noise, shape, f"{shape}, a row per draw of {self.name}")
         return self.rule(checked_cost(f), logits, noise, **self.settings)
 

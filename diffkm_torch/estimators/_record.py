@@ -50,11 +50,15 @@ class Estimator:
         # It may be 0, whose logarithm is not finite.
         return -exponential.clamp_min(torch.finfo(dtype).tiny).log()
 
-    def expect(self, f: Cost, logits: Tensor, noise: Tensor) -> Tensor:
+    def expect(self, f: Cost, logits: Tensor, noise: Tensor | None = None) -> Tensor:
         """Mirrors `diffkm_jax.estimators.Estimator.expect`: costs, [*batch]."""
         logits = as_logits(logits)
-        check_floating("noise", noise)
         shape = (self.num_draws, *logits.shape)
+        if noise is None:
+            if self.num_draws:
+                raise ValueError(f"noise must be {shape} for {self.name}, got None")
+            noise = logits.new_zeros(shape)
+        check_floating("noise", noise)
         check_shape("noise", noise, shape, f"{shape}, a row per draw of {self.name}")
         return self.rule(checked_cost(f), logits, noise, **self.settings)
 

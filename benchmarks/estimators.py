@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from picture import draw
 from timing import interleaved, machine, median, need, ratio, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # A checkout will do.
@@ -127,8 +128,7 @@ def clustering(quick: bool) -> Problem:
 
 def measured(problem: Problem) -> dict[str, Curve]:
     """Measures every estimator over the grid, in one program and under one noise."""
-    none = jnp.zeros((0, *problem.logits.shape))
-    makers = lineup(es.exact().expect(problem.f, problem.logits, none))
+    makers = lineup(es.exact().expect(problem.f, problem.logits))
 
     @jax.jit
     @partial(jax.vmap, in_axes=(0, None))
@@ -248,8 +248,7 @@ def polynomial(quick: bool, full: bool) -> None:
         return sum(w * a for w, a in zip(which, powers, strict=True))
 
     def expected(logits: jax.Array, which: jax.Array) -> jax.Array:
-        none = jnp.zeros((0, *logits.shape))
-        return es.exact().expect(partial(each, which=which), logits, none).mean()
+        return es.exact().expect(partial(each, which=which), logits).mean()
 
     def estimated(
         logits: jax.Array, which: jax.Array, record: es.Estimator, key: jax.Array
@@ -472,131 +471,6 @@ def agree(name: str, report: dk.Report, mean: Any, variance: Any) -> None:
     assert abs(total - 1) < 0.1, f"{name}: the variances differ by {total:.2f}"
 
 
-# The picture -------------------------------------------------------------------------
-
-
-def style() -> dict[str, dict[str, Any]]:
-    """How every line is drawn; those of one color are a family, a wide one lies below.
-
-    The exact gradient is what the panels are relative to.
-    """
-    dashed, dotted = (0, (5, 2)), (0, (1.2, 1.5))
-    lines = {
-        "sampled_straight_through": ("black", "-", 1.6),
-        "straight_through": ("#e0559f", dotted, 2),
-        "gapped_straight_through": ("#17a2c4", "-", 1.6),
-        "gapped, gap=None": ("#17a2c4", dashed, 1.6),
-        "reinmax": ("#d62728", "-", 1.6),
-        "gumbel_rao": ("#8fd18f", "-", 4),
-        "gumbel_softmax, hard": ("#f07f00", dashed, 1.6),
-        "gumbel_softmax": ("#f07f00", "-", 1.6),
-        "decoupled, tau_backward=1": ("#f07f00", dotted, 2),
-        "blackbox": ("#9a8b00", dotted, 2),
-        "implicit_mle, scaled": ("#9a8b00", dashed, 1.6),
-        "reinforce": ("#8a8a8a", "-", 1.6),
-        "reinforce, baseline": ("#8a8a8a", dashed, 1.6),
-        "rloo, 4 draws": ("#6a35b0", dashed, 1.6),
-        "rebar": ("#6a35b0", "-", 1.6),
-    }
-    names = "color", "linestyle", "linewidth"
-    return {label: dict(zip(names, how, strict=True)) for label, how in lines.items()}
-
-
-UNBIASED = "reinforce", "reinforce, baseline", "rloo, 4 draws", "rebar"
-REMARKS = dict.fromkeys(UNBIASED, " (unbiased)") | {
-    "straight_through": " (no variance)",
-    "blackbox": " (over its strength, no variance)",
-    "implicit_mle, scaled": " (over its strength)",
-}
-
-
-def draw_curves(row: Any, found: dict[str, Curve]) -> list[Any]:
-    """Three panels of one problem; returns the lines of the second, which has all."""
-    bias, deviation, direction = row
-    for label, how in style().items():
-        of_label = found[label]
-        spread = np.where(of_label.deviation > 1e-6, of_label.deviation, np.nan)
-        deviation.plot(GRID, spread, label=label + REMARKS.get(label, ""), **how)
-        if label not in UNBIASED:
-            bias.plot(GRID, of_label.bias, **how)
-            # Logarithmic in what is missing to 1, upside down, ticks say the cosine.
-            direction.plot(GRID, np.maximum(1 - of_label.cosine, 1e-3), **how)
-    for axis in row:
-        axis.set(xscale="log", yscale="log", xlim=(GRID[0], GRID[-1]))
-        axis.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
-        axis.set_xlabel("tau, in the unit of the logits")
-        axis.grid(alpha=0.25)
-    bias.set(title="Bias of the mean estimate")
-    bias.set_ylabel("‖bias‖ / ‖exact gradient‖")
-    deviation.set(title="Standard deviation of one estimate")
-    deviation.set_ylabel("√(total variance) / ‖exact gradient‖")
-    deviation.set_ylim(bottom=0.004)
-    direction.set(title="Direction of the mean estimate")
-    direction.set_ylabel("cosine with the exact gradient")
-    missing = 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1
-    names = ["0.999+", *(f"{1 - value:.4g}" for value in missing[1:])]
-    direction.set_yticks(missing, names)
-    direction.set_yticks([], minor=True)
-    direction.set_ylim(1.25, 8e-4)
-    return deviation.get_lines()
-
-
-def draw_samples(mean_axis: Any, peak_axis: Any, sampled: tuple) -> None:
-    means, tops, entropies = sampled
-    log_k = np.log(len(PROBABILITIES))
-    for i, p in enumerate(PROBABILITIES):
-        (line,) = mean_axis.plot(TAUS, means[:, i], "o-", markersize=3)
-        color = line.get_color()
-        mean_axis.plot([TAUS[0] / 1.5, TAUS[0]], [p, p], ":", color=color)
-        mean_axis.text(TAUS[0] / 1.6, p, f"{p:.2f}", ha="right", va="center", size=8)
-    mean_axis.set_xlim(TAUS[0] / 2.8, TAUS[-1] * 1.1)
-    mean_axis.set(
-        title="Mean sample (left: the probabilities)",
-        ylabel="mean entry of each of 7 categories",
-    )
-    for values, label, color, dash, place in (
-        (tops, "largest entry", "#1f5fa8", "o-", (2.2, 0.38)),
-        (entropies / log_k, "entropy / log 7", "#b04a1f", "s--", (2.2, 0.8)),
-    ):
-        peak_axis.plot(TAUS, values, dash, color=color)
-        peak_axis.text(*place, label, color=color)
-    peak_axis.set(title="How far from one-hot a sample is", ylabel="mean, no unit")
-    for axis in (mean_axis, peak_axis):
-        axis.set_xscale("log")
-        axis.set_xticks(TAUS, [f"{tau:g}" for tau in TAUS])
-        axis.set_xticks([], minor=True)
-        axis.set_xlabel("tau, in the unit of the logits")
-        axis.grid(alpha=0.25)
-
-
-def draw(found: dict[str, dict[str, Curve]], sampled: tuple) -> None:
-    """Draws the curves and the samples, if matplotlib is there."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        note('No picture: pip install "diffkm[plot]"')
-        return
-    figure = Figure(figsize=(12, 12.5), dpi=100, layout="constrained")
-    *upper, lower = figure.subfigures(3, 1, hspace=0.03)
-    for part, (title, of_problem) in zip(upper, found.items(), strict=True):
-        part.suptitle(title, weight="bold")
-        lines = draw_curves(part.subplots(1, 3), of_problem)
-    lower.suptitle("Gumbel-softmax samples of one row", weight="bold", x=0.33)
-    *panels, corner = lower.subplots(1, 3)
-    draw_samples(*panels, sampled)
-    corner.axis("off")
-    corner.legend(
-        handles=lines,
-        loc="center",
-        fontsize=9.5,
-        handlelength=3.2,
-        frameon=False,
-        title="Lines of the six panels above",
-    )
-    figure.savefig(PICTURE)
-    note(f"The picture is {PICTURE.name}.")
-
-
 # -------------------------------------------------------------------------------------
 
 
@@ -629,7 +503,11 @@ def main() -> None:
             speed(args.quick)
         print(f"\n({item}: {time.perf_counter() - begin:.0f} s)", flush=True)
     if of_curves and of_samples and not args.quick:
-        draw(of_curves, of_samples)
+        try:
+            draw(PICTURE, GRID, of_curves, PROBABILITIES, TAUS, of_samples)
+            note(f"The picture is {PICTURE.name}.")
+        except ImportError:
+            note('No picture: pip install "diffkm[plot]"')
     took, work = time.perf_counter() - start, time.process_time()
     note(
         f"The whole took {took:.0f} s, {work:.0f} s of a processor; load "

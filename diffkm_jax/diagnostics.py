@@ -159,7 +159,8 @@ def evaluate(
         TypeError: `logits` or the costs are not floating, `f` is no function,
             `estimator` no `Estimator`, or a number no integer.
         ValueError: A problem has more than `max_configurations` draws; the shape of the
-            costs is no prefix of that of the logits; a number is out of range.
+            costs is no prefix of that of the logits; a number is out of range; the list
+            is empty.
 
     Source: Rainforth et al. 2018 (signal to noise), https://arxiv.org/abs/1802.04537;
         Chan, Golub & LeVeque 1983 (merging of variances),
@@ -167,6 +168,8 @@ def evaluate(
     """
     several = not isinstance(estimator, Estimator)
     estimators = tuple(estimator) if several else (estimator,)
+    if not estimators:
+        raise ValueError("estimator must be an Estimator or a list of some, got none")
     for record in estimators:
         if not isinstance(record, Estimator):
             raise TypeError(f"estimator must be an Estimator, got {record!r}")
@@ -274,7 +277,12 @@ def _norm(a: jax.Array, kept: int) -> jax.Array:
     axes = tuple(range(kept, a.ndim))
     scale = jnp.max(jnp.abs(a), axis=axes)
     unit = a / over_rows(nonzero(scale), a)
-    return scale * jnp.sqrt(_dot(unit, unit, kept))
+    return scale * _root(_dot(unit, unit, kept))
+
+
+def _root(a: jax.Array) -> jax.Array:
+    """The square root, with derivative 0 at 0."""
+    return jnp.where(a > 0, jnp.sqrt(jnp.where(a > 0, a, 1)), 0)
 
 
 def _cosine(a: jax.Array, b: jax.Array, kept: int) -> jax.Array:
@@ -299,16 +307,16 @@ def _report(
     total_variance = jnp.sum(variance, axis=tuple(range(kept, variance.ndim)))
     mean = exact_gradient + bias
     norm = _norm(mean, kept)
-    deviation = jnp.sqrt(total_variance)
+    deviation = _root(total_variance)
     snr = jnp.where(deviation > 0, norm / nonzero(deviation), jnp.inf)
     bias_error = jnp.zeros_like(bias)
     if count is None:
-        bias_error = jnp.sqrt(variance / num_samples)
+        bias_error = _root(variance / num_samples)
     if first is None:
         difference = difference_error = jnp.zeros_like(bias)
     elif paired and count is None:
         difference = found.difference.mean
-        difference_error = jnp.sqrt(found.difference.squares / divisor / num_samples)
+        difference_error = _root(found.difference.squares / divisor / num_samples)
     else:
         difference = bias - first.bias
         difference_error = jnp.hypot(bias_error, first.bias_error)

@@ -214,6 +214,15 @@ def test_a_zero_exact_gradient_has_cosine_zero_and_no_nan():
         assert all(np.isfinite(np.asarray(leaf, float)).all() for leaf in report)
 
 
+def test_reports_are_differentiable_where_a_vector_or_a_variance_is_zero():
+    def total(logits):
+        report = dk.evaluate(KEY, lambda rows: jnp.sum(rows), logits, es.reinmax())
+        return sum(jnp.sum(leaf) for leaf in report if leaf.dtype != bool)
+
+    finite = jax.grad(lambda z: jnp.nan_to_num(total(z), posinf=0.0))(LOGITS)
+    assert jnp.isfinite(finite).all()
+
+
 def test_an_estimator_without_variance_has_infinite_signal_to_noise():
     report = dk.evaluate(KEY, joint, LOGITS, es.exact())
     assert report.snr == jnp.inf

@@ -290,6 +290,8 @@ def test_evaluate(function):
 
 
 def test_the_sizes_of_an_evaluation():
+    with pytest.raises(ValueError, match=r"estimator must be .* a list of some, got"):
+        dk.evaluate(KEY, total, LOGITS, [])
     for argument in ("max_configurations", "chunk_size"):
         with pytest.raises(ValueError, match=f"{argument} must be at least 1, got 0"):
             dk.evaluate(KEY, total, LOGITS, dk.estimators.reinmax(), **{argument: 0})

@@ -84,7 +84,8 @@ def decoupled_gumbel_softmax(
 
     The value is softmax((logits + noise)/tau), the gradient in logits, noise and
     `tau_backward` that of softmax((logits + noise)/tau_backward): biased, reverse mode
-    only. The gradient in `tau` is zero.
+    only. The gradient in `tau` is zero. (A temperature that changes what is drawn, as
+    the forward one of the paper, is a division of the logits.)
 
     Args:
         logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._checks import accumulation_dtype, as_logits, check_integer
+from diffkm_jax._checks import as_logits, check_integer
+from diffkm_jax._estimates import (
+    Sample,
+    cosine,
+    estimate,
+    joint_draw,
+    judged,
+    norm,
+    root,
+)
 from diffkm_jax._moments import moments, nonzero
 from diffkm_jax.assignments import hard
 from diffkm_jax.estimators import Estimator, exact
-from diffkm_jax.estimators._record import Cost, checked_cost, over_rows
-from diffkm_jax.estimators._score import (
-    batch_axes,
-    configuration,
-    num_configurations,
-)
+from diffkm_jax.estimators._record import Cost, checked_cost
+from diffkm_jax.estimators._score import batch_axes, num_configurations
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -42,13 +47,14 @@ class Report(NamedTuple):
         bias_error: The standard error of the bias; 0 if enumerated.
         variance: The variance of each component of an estimate.
         total_variance: Its sum over the components.
-        mse: The mean of ‖estimate − exact‖², which is ‖bias‖² + total_variance.
+        mse: The mean of ‖estimate − exact‖²: ‖bias‖² + total_variance, this times
+            1 − 1/n for n samples.
         cosine: Of the angle between mean and exact; 0 if either is zero.
         mean_cosine: The mean of the cosines between estimate and exact.
         snr: Signal to noise, ‖mean‖ / √total_variance: infinite without variance, 0 if
             the mean is zero.
         enumerated: Whether the draws were enumerated, so that nothing here has a Monte
-            Carlo error; static.
+            Carlo error.
         exact_value: The exact E f(D).
         mean_value: The mean of the costs that the estimator returned.
         difference: mean − the mean of the first estimator of the list.
@@ -180,7 +186,7 @@ def evaluate(
     check_integer("chunk_size", chunk_size, minimum=1)
     kept = batch_axes(cost, logits)
     num = num_configurations(logits, kept, max_configurations)
-    truth = _estimate(exact(max_configurations=max_configurations), cost, logits, None)
+    truth = estimate(exact(max_configurations=max_configurations), cost, logits, None)
 
     def joint(record: Estimator) -> int | None:
         """How many draws to enumerate; None is to sample."""
@@ -192,11 +198,11 @@ def evaluate(
     sampled = [e for e, count in zip(estimators, counts, strict=True) if count is None]
     paired = counts[0] is None
 
-    def sample(i: jax.Array) -> tuple[jax.Array, list[_Sample]]:
+    def sample(i: jax.Array) -> tuple[jax.Array, list[Sample]]:
         most = max(sampled, key=lambda record: record.num_draws)
         noise = most.draw(jax.random.fold_in(key, i), logits.shape, logits.dtype)
         found = [
-            _judged(_estimate(e, cost, logits, noise[: e.num_draws]), truth)
+            judged(estimate(e, cost, logits, noise[: e.num_draws]), truth)
             for e in sampled
         ]
         if paired:
@@ -205,9 +211,9 @@ def evaluate(
         return jnp.ones_like(found[0].cosine), found
 
     def enumerated(record: Estimator) -> Callable:
-        def at(code: jax.Array) -> tuple[jax.Array, list[_Sample]]:
-            weight, noise = _joint_draw(logits, kept, num, record.num_draws, code)
-            return weight, [_judged(_estimate(record, cost, logits, noise), truth)]
+        def at(code: jax.Array) -> tuple[jax.Array, list[Sample]]:
+            weight, noise = joint_draw(logits, kept, num, record.num_draws, code)
+            return weight, [judged(estimate(record, cost, logits, noise), truth)]
 
         return at
 
@@ -223,75 +229,8 @@ def evaluate(
     return tuple(reports) if several else reports[0]
 
 
-class _Sample(NamedTuple):
-    """What is averaged of one estimate; of `Moments`, what came of it."""
-
-    error: Any
-    difference: Any
-    squared_error: Any
-    cosine: Any
-    cost: Any
-
-
-def _estimate(
-    record: Estimator, f: Cost, logits: jax.Array, noise: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """Costs and their gradients, in the accumulation dtype."""
-    acc = accumulation_dtype(logits)
-    costs, pullback = jax.vjp(lambda z: record.expect(f, z, noise), logits)
-    (gradient,) = pullback(jnp.ones_like(costs))
-    return costs.astype(acc), gradient.astype(acc)
-
-
-def _joint_draw(
-    logits: jax.Array, kept: int, num: int, num_draws: int, code: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The probability of a draw by every noise row, [*batch], and such noise."""
-    acc = accumulation_dtype(logits)
-    weight = jnp.ones(logits.shape[:kept], acc)
-    rows = []
-    for i in range(num_draws):
-        drawn, probability = configuration(logits, kept, (code // num**i) % num)
-        weight *= probability
-        rows.append(jnp.where(drawn > 0, 0, -jnp.inf).astype(acc))
-    return weight, jnp.stack(rows) if rows else jnp.zeros((0, *logits.shape), acc)
-
-
-def _judged(estimate: tuple, truth: tuple) -> _Sample:
-    (cost, gradient), (_, exact_gradient) = estimate, truth
-    error = gradient - exact_gradient
-    return _Sample(
-        error,
-        jnp.zeros_like(error),
-        _dot(error, error, cost.ndim),
-        _cosine(gradient, exact_gradient, cost.ndim),
-        cost,
-    )
-
-
-def _dot(a: jax.Array, b: jax.Array, kept: int) -> jax.Array:
-    return jnp.sum(a * b, axis=tuple(range(kept, a.ndim)))
-
-
-def _norm(a: jax.Array, kept: int) -> jax.Array:
-    axes = tuple(range(kept, a.ndim))
-    scale = jnp.max(jnp.abs(a), axis=axes)
-    unit = a / over_rows(nonzero(scale), a)
-    return scale * _root(_dot(unit, unit, kept))
-
-
-def _root(a: jax.Array) -> jax.Array:
-    """The square root, with derivative 0 at 0."""
-    return jnp.where(a > 0, jnp.sqrt(jnp.where(a > 0, a, 1)), 0)
-
-
-def _cosine(a: jax.Array, b: jax.Array, kept: int) -> jax.Array:
-    a, b = (v / nonzero(over_rows(_norm(v, kept), v)) for v in (a, b))
-    return _dot(a, b, kept)
-
-
 def _report(
-    found: _Sample,
+    found: Sample,
     truth: tuple,
     count: int | None,
     num_samples: int,
@@ -306,17 +245,17 @@ def _report(
     variance = found.error.squares / divisor
     total_variance = jnp.sum(variance, axis=tuple(range(kept, variance.ndim)))
     mean = exact_gradient + bias
-    norm = _norm(mean, kept)
-    deviation = _root(total_variance)
-    snr = jnp.where(deviation > 0, norm / nonzero(deviation), jnp.inf)
+    length = norm(mean, kept)
+    deviation = root(total_variance)
+    snr = jnp.where(deviation > 0, length / nonzero(deviation), jnp.inf)
     bias_error = jnp.zeros_like(bias)
     if count is None:
-        bias_error = _root(variance / num_samples)
+        bias_error = root(variance / num_samples)
     if first is None:
         difference = difference_error = jnp.zeros_like(bias)
     elif paired and count is None:
         difference = found.difference.mean
-        difference_error = _root(found.difference.squares / divisor / num_samples)
+        difference_error = root(found.difference.squares / divisor / num_samples)
     else:
         difference = bias - first.bias
         difference_error = jnp.hypot(bias_error, first.bias_error)
@@ -328,9 +267,9 @@ def _report(
         variance=variance,
         total_variance=total_variance,
         mse=found.squared_error.mean,
-        cosine=_cosine(mean, exact_gradient, kept),
+        cosine=cosine(mean, exact_gradient, kept),
         mean_cosine=found.cosine.mean,
-        snr=jnp.where(norm > 0, snr, 0),
+        snr=jnp.where(length > 0, snr, 0),
         enumerated=jnp.asarray(count is not None),
         exact_value=exact_value,
         mean_value=found.cost.mean,
@@ -382,8 +321,8 @@ def is_discrete(
         drawn = hard(logits.astype(noise.dtype)[None] + noise)
         bare = jnp.where(drawn > 0, 0, -jnp.inf).astype(noise.dtype)
         pairs = zip(
-            _estimate(estimator, cost, logits, noise),
-            _estimate(estimator, cost, logits, bare),
+            estimate(estimator, cost, logits, noise),
+            estimate(estimator, cost, logits, bare),
             strict=True,
         )
         return jnp.stack([_close(a, b) for a, b in pairs]).all()

@@ -19,7 +19,7 @@ LEVELS = [
     ["statistics"],
     ["losses", "initializers", "optimizers", "quantizers", "estimators"],
     ["_update", "_moments"],
-    ["_loop"],
+    ["_loop", "_estimates"],
     ["fitting", "diagnostics"],
     ["__init__"],
     ["__main__"],

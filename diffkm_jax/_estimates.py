@@ -16,6 +16,7 @@ from diffkm_jax.estimators._score import configuration
 class Sample(NamedTuple):
     """What is averaged of one estimate; of `Moments`, what came of it."""
 
+    gradient: Any
     error: Any
     difference: Any
     squared_error: Any
@@ -44,6 +45,8 @@ def joint_draw(
         drawn, probability = configuration(logits, kept, (code // num**i) % num)
         weight *= probability
         rows.append(jnp.where(drawn > 0, 0, -jnp.inf).astype(acc))
+    # Held constant, as in a sample: the gradient of the cost is the estimate already.
+    weight = jax.lax.stop_gradient(weight)
     return weight, jnp.stack(rows) if rows else jnp.zeros((0, *logits.shape), acc)
 
 
@@ -52,6 +55,7 @@ def judged(found: tuple, truth: tuple) -> Sample:
     (cost, gradient), (_, exact_gradient) = found, truth
     error = gradient - exact_gradient
     return Sample(
+        gradient,
         error,
         jnp.zeros_like(error),
         dot(error, error, cost.ndim),

@@ -37,6 +37,7 @@ def moments(
     chunks = -(-num // chunk_size)
     size = -(-num // chunks)
 
+    @jax.checkpoint
     def of_chunk(chunk: jax.Array) -> Any:
         index = chunk * size + jnp.arange(size)
         weights, found = jax.vmap(sample)(index)
@@ -47,6 +48,8 @@ def moments(
             values = jnp.where(w > 0, values, 0)
             total = jnp.sum(w, axis=0)
             mean = jnp.sum(w * values, axis=0) / nonzero(total)
+            # Once more about itself, so that the mean of equal values is that value.
+            mean += jnp.sum(w * (values - mean[None]), axis=0) / nonzero(total)
             return Moments(total, mean, jnp.sum(w * (values - mean[None]) ** 2, axis=0))
 
         return jax.tree.map(of_array, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 import jax
@@ -22,7 +22,7 @@ from diffkm_jax._estimates import (
 from diffkm_jax._moments import moments, nonzero
 from diffkm_jax.assignments import hard
 from diffkm_jax.estimators import Estimator, exact
-from diffkm_jax.estimators._record import Cost, checked_cost
+from diffkm_jax.estimators._record import Cost, check_estimator, checked_cost
 from diffkm_jax.estimators._score import batch_axes, num_configurations
 
 if TYPE_CHECKING:
@@ -124,13 +124,17 @@ def evaluate(
     any Monte Carlo error, if the estimator is discrete (or has no noise) and its draws
     are few enough; else they are sampled. Several estimators see the same noise.
 
-    All that is reported has the gradient that the estimates have, in logits and
-    settings, reverse mode only: a variance can be minimized. It does not jit itself,
-    because `f` is a function; either of these compiles once for each estimator, and not
-    for other logits, keys or settings:
+    The gradient of a report holds the draws and their probabilities constant, reverse
+    mode only. In the settings of `reinforce`, `rebar`, `reinmax` and soft
+    `gumbel_softmax` it is that of the numbers reported, so that a variance can be
+    minimized. `evaluate` does not jit itself, because `f` is a function; either of
+    these compiles once for each estimator, not for other logits, keys or settings:
 
         run = jax.jit(lambda key, logits, e: dk.evaluate(key, f, logits, e))
-        run = jax.jit(dk.evaluate, static_argnums=1)  # run(key, f, ...), f kept
+        run = jax.jit(dk.evaluate, static_argnames=("f", "num_samples"))
+
+    The second is called as `run(key, f, logits, e, num_samples=1000)`, f kept. Without
+    either, every call that samples compiles anew.
 
     A curve over tau is one call, and several estimators share its noise and its
     compilation, which for small problems is most of the time:
@@ -172,13 +176,12 @@ def evaluate(
         Chan, Golub & LeVeque 1983 (merging of variances),
         https://doi.org/10.1080/00031305.1983.10483115
     """
-    several = not isinstance(estimator, Estimator)
+    several = isinstance(estimator, Iterable)
     estimators = tuple(estimator) if several else (estimator,)
     if not estimators:
         raise ValueError("estimator must be an Estimator or a list of some, got none")
     for record in estimators:
-        if not isinstance(record, Estimator):
-            raise TypeError(f"estimator must be an Estimator, got {record!r}")
+        check_estimator(record)
     logits, cost = as_logits(logits), checked_cost(f)
     num_samples = DEFAULT_SAMPLES if num_samples is None else num_samples
     check_integer("num_samples", num_samples, minimum=2)
@@ -191,7 +194,8 @@ def evaluate(
     def joint(record: Estimator) -> int | None:
         """How many draws to enumerate; None is to sample."""
         count = num**record.num_draws
-        few = enumerate_draws and record.discrete and count <= max_configurations
+        few = enumerate_draws and record.discrete
+        few = few and count <= min(max_configurations, 2**31 - 1)
         return count if few or not record.num_draws else None
 
     counts = [joint(record) for record in estimators]
@@ -241,10 +245,10 @@ def _report(
     exact_value, exact_gradient = truth
     kept = exact_value.ndim
     bias = found.error.mean
-    divisor = found.error.weight if count else found.error.weight - 1
-    variance = found.error.squares / divisor
+    mean, squares = found.gradient.mean, found.gradient.squares
+    divisor = found.gradient.weight if count else found.gradient.weight - 1
+    variance = squares / divisor
     total_variance = jnp.sum(variance, axis=tuple(range(kept, variance.ndim)))
-    mean = exact_gradient + bias
     length = norm(mean, kept)
     deviation = root(total_variance)
     snr = jnp.where(deviation > 0, length / nonzero(deviation), jnp.inf)
@@ -258,7 +262,7 @@ def _report(
         difference_error = root(found.difference.squares / divisor / num_samples)
     else:
         difference = bias - first.bias
-        difference_error = jnp.hypot(bias_error, first.bias_error)
+        difference_error = root(bias_error**2 + first.bias_error**2)
     return Report(
         exact=exact_gradient,
         mean=mean,
@@ -269,7 +273,7 @@ def _report(
         mse=found.squared_error.mean,
         cosine=cosine(mean, exact_gradient, kept),
         mean_cosine=found.cosine.mean,
-        snr=jnp.where(length > 0, snr, 0),
+        snr=jnp.where(length == 0, 0, snr),
         enumerated=jnp.asarray(count is not None),
         exact_value=exact_value,
         mean_value=found.cost.mean,
@@ -311,8 +315,7 @@ def is_discrete(
     Source: Rainforth et al. 2018 (what an estimator's noise does),
         https://arxiv.org/abs/1802.04537
     """
-    if not isinstance(estimator, Estimator):
-        raise TypeError(f"estimator must be an Estimator, got {estimator!r}")
+    check_estimator(estimator)
     check_integer("num_samples", num_samples, minimum=1)
     logits, cost = as_logits(logits), checked_cost(f)
 

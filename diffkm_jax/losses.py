@@ -171,7 +171,7 @@ def assigned_loss(
 ) -> Float[Array, ""]:
     """The expected cost of an assignment, Σ_ij w_i A_ij distance_ij.
 
-    A = assignment(−distance/temperature), row by row. The gradient flows through the
+    A = assignment(−distance/temperature). The gradient flows through the
     distances and, by whatever derivative `assignment` declares, through A: with `hard`
     it is that of `kmeans_loss`; with `softmax` exact for this cost, which is not the
     free energy; with `straight_through` biased. This function builds the [n, k] array.
@@ -180,10 +180,10 @@ def assigned_loss(
         points: Data, [n, d], floating, in data units.
         centroids: Centroids, [k, d], floating, in data units.
         assignment: Map from logits [n, k] to rows [n, k], as in `assignments`; fix its
-            other arguments with `functools.partial`.
+            other arguments by `functools.partial`: `partial(dk.reinmax, noise=noise)`.
         temperature: Positive scalar, in the unit of `distance`; may be traced.
-        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
-            is ones.
+        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN, under a
+            map of single rows (`sinkhorn` still balances it). None is ones.
         distance: Function of two arrays [..., d].
         active: Clusters that exist, [k], bool, at least one true; None is all. The
             others have logit −∞.

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffkm_jax._checks import accumulation_dtype
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
@@ -53,9 +55,12 @@ def _require(name: str, counts: jax.Array | None) -> jax.Array:
 
 
 def _per_count(gradient: jax.Array, counts: jax.Array) -> jax.Array:
-    counts = counts.astype(gradient.dtype)[:, None]
+    # In float32 or wider: a count beyond 65504 is infinite in float16.
+    acc = accumulation_dtype(gradient, counts)
+    counts = counts.astype(acc)[:, None]
     positive = counts > 0
-    return jnp.where(positive, -0.5 * gradient / jnp.where(positive, counts, 1), 0)
+    step = -0.5 * gradient.astype(acc) / jnp.where(positive, counts, 1)
+    return jnp.where(positive, step, 0).astype(gradient.dtype)
 
 
 @cache
@@ -121,7 +126,9 @@ def macqueen() -> optax.GradientTransformationExtraArgs:
     """
 
     def init(params: Any) -> MacQueenState:
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape[:1], p.dtype), params)
+        zeros = jax.tree.map(
+            lambda p: jnp.zeros(p.shape[:1], accumulation_dtype(p)), params
+        )
         return MacQueenState(zeros)
 
     def update(
@@ -174,7 +181,9 @@ def ema(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
 @cache
 def _ema(decay: float) -> optax.GradientTransformationExtraArgs:
     def init(params: Any) -> EmaState:
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape[:1], p.dtype), params)
+        zeros = jax.tree.map(
+            lambda p: jnp.zeros(p.shape[:1], accumulation_dtype(p)), params
+        )
         return EmaState(zeros)
 
     def update(

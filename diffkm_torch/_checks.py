@@ -128,7 +128,8 @@ def as_noise(noise: Tensor, logits: Tensor, *, draws: int | None = None) -> Tens
     check_floating("noise", noise)
     shape = tuple(logits.shape)
     if draws is None:
-        check_shape("noise", noise, shape, f"of the shape of logits {shape}")
+        layout = f"of the shape of logits {shape} (one row of an estimator's)"
+        check_shape("noise", noise, shape, layout)
     else:
         least = f"m at least {draws}, over logits {shape}"
         check_shape("noise", noise, (None, *shape), f"[m, ..., k], {least}")

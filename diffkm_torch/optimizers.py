@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import check_scalar
+from diffkm_torch._checks import accumulation_dtype, check_scalar
 
 __all__ = [
     "EmaState",
@@ -56,9 +56,15 @@ def _require(name: str, counts: Tensor | None) -> Tensor:
 
 
 def _per_count(gradient: Tensor, counts: Tensor) -> Tensor:
-    counts = counts.to(gradient.dtype)[:, None]
+    acc = accumulation_dtype(gradient, counts)
+    counts = counts.to(acc)[:, None]
     positive = counts > 0
-    return torch.where(positive, -0.5 * gradient / torch.where(positive, counts, 1), 0)
+    step = -0.5 * gradient.to(acc) / torch.where(positive, counts, 1)
+    return torch.where(positive, step, 0).to(gradient.dtype)
+
+
+def _no_counts(params: Tensor) -> Tensor:
+    return params.new_zeros(params.shape[0], dtype=accumulation_dtype(params))
 
 
 @cache
@@ -84,7 +90,7 @@ def macqueen() -> GradientTransformation:
     """Mirrors `diffkm_jax.macqueen`: the same, over the counts of all passes so far."""
 
     def init(params: Tensor) -> MacQueenState:
-        return MacQueenState(params.new_zeros(params.shape[0]))
+        return MacQueenState(_no_counts(params))
 
     def update(
         updates: Tensor,
@@ -112,7 +118,7 @@ def ema(decay: float = 0.99) -> GradientTransformation:
 @cache
 def _ema(decay: float) -> GradientTransformation:
     def init(params: Tensor) -> EmaState:
-        return EmaState(params.new_zeros(params.shape[0]))
+        return EmaState(_no_counts(params))
 
     def update(
         updates: Tensor,

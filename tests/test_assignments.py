@@ -243,6 +243,18 @@ def test_huge_quotients_of_logits_and_tau_overflow_nowhere(name):
             np.testing.assert_array_equal(slope, jnp.zeros_like(slope))
 
 
+def test_the_expected_gap_of_an_impossible_draw_is_one():
+    logits, noise = jnp.array([0.0, -800.0, 1.0]), jnp.array([-900.0, 0.0, -900.0])
+    found = [
+        jax.grad(lambda z, g=gap: dk.gapped_straight_through(z, noise, gap=g)[1])(
+            logits
+        )
+        for gap in (None, 1.0)
+    ]
+    assert found[0][1] > 0
+    np.testing.assert_allclose(*found, rtol=1e-12)
+
+
 def test_the_expected_gap_of_an_unlikely_draw_is_one_in_float32():
     logits = jnp.zeros(2**20, "float32")
     noise = jnp.zeros(2**20, "float32").at[3].set(9.0)

@@ -110,6 +110,51 @@ def test_records_agree_in_what_they_say(name, static, scalars, num_draws):
     assert noise.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize(
+    "make",
+    [
+        dt.estimators.reinmax,
+        dt.estimators.gumbel_softmax,
+        dt.estimators.rloo,
+        dt.estimators.disarm,
+    ],
+)
+def test_torch_maps_gradients_over_examples(make):
+    record = make()
+    logits = torch.tensor(BINARY[:, 0])
+    noise = torch.tensor(gumbel((record.num_draws, 4, 2), 6))
+
+    def cost(rows):
+        return (rows**3).sum(-1) * rows[..., 0]
+
+    def one(z, g):
+        return record.expect(cost, z, g)
+
+    mapped = torch.func.vmap(torch.func.grad(one), (0, 1))(logits, noise)
+    logits.requires_grad_()
+    record.expect(cost, logits, noise).sum().backward()
+    torch.testing.assert_close(mapped, logits.grad)
+
+
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "reinmax", "exact", "rebar"])
+def test_torch_bears_a_cost_that_works_in_place(name):
+    record = getattr(dt.estimators, name)()
+    noise = torch.tensor(gumbel((record.num_draws, *LOGITS.shape), 6))
+    slope = torch.arange(1.0, 4.0, dtype=torch.float64)
+
+    def in_place(rows):
+        rows *= slope
+        return (rows**2).sum((-2, -1))
+
+    grads = []
+    for cost in (in_place, lambda rows: ((rows * slope) ** 2).sum((-2, -1))):
+        logits = torch.tensor(LOGITS, requires_grad=True)
+        record.expect(cost, logits, noise).sum().backward()
+        grads.append(logits.grad)
+    torch.testing.assert_close(*grads)
+
+
 def test_torch_draws_standard_gumbel_noise():
     record = dt.estimators.reinmax()
     noise = record.draw(torch.Generator().manual_seed(0), (100_000,), torch.float16)

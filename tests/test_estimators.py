@@ -349,6 +349,41 @@ def test_attached_estimates_are_reverse_mode_only(name):
         jax.jacfwd(lambda z: record.expect(f, z, noise))(logits)
 
 
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "disarm", "exact"])
+def test_costs_of_half_precision_lose_nothing_in_their_differences(name):
+    record, (_, logits) = RECORDS[name], problem(name)
+    slope = jnp.arange(1.0, logits.shape[-1] + 1)
+    noise = record.draw(KEY, logits.shape, "float32")
+
+    def estimate(dtype, scale):
+        def cost(rows):
+            return (scale * (rows.astype("float64") @ slope)).astype(dtype)
+
+        return grad_of(record, cost, logits.astype("float32"), noise)
+
+    # Exact in float16, but twice the largest cost is infinite there.
+    np.testing.assert_allclose(
+        estimate("float16", 2.0**14),
+        estimate("float64", 2.0**14),
+        rtol=1e-5,
+        atol=1e-2,
+    )
+
+
+def test_the_exact_record_ignores_what_an_impossible_draw_would_cost():
+    logits = LOGITS.at[:, 0].set(-jnp.inf)
+
+    def total(scale):
+        def cost(rows):
+            return jnp.sum(jnp.log(scale * (1 - rows[:, 0])) * rows[:, 1], -1)
+
+        return es.exact().expect(cost, logits)
+
+    np.testing.assert_allclose(
+        jax.grad(total)(2.0), jnp.sum(jax.nn.softmax(logits)[:, 1]) / 2, rtol=1e-12
+    )
+
+
 def test_the_exact_record_has_every_derivative():
     def f(z):
         return es.exact().expect(crossed, z)

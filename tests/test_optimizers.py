@@ -300,6 +300,19 @@ def test_a_mask_freezes_centroids():
     assert (result.centroids[1] != C[1]).all()
 
 
+@pytest.mark.parametrize("make", [dk.macqueen, dk.ema])
+def test_running_counts_do_not_overflow_in_half_precision(make):
+    params = jnp.ones((2, 3), "float16")
+    optimizer = make()
+    state = optimizer.init(params)
+    updates, state = optimizer.update(
+        params, state, params, counts=jnp.array([1e5, 2.0], "float32")
+    )
+    np.testing.assert_array_equal(state.counts, jnp.array([1e5, 2], "float32"))
+    assert updates.dtype == "float16"
+    assert (updates[1] != 0).all()
+
+
 def test_newton_without_counts_names_the_distance():
     with pytest.raises(ValueError, match=r"needs counts.*squared_euclidean"):
         dk.newton().update(C, dk.newton().init(C), C)

@@ -176,7 +176,8 @@ def _gapped(
         others = jax.nn.logsumexp(others, axis=-1, keepdims=True)
         p = jnp.sum(jnp.where(drawn, jnp.exp(z - everyone), 0), axis=-1, keepdims=True)
         # Minus the logarithm of 1 − p, which is lost to rounding at either end.
-        gap = jnp.where(p < 0.5, -jnp.log1p(-p), everyone - others) / p
+        wide = jnp.where(p < 0.5, -jnp.log1p(-p), everyone - others)
+        gap = jnp.where(p > 0, wide / jnp.where(p > 0, p, 1), 1)
     shifted = jnp.where(drawn, top, jnp.minimum(z, top - gap))
     change = jnp.where(jnp.isneginf(z), 0, shifted - z)
     return relaxed(z + lax.stop_gradient(change), tau)

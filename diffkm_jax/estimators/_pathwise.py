@@ -56,7 +56,7 @@ def sampled_straight_through(*, tau: ArrayLike = 1.0) -> Estimator:
         tau: Positive scalar, in the unit of the logits; may be traced.
 
     Returns:
-        An `Estimator` of one draw, discrete.
+        An `Estimator` of one row of noise, discrete.
 
     Raises:
         ValueError: `tau` is not a scalar, or a number and not positive.
@@ -85,7 +85,7 @@ def gumbel_softmax(*, tau: ArrayLike = 1.0, hard: bool = False) -> Estimator:
         hard: Whether the cost sees one-hot rows (straight-through Gumbel-softmax).
 
     Returns:
-        An `Estimator` of one draw.
+        An `Estimator` of one row of noise.
 
     Raises:
         ValueError: `tau` is not a scalar, or a number and not positive.
@@ -124,7 +124,7 @@ def decoupled_gumbel_softmax(
         tau_backward: Positive scalar, in the unit of the logits; may be traced.
 
     Returns:
-        An `Estimator` of one draw.
+        An `Estimator` of one row of noise.
 
     Raises:
         ValueError: `tau` or `tau_backward` is not a scalar, or a number and not
@@ -165,7 +165,7 @@ def gumbel_rao(*, tau: ArrayLike = 1.0, num_samples: int = 10) -> Estimator:
         num_samples: Conditional samples m, at least 1; static.
 
     Returns:
-        An `Estimator` of 1 + m draws.
+        An `Estimator` of 1 + m rows of noise.
 
     Raises:
         TypeError: `num_samples` is no integer.
@@ -199,7 +199,7 @@ def gapped_straight_through(
             the gap to expect, row by row.
 
     Returns:
-        An `Estimator` of one draw, discrete.
+        An `Estimator` of one row of noise, discrete.
 
     Raises:
         ValueError: `tau` or `gap` is not a scalar, or a number out of range.
@@ -233,7 +233,7 @@ def reinmax(*, tau: ArrayLike = 1.0) -> Estimator:
         tau: Positive scalar, in the unit of the logits; may be traced.
 
     Returns:
-        An `Estimator` of one draw, discrete.
+        An `Estimator` of one row of noise, discrete.
 
     Raises:
         ValueError: `tau` is not a scalar, or a number and not positive.
@@ -296,7 +296,7 @@ def implicit_mle(*, strength: ArrayLike = 1.0, scaled: bool = False) -> Estimato
         scaled: Whether to divide by `strength`.
 
     Returns:
-        An `Estimator` of one draw.
+        An `Estimator` of one row of noise.
 
     Raises:
         ValueError: `strength` is not a scalar, or a number and not positive.

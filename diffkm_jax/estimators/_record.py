@@ -41,20 +41,24 @@ class Estimator:
 
     Your own is a record too, its rule a function at module level:
 
-        def finite_difference(f, logits, noise, *, step):
+        def my_reinforce(f, logits, noise, *, scale):
             row = dk.hard(logits + noise[0])
-            estimate = ...  # [*batch, *rows, k], of f, logits, row and step
-            return attach(f(row), logits, estimate)
+            costs = f(row)
+            weight = costs.reshape(costs.shape + (1,) * (row.ndim - costs.ndim))
+            score = row - jax.nn.softmax(logits)
+            return attach(costs, logits, scale * weight * score)
 
-        mine = Estimator("mine", finite_difference, {"step": 0.1}, discrete=True)
+        mine = Estimator("mine", my_reinforce, {"scale": 1.0}, discrete=True)
+        assert dk.is_discrete(key, cost, logits, mine)
 
-    A rule that is differentiable as it stands returns `f(rows)` and needs no `attach`.
+    A rule that is differentiable as it stands returns `f(rows)`. One of hard rows that
+    does neither has gradient zero.
 
     Attributes:
         name: What to call it in a table.
         rule: Function (f, logits, noise, **settings) to costs, [*batch]; static by
             identity, so defined once, at module level.
-        settings: Its hyperparameters, scalars by name, or None.
+        settings: Its hyperparameters by name, each an array, a number or None.
         num_draws: Rows of noise that one estimate takes.
         discrete: Whether the noise matters only through argmax(logits + noise[i]), so
             that `evaluate` may enumerate the draws; `is_discrete` tests it.
@@ -125,7 +129,8 @@ class Estimator:
             TypeError: `logits`, `noise` or the costs are not floating, or `f` is no
                 function.
             ValueError: `logits` is a scalar or has no cluster, `noise` does not fit,
-                or the shape of the costs is no prefix of that of the logits.
+                the shape of the costs is no prefix of that of the logits, or a rule of
+                your own returns another.
         """
         logits = as_logits(logits)
         shape = (self.num_draws, *logits.shape)
@@ -136,11 +141,27 @@ class Estimator:
         noise = jnp.asarray(noise)
         check_floating("noise", noise)
         check_shape("noise", noise, shape, f"{shape}, a row per draw of {self.name}")
-        return self.rule(checked_cost(f), logits, noise, **self.settings)
+        shapes: list[tuple[int, ...]] = []
+        costs = self.rule(checked_cost(f, shapes), logits, noise, **self.settings)
+        if shapes and jnp.shape(costs) != shapes[0]:
+            raise ValueError(
+                f"the rule of {self.name} must return costs of the shape of those of f "
+                f"{shapes[0]}, got shape {jnp.shape(costs)}"
+            )
+        return costs
 
 
-def checked_cost(f: Cost) -> Cost:
-    """The cost, with its result checked wherever it is evaluated."""
+def check_estimator(record: object) -> None:
+    """Raises TypeError unless `record` is an `Estimator`."""
+    if not isinstance(record, Estimator):
+        raise TypeError(
+            "estimator must be an Estimator, as dk.estimators.reinmax() returns it (a "
+            f"map such as dk.reinmax is none), got {record!r}"
+        )
+
+
+def checked_cost(f: Cost, shapes: list[tuple[int, ...]] | None = None) -> Cost:
+    """The cost, with its result checked wherever it is evaluated, its shape noted."""
     check_callable("f", f)
 
     def cost(rows: jax.Array) -> jax.Array:
@@ -152,6 +173,8 @@ def checked_cost(f: Cost) -> Cost:
                 f"{rows.shape} without k, got shape {costs.shape}"
             )
         check_floating("the costs of f", costs)
+        if shapes is not None:
+            shapes.append(costs.shape)
         return costs
 
     return cost

@@ -56,16 +56,20 @@ def _exact(
     num = num_configurations(logits, kept, max_configurations)
 
     # Costs relative to that of the likeliest draw: a constant one has gradient zero.
-    origin = jax.lax.stop_gradient(f(maps.hard(logits)))
+    likeliest = f(maps.hard(logits))
+    acc = accumulation_dtype(logits, likeliest)
+    origin = jax.lax.stop_gradient(likeliest).astype(acc)
+    # As many at once as make arrays of about a million entries.
+    size = max(1, min(1024, 2**20 // max(1, logits.size)))
 
     @jax.checkpoint
     def term(code: jax.Array) -> jax.Array:
         rows, probability = configuration(logits, kept, code)
-        above = jnp.where(probability > 0, f(rows) - origin, 0)
-        return probability * above.astype(probability.dtype)
+        above = jnp.where(probability > 0, f(rows).astype(acc) - origin, 0)
+        return probability.astype(acc) * above
 
-    terms = jax.lax.map(term, jnp.arange(num), batch_size=1024)
-    return origin + jnp.sum(terms, axis=0).astype(origin.dtype)
+    terms = jax.lax.map(term, jnp.arange(num), batch_size=size)
+    return (origin + jnp.sum(terms, axis=0)).astype(likeliest.dtype)
 
 
 def num_configurations(logits: jax.Array, kept: int, limit: int) -> int:
@@ -78,7 +82,7 @@ def num_configurations(logits: jax.Array, kept: int, limit: int) -> int:
     num = logits.shape[-1] ** prod(rows)
     if num > limit:
         raise ValueError(
-            f"a problem of rows {rows} over k = {logits.shape[-1]} has {num:.4g} "
+            f"a problem of rows {rows} has k**r = {logits.shape[-1]}**{prod(rows)} "
             f"configurations, more than max_configurations={limit}: a cost that keeps "
             "the axes of independent rows takes far fewer"
         )
@@ -94,7 +98,10 @@ def batch_axes(f: Cost, logits: jax.Array) -> int:
 def configuration(
     logits: jax.Array, kept: int, code: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The draw of a number in [0, k**r), as rows, and its probability, [*batch]."""
+    """The draw of a number in [0, k**r), as rows, and its probability, [*batch].
+
+    The likeliest in the place of an impossible one, whose cost may not be finite.
+    """
     *shape, k = logits.shape
     rows = shape[kept:]
     place = jnp.arange(prod(rows)).reshape(rows)
@@ -103,7 +110,9 @@ def configuration(
     drawn = jnp.broadcast_to(one_hot, logits.shape)
     p = relaxed(logits, jnp.ones((), accumulation_dtype(logits)))
     of_rows = jnp.sum(p * drawn.astype(p.dtype), axis=-1)
-    return drawn, jnp.prod(of_rows, axis=tuple(range(kept, of_rows.ndim)))
+    probability = jnp.prod(of_rows, axis=tuple(range(kept, of_rows.ndim)))
+    possible = over_rows(probability > 0, drawn)
+    return jnp.where(possible, drawn, maps.hard(logits)), probability
 
 
 def reinforce(*, baseline: ArrayLike = 0.0) -> Estimator:
@@ -119,7 +128,7 @@ def reinforce(*, baseline: ArrayLike = 0.0) -> Estimator:
             traced.
 
     Returns:
-        An `Estimator` of one draw, discrete.
+        An `Estimator` of one row of noise, discrete.
 
     Raises:
         ValueError: When it is used: `baseline` is no scalar and not of the shape of
@@ -142,7 +151,8 @@ def _reinforce(
             f"baseline must be a scalar or of the shape of the costs {costs.shape}, "
             f"got shape {baseline.shape}"
         )
-    signal = costs - jnp.broadcast_to(baseline, costs.shape).astype(costs.dtype)
+    wide = _wide(costs)
+    signal = wide - jnp.broadcast_to(baseline, costs.shape).astype(wide.dtype)
     return attach(costs, logits, _weighted(signal, _score(logits, drawn)))
 
 
@@ -157,7 +167,7 @@ def rloo(*, num_samples: int = 4) -> Estimator:
         num_samples: Draws n, at least 2; static.
 
     Returns:
-        An `Estimator` of n draws, discrete.
+        An `Estimator` of n rows of noise, discrete.
 
     Raises:
         TypeError: `num_samples` is no integer.
@@ -172,10 +182,12 @@ def rloo(*, num_samples: int = 4) -> Estimator:
 def _rloo(f: Cost, logits: jax.Array, noise: jax.Array) -> jax.Array:
     drawn = jax.vmap(lambda g: chosen(logits, g))(noise)
     costs = jax.vmap(f)(drawn)
-    mean = jnp.mean(costs, axis=0)
+    wide = _wide(costs)
+    mean = jnp.mean(wide, axis=0)
     score = jax.vmap(lambda row: _score(logits, row))(drawn)
-    signal = (costs - mean[None]) / (len(noise) - 1)
-    return attach(mean, logits, jnp.sum(_weighted(signal, score), axis=0))
+    signal = (wide - mean[None]) / (len(noise) - 1)
+    estimate = jnp.sum(_weighted(signal, score), axis=0)
+    return attach(mean.astype(costs.dtype), logits, estimate)
 
 
 def rebar(*, tau: ArrayLike = 0.5, eta: ArrayLike = 1.0) -> Estimator:
@@ -192,7 +204,7 @@ def rebar(*, tau: ArrayLike = 0.5, eta: ArrayLike = 1.0) -> Estimator:
         eta: Scalar, not negative, the weight of the control variate; may be traced.
 
     Returns:
-        An `Estimator` of two draws.
+        An `Estimator` of two rows of noise.
 
     Raises:
         ValueError: `tau` or `eta` is not a scalar, or a number out of range.
@@ -220,7 +232,8 @@ def _rebar(
         (out, pullback(jnp.ones_like(out))[0])
         for out, pullback in (jax.vjp(g, logits) for g in (free, given_the_draw))
     )
-    signal = costs - eta.astype(costs.dtype) * control
+    wide = _wide(costs)
+    signal = wide - eta.astype(wide.dtype) * _wide(control)
     score = _score(logits, drawn)
     correction = eta.astype(score.dtype) * (from_free - from_given).astype(score.dtype)
     estimate = _weighted(signal, score) + correction
@@ -235,7 +248,7 @@ def disarm() -> Estimator:
     unbiased for any cost. The value is the mean of the two costs, unbiased.
 
     Returns:
-        An `Estimator` of one draw.
+        An `Estimator` of one row of noise.
 
     Raises:
         ValueError: When it is used: the logits have k other than 2.
@@ -249,19 +262,25 @@ def _disarm(f: Cost, logits: jax.Array, noise: jax.Array) -> jax.Array:
     if logits.shape[-1] != 2:
         raise ValueError(f"disarm is for binary logits [..., 2], got {logits.shape}")
     drawn, other = (chosen(logits, g) for g in (noise[0], noise[0, ..., ::-1]))
-    costs, others = f(drawn), f(other)
+    found = f(drawn)
+    costs, others = _wide(found), _wide(f(other))
     p = relaxed(logits, jnp.ones((), accumulation_dtype(logits)))
     larger = jnp.sum(maps.hard(p) * p, axis=-1, keepdims=True)
     direction = larger * (drawn - other).astype(p.dtype)
     direction = jnp.where(jnp.isneginf(logits), 0, direction)
     gradient = _weighted(0.5 * (costs - others), direction)
-    return attach(0.5 * (costs + others), logits, gradient)
+    return attach((0.5 * (costs + others)).astype(found.dtype), logits, gradient)
 
 
 def _score(logits: jax.Array, drawn: jax.Array) -> jax.Array:
     """D − p, the derivative of log p(D) in the logits, float32 or wider."""
     p = relaxed(logits, jnp.ones((), accumulation_dtype(logits)))
     return jnp.where(jnp.isneginf(logits), 0, drawn.astype(p.dtype) - p)
+
+
+def _wide(costs: jax.Array) -> jax.Array:
+    """Costs in float32 or wider, so that differences of theirs are not rounded away."""
+    return costs.astype(accumulation_dtype(costs))
 
 
 def _weighted(signal: jax.Array, rows: jax.Array) -> jax.Array:

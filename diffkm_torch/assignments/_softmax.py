@@ -11,8 +11,9 @@ from diffkm_torch._checks import accumulation_dtype, as_logits, as_scalar
 def hard(logits: Tensor) -> Tensor:
     """Mirrors `diffkm_jax.hard`: the one-hot of the argmax, [..., k], gradient zero."""
     logits = as_logits(logits)
-    one_hot = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1])
-    return one_hot.to(logits.dtype)
+    # Not torch's one_hot, which vmap cannot map.
+    best = logits.detach().argmax(-1, keepdim=True)
+    return torch.zeros_like(logits).scatter(-1, best, 1.0)
 
 
 def softmax(logits: Tensor, *, tau: float | Tensor = 1.0) -> Tensor:

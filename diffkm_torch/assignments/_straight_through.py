@@ -70,7 +70,8 @@ def gapped_straight_through(
             p = relaxed(z, torch.ones_like(tau)).gather(-1, drawn.argmax(-1)[..., None])
             others = z.masked_fill(drawn > 0, -torch.inf)
             rest = z.logsumexp(-1, True) - others.logsumexp(-1, True)
-            gap = torch.where(p < 0.5, -torch.log1p(-p), rest) / p
+            wide = torch.where(p < 0.5, -torch.log1p(-p), rest)
+            gap = torch.where(p > 0, wide / torch.where(p > 0, p, 1), 1)
         shifted = torch.where(drawn > 0, top, torch.minimum(z, top - gap))
         change = (shifted - z).masked_fill(z.isneginf(), 0)
     return with_gradient_of(drawn, relaxed(z + change, tau))

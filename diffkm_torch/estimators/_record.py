@@ -45,7 +45,8 @@ class Estimator:
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be floating, got {dtype}")
         dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        exponential = torch.empty(self.num_draws, *shape, dtype=dtype)
+        device = None if generator is None else generator.device
+        exponential = torch.empty(self.num_draws, *shape, dtype=dtype, device=device)
         exponential.exponential_(generator=generator)
         # It may be 0, whose logarithm is not finite.
         return -exponential.clamp_min(torch.finfo(dtype).tiny).log()
@@ -60,15 +61,23 @@ class Estimator:
             noise = logits.new_zeros(shape)
         check_floating("noise", noise)
         check_shape("noise", noise, shape, f"{shape}, a row per draw of {self.name}")
-        return self.rule(checked_cost(f), logits, noise, **self.settings)
+        shapes: list[tuple[int, ...]] = []
+        costs = self.rule(checked_cost(f, shapes), logits, noise, **self.settings)
+        if shapes and tuple(costs.shape) != shapes[0]:
+            raise ValueError(
+                f"the rule of {self.name} must return costs of the shape of those of f "
+                f"{shapes[0]}, got shape {tuple(costs.shape)}"
+            )
+        return costs
 
 
-def checked_cost(f: Cost) -> Cost:
-    """The cost, with its result checked wherever it is evaluated."""
+def checked_cost(f: Cost, shapes: list[tuple[int, ...]]) -> Cost:
+    """The cost, with its result checked wherever it is evaluated, its shape noted."""
     check_callable("f", f)
 
     def cost(rows: Tensor) -> Tensor:
-        costs = f(rows)
+        # A copy, because a cost may work in place.
+        costs = f(rows.clone())
         check_floating("the costs of f", costs)
         shape = tuple(costs.shape)
         if costs.ndim >= rows.ndim or shape != tuple(rows.shape[: costs.ndim]):
@@ -76,6 +85,7 @@ def checked_cost(f: Cost) -> Cost:
                 "f must return costs [*batch], their shape a prefix of the rows' "
                 f"{tuple(rows.shape)} without k, got shape {shape}"
             )
+        shapes.append(shape)
         return costs
 
     return cost

@@ -39,17 +39,20 @@ def _exact(
     f: Cost, logits: Tensor, noise: Tensor, *, max_configurations: int
 ) -> Tensor:
     del noise
-    k, kept = logits.shape[-1], f(torch.zeros_like(logits)).ndim
+    best = maps.hard(logits)
+    likeliest = f(best)
+    k, kept = logits.shape[-1], likeliest.ndim
     rows = tuple(logits.shape[kept:-1])
     num = k ** prod(rows)
     if num > max_configurations:
         raise ValueError(
-            f"a problem of rows {rows} over k = {k} has {num:.4g} configurations, more "
-            f"than max_configurations={max_configurations}: a cost that keeps the axes "
-            "of independent rows takes far fewer"
+            f"a problem of rows {rows} has k**r = {k}**{prod(rows)} configurations, "
+            f"more than max_configurations={max_configurations}: a cost that keeps the "
+            "axes of independent rows takes far fewer"
         )
     p = _probabilities(logits)
-    origin = f(maps.hard(logits)).detach()
+    acc = accumulation_dtype(logits, likeliest)
+    origin = likeliest.detach().to(acc)
     terms = []
     for code in range(num):
         digits = [code // k**place % k for place in range(prod(rows))]
@@ -58,9 +61,11 @@ def _exact(
         probability = (p * drawn.to(p.dtype)).sum(-1)
         for _ in rows:
             probability = probability.prod(-1)
-        above = torch.where(probability > 0, f(drawn) - origin, 0)
-        terms.append(probability * above.to(p.dtype))
-    return origin + torch.stack(terms).sum(0).to(origin.dtype)
+        possible = over_rows(probability > 0, drawn)
+        costs = f(torch.where(possible, drawn, best)).to(acc)
+        above = torch.where(probability > 0, costs - origin, 0)
+        terms.append(probability.to(acc) * above)
+    return (origin + torch.stack(terms).sum(0)).to(likeliest.dtype)
 
 
 def reinforce(*, baseline: Scalar = 0.0) -> Estimator:
@@ -71,13 +76,14 @@ def reinforce(*, baseline: Scalar = 0.0) -> Estimator:
 def _reinforce(f: Cost, logits: Tensor, noise: Tensor, *, baseline: Scalar) -> Tensor:
     drawn = chosen(logits, noise[0])
     costs = f(drawn)
-    baseline = torch.as_tensor(baseline, dtype=costs.dtype, device=costs.device)
+    wide = _wide(costs)
+    baseline = torch.as_tensor(baseline, dtype=wide.dtype, device=wide.device)
     if baseline.ndim and baseline.shape != costs.shape:
         raise ValueError(
             "baseline must be a scalar or of the shape of the costs "
             f"{tuple(costs.shape)}, got shape {tuple(baseline.shape)}"
         )
-    estimate = _weighted(costs - baseline, _score(logits, drawn))
+    estimate = _weighted(wide - baseline, _score(logits, drawn))
     return attach(costs, logits, estimate)
 
 
@@ -90,10 +96,11 @@ def rloo(*, num_samples: int = 4) -> Estimator:
 def _rloo(f: Cost, logits: Tensor, noise: Tensor) -> Tensor:
     draws = [chosen(logits, g) for g in noise]
     costs = torch.stack([f(drawn) for drawn in draws])
-    mean = costs.mean(0)
+    wide = _wide(costs)
+    mean = wide.mean(0)
     score = torch.stack([_score(logits, drawn) for drawn in draws])
-    signal = (costs - mean) / (len(noise) - 1)
-    return attach(mean, logits, _weighted(signal, score).sum(0))
+    signal = (wide - mean) / (len(noise) - 1)
+    return attach(mean.to(costs.dtype), logits, _weighted(signal, score).sum(0))
 
 
 def rebar(*, tau: Scalar = 0.5, eta: Scalar = 1.0) -> Estimator:
@@ -118,7 +125,8 @@ def _rebar(
     _, from_free = value_and_gradient(free, logits)
     control, from_given = value_and_gradient(given_the_draw, logits)
     eta = as_scalar("eta", eta, accumulation_dtype(logits, noise), zero=True)
-    signal = costs - eta.to(costs.dtype) * control
+    wide = _wide(costs)
+    signal = wide - eta.to(wide.dtype) * _wide(control)
     score = _score(logits, drawn)
     correction = eta.to(score.dtype) * (from_free - from_given).to(score.dtype)
     estimate = _weighted(signal, score) + correction
@@ -135,13 +143,14 @@ def _disarm(f: Cost, logits: Tensor, noise: Tensor) -> Tensor:
         shape = tuple(logits.shape)
         raise ValueError(f"disarm is for binary logits [..., 2], got {shape}")
     drawn, other = (chosen(logits, g) for g in (noise[0], noise[0].flip(-1)))
-    costs, others = f(drawn), f(other)
+    found = f(drawn)
+    costs, others = _wide(found), _wide(f(other))
     p = _probabilities(logits)
     larger = (maps.hard(p) * p).sum(-1, keepdim=True)
     direction = larger * (drawn - other).to(p.dtype)
     direction = direction.masked_fill(logits.isneginf(), 0)
     gradient = _weighted(0.5 * (costs - others), direction)
-    return attach(0.5 * (costs + others), logits, gradient)
+    return attach((0.5 * (costs + others)).to(found.dtype), logits, gradient)
 
 
 def _probabilities(logits: Tensor) -> Tensor:
@@ -153,6 +162,11 @@ def _score(logits: Tensor, drawn: Tensor) -> Tensor:
     """D − p, the derivative of log p(D) in the logits, float32 or wider."""
     p = _probabilities(logits)
     return (drawn.to(p.dtype) - p).masked_fill(logits.isneginf(), 0)
+
+
+def _wide(costs: Tensor) -> Tensor:
+    """Costs in float32 or wider, so that differences of theirs are not rounded away."""
+    return costs.to(accumulation_dtype(costs))
 
 
 def _weighted(signal: Tensor, rows: Tensor) -> Tensor:

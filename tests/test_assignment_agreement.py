@@ -35,7 +35,7 @@ def arrays_for(name, dtype, value):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("value", [0.3, 1.0, 10.0])
+@pytest.mark.parametrize("value", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_values_and_gradients_agree(name, options, value, dtype):
     functions = [partial(getattr(m, name), **options) for m in (dk, dt)]

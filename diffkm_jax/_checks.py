@@ -152,9 +152,8 @@ def as_noise(
     noise = jnp.asarray(noise)
     check_floating("noise", noise)
     if draws is None:
-        check_shape(
-            "noise", noise, logits.shape, f"of the shape of logits {logits.shape}"
-        )
+        layout = f"of the shape of logits {logits.shape} (one row of an estimator's)"
+        check_shape("noise", noise, logits.shape, layout)
     else:
         least = f"m at least {draws}, over logits {logits.shape}"
         check_shape("noise", noise, (None, *logits.shape), f"[m, ..., k], {least}")

@@ -312,8 +312,8 @@ def is_discrete(
         TypeError: As `evaluate`.
         ValueError: `num_samples` is below 1, or as `Estimator.expect`.
 
-    Source: Rainforth et al. 2018 (what an estimator's noise does),
-        https://arxiv.org/abs/1802.04537
+    Source: Maddison, Tarlow & Minka 2014 (draws as an argmax of Gumbel noise),
+        https://arxiv.org/abs/1411.0030
     """
     check_estimator(estimator)
     check_integer("num_samples", num_samples, minimum=1)

@@ -19,7 +19,13 @@ from diffkm_jax.assignments import (
     sparsemax,
     straight_through,
 )
-from diffkm_jax.diagnostics import Report, evaluate, is_discrete
+from diffkm_jax.diagnostics import (
+    Certificate,
+    Report,
+    certificate,
+    evaluate,
+    is_discrete,
+)
 from diffkm_jax.distances import (
     cosine,
     euclidean,
@@ -52,6 +58,7 @@ from diffkm_jax.quantizers import (
 from diffkm_jax.statistics import Statistics, assign, statistics
 
 __all__ = [
+    "Certificate",
     "FitResult",
     "Quantized",
     "Report",
@@ -61,6 +68,7 @@ __all__ = [
     "assign",
     "assigned_loss",
     "blackbox",
+    "certificate",
     "conditional_gumbel",
     "cosine",
     "decoupled_gumbel_softmax",

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
@@ -28,9 +28,12 @@ def blocked(
     """Sums f's first result over blocks of rows, and stacks its second.
 
     The head block takes the remainder: no padding, no mask, and a carry that varies
-    over a mesh as the points do.
+    over a mesh as the points do. A symbolic number of rows, for export, has no such
+    remainder: there rows of zeros are added, for which `row_weights` has weight zero.
     """
     n = jax.tree.leaves(rows)[0].shape[0]
+    if export.is_symbolic_dim(n):
+        return _padded(f, block, rows)
     block = min(block, n)
     head = (n - 1) % block + 1
     count = (n - head) // block
@@ -59,6 +62,36 @@ def blocked(
         return jnp.concatenate([head_rows, rest_rows.reshape(-1, *head_rows.shape[1:])])
 
     return total, jax.tree.map(join, first, rest)
+
+
+def _padded(f: Callable, block: int, rows: Any) -> tuple[Any, Any]:
+    n = jax.tree.leaves(rows)[0].shape[0]
+    count = (n + block - 1) // block
+
+    def pieces(a: jax.Array) -> jax.Array:
+        rest = jnp.zeros((count * block - n, *a.shape[1:]), a.dtype)
+        return jnp.concatenate([a, rest]).reshape(count, block, *a.shape[1:])
+
+    def shapes(a: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((block, *a.shape[1:]), a.dtype)
+
+    zeros, _ = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, *map(shapes, rows))
+    )
+    total, stacked = lax.scan(
+        lambda carry, piece: _add(carry, f(*piece)), zeros, jax.tree.map(pieces, rows)
+    )
+    return total, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], stacked)
+
+
+def row_weights(
+    points: jax.Array, weights: jax.Array | None, dtype: jnp.dtype
+) -> jax.Array | None:
+    """The weights for `blocked`, which need to be an array where it adds rows."""
+    n = points.shape[0]
+    if weights is None and export.is_symbolic_dim(n):
+        return jnp.ones(n, dtype)
+    return weights
 
 
 def _add(carry: Any, block: tuple[Any, Any]) -> tuple[Any, Any]:

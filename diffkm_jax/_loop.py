@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 from diffkm_jax._blocks import anchor, block_for
 from diffkm_jax._checks import accumulation_dtype
+from diffkm_jax._implicit import attach, move_of_means
 from diffkm_jax._passes import Plan, hard_pass
 from diffkm_jax._update import (
     Data,
@@ -41,12 +43,17 @@ class Status(enum.IntFlag):
         NON_FINITE: A loss or a step was NaN or infinite; the centroids are the last
             that were finite themselves.
         EMPTY_CLUSTER: An active cluster of the returned centroids has no weight.
+        LINEAR_SOLVE: The implicit derivative of the centroids cannot be trusted: its
+            linear system did not get solved, because the Hessian is singular, not
+            positive, or too badly conditioned. Found only where the centroids are
+            differentiated: read it next to the gradient, as an auxiliary output.
     """
 
     CONVERGED = 1
     MAX_STEPS = 2
     NON_FINITE = 4
     EMPTY_CLUSTER = 8
+    LINEAR_SOLVE = 16
 
     def __str__(self) -> str:
         """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""
@@ -85,6 +92,9 @@ class FitResult(NamedTuple):
     state: State
 
 
+export.register_namedtuple_serialization(FitResult, serialized_name="diffkm.FitResult")
+
+
 class _Loop(NamedTuple):
     state: State
     history: jax.Array
@@ -97,8 +107,18 @@ def run(
     options: Options, max_steps: int, dtype: Any, data: Data, state: State, tol: Any
 ) -> FitResult:
     """The fit from a state; its result has centroids of `dtype`."""
-    held, begin = lax.stop_gradient((data, state))
-    variance = _mean_variance(held, begin.centroids, options.axis_name)
+    loop = _search(options, max_steps, data, state, tol)
+    return _result(options, dtype, data, state.step, loop)
+
+
+def _search(
+    options: Options, max_steps: int, data: Data, begin: State, tol: Any
+) -> _Loop:
+    """The steps, which carry a derivative only if it is to be unrolled."""
+    held = lax.stop_gradient(data)
+    variance = _mean_variance(
+        held, lax.stop_gradient(begin.centroids), options.axis_name
+    )
     acc = variance.dtype
     k, d = begin.centroids.shape
     last_temperature = temperature_at(options, held, begin.step + max_steps)
@@ -114,12 +134,12 @@ def run(
     def unfinished(loop: _Loop) -> jax.Array:
         return (loop.num_steps < max_steps) & ~loop.converged & ~loop.failed
 
-    def body(loop: _Loop) -> _Loop:
+    def step(data: Data, loop: _Loop) -> _Loop:
         old = loop.state
-        new, stats, residual = one_update(options, held, old)
+        new, stats, residual = one_update(options, data, old)
         finite = jnp.isfinite(new.centroids).all(axis=1)
-        if held.active is not None:
-            finite |= ~held.active
+        if data.active is not None:
+            finite |= ~data.active
         finite = jnp.isfinite(stats.loss) & finite.all()
         bound = limit(old.centroids)
         converged = finite & (residual <= bound) & jnp.isfinite(bound)
@@ -127,7 +147,7 @@ def run(
             converged &= temperature_at(options, held, old.step) == last_temperature
         return _Loop(
             lax.cond(finite, lambda: new, lambda: old),
-            loop.history.at[loop.num_steps].set(stats.loss),
+            loop.history.at[loop.num_steps].set(lax.stop_gradient(stats.loss)),
             loop.num_steps + finite.astype(jnp.int32),
             converged,
             ~finite,
@@ -135,29 +155,52 @@ def run(
 
     no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     loop = _Loop(begin, jnp.zeros(max_steps + 1, acc), zero, no, no)
-    loop = lax.while_loop(unfinished, body, loop)
-    return _result(options, dtype, data, begin.step, loop)
+    if options.derivative != "unrolled":
+        # At every step, because functions may close over what is differentiated.
+        return lax.while_loop(
+            unfinished,
+            lambda loop: lax.stop_gradient(step(held, loop)),
+            lax.stop_gradient(loop),
+        )
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def step_if_unfinished(data: Data, loop: _Loop) -> _Loop:
+        return lax.cond(unfinished(loop), step, lambda _, loop: loop, data, loop)
+
+    def body(loop: _Loop, _: None) -> tuple[_Loop, None]:
+        return step_if_unfinished(data, loop), None
+
+    return lax.scan(body, loop, length=max_steps)[0]
 
 
 def _result(
     options: Options, dtype: Any, data: Data, start: jax.Array, loop: _Loop
 ) -> FitResult:
     """One more pass, at the centroids as they are returned."""
-    centroids = loop.state.centroids.astype(dtype)
     used = jnp.maximum(loop.state.step - 1, start)
     temperature = temperature_at(options, data, used)
     hard = options.distance is squared_euclidean and temperature is None
+    state, solved = loop.state, jnp.ones((), bool)
+    if options.derivative != "unrolled" and not hard:
+        centroids, solved = attach(options, data, temperature, state.centroids)
+        state = state._replace(centroids=centroids)
+    centroids = state.centroids.astype(dtype)
     if hard:
         plan = Plan(
             options.block_size or block_for(*centroids.shape), options.axis_name
         )
         out = hard_pass(plan, data.points, centroids, data.weights, data.active)
         stats, labels = Statistics(*out[:3]), out[3]
+        if options.derivative in ("implicit", "one_step"):
+            move, stats = move_of_means(stats)
+            wide = state.centroids
+            state = state._replace(centroids=wide + move.astype(wide.dtype))
+            centroids += move.astype(dtype)
     else:
         stats = pass_over(options, data, centroids, temperature)
         labels = assign(
             lax.stop_gradient(data.points),
-            centroids,
+            lax.stop_gradient(centroids),
             active=data.active,
             distance=options.distance,
             block_size=options.block_size,
@@ -176,6 +219,7 @@ def _result(
         Status.MAX_STEPS: ~loop.converged & ~failed,
         Status.NON_FINITE: failed,
         Status.EMPTY_CLUSTER: empty.any(),
+        Status.LINEAR_SOLVE: ~solved,
     }
     status = sum(jnp.where(on, flag.value, 0) for flag, on in flags.items())
     return FitResult(
@@ -188,7 +232,7 @@ def _result(
         num_steps=steps,
         status=jnp.asarray(status, jnp.int32),
         temperature=temperature,
-        state=loop.state,
+        state=state,
     )
 
 
@@ -215,20 +259,36 @@ def best_of(
 ) -> FitResult:
     """The best of several fits, one after the other, each from its own draw."""
 
-    def once(key: jax.Array) -> FitResult:
-        c = initializer(key, data.points, k, weights=data.weights)
-        dtype, acc = c.dtype, accumulation_dtype(data.points, c, data.weights)
-        state = initial(c.astype(acc), options.optimizer)
-        return run(options, max_steps, dtype, data, state, tol)
-
-    def better(best: FitResult, item: tuple[jax.Array, jax.Array]):
-        i, key = item
-        new = once(key)
-        first_finite = jnp.isfinite(new.loss) & ~jnp.isfinite(best.loss)
-        wins = (i == 0) | (new.loss < best.loss) | first_finite
-        return lax.cond(wins, lambda: new, lambda: best), None
+    def draw(key: jax.Array, data: Data) -> jax.Array:
+        return initializer(key, data.points, k, weights=data.weights)
 
     keys = jax.random.split(key, num_restarts)
-    shapes = jax.eval_shape(once, keys[0])
+    drawn = jax.eval_shape(draw, keys[0], data)
+    dtype, acc = drawn.dtype, accumulation_dtype(data.points, drawn, data.weights)
+
+    def begin(key: jax.Array, data: Data) -> State:
+        return initial(draw(key, data).astype(acc), options.optimizer)
+
+    # Without a derivative, so that only the chosen one is kept for it.
+    still, held = options._replace(derivative="none"), lax.stop_gradient(data)
+
+    def search(key: jax.Array) -> tuple[_Loop, jax.Array]:
+        loop = _search(still, max_steps, held, begin(key, held), tol)
+        zero = jnp.zeros((), jnp.int32)
+        return loop, _result(still, dtype, held, zero, loop).loss
+
+    def better(best: tuple, item: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
+        i, key = item
+        loop, loss = search(key)
+        first_finite = jnp.isfinite(loss) & ~jnp.isfinite(best[1])
+        wins = (i == 0) | (loss < best[1]) | first_finite
+        return lax.cond(wins, lambda: (loop, loss, key), lambda: best), None
+
+    shapes = jax.eval_shape(search, keys[0])
     nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return lax.scan(better, nothing, (jnp.arange(num_restarts), keys))[0]
+    first = *nothing, keys[0]
+    items = jnp.arange(num_restarts), keys
+    (loop, _, key), _ = lax.stop_gradient(lax.scan(better, first, items))
+    if options.derivative == "unrolled":
+        return run(options, max_steps, dtype, data, begin(key, data), tol)
+    return _result(options, dtype, data, jnp.zeros((), jnp.int32), loop)

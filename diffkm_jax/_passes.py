@@ -23,6 +23,7 @@ from diffkm_jax._blocks import (
     matmul,
     nearest,
     psum,
+    row_weights,
     scores,
     weigh,
 )
@@ -54,7 +55,7 @@ def hard_pass(
     acc, k = accumulation_dtype(points, centroids, weights), len(centroids)
     c = centroids.astype(acc)
     m = anchor(c, active)
-    c = live(c, active, m)
+    c, weights = live(c, active, m), row_weights(points, weights, acc)
 
     def block(x: jax.Array, w: jax.Array | None):
         w = None if w is None else w.astype(acc)
@@ -132,7 +133,7 @@ def _soft(
     acc = accumulation_dtype(points, centroids, weights)
     c, t = centroids.astype(acc), temperature.astype(acc)
     m = anchor(c, active)
-    c = live(c, active, m)
+    c, weights = live(c, active, m), row_weights(points, weights, acc)
 
     def block(x: jax.Array, w: jax.Array | None, c: jax.Array, t: jax.Array):
         w = None if w is None else w.astype(acc)
@@ -190,11 +191,14 @@ def _soft_rule(plan: Plan, primals: tuple, tangents: tuple):
     # The other outputs by autodiff of checkpointed blocks: dead code if only the loss
     # is differentiated, once.
     live_args = [i for i in range(4) if not is_zero(tangents[i])]
+    # They hold several times as much of a block.
+    small = min(plan.block_size, max(256, plan.block_size // 4))
+    plan_small = plan._replace(block_size=small)
 
     def rest(*args: jax.Array):
         full = dict(enumerate(primals[:4])) | dict(zip(live_args, args, strict=True))
         x, c, w, t = full.values()
-        return _soft(plan, x, c, w, t, active, differentiable=True)[1:]
+        return _soft(plan_small, x, c, w, t, active, differentiable=True)[1:]
 
     some_primals = [primals[i] for i in live_args]
     _, drest = jax.jvp(rest, some_primals, [tangents[i] for i in live_args])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
+from jax import export, lax
 
 from diffkm_jax._checks import accumulation_dtype
 from diffkm_jax.distances import Distance, squared_euclidean
@@ -40,6 +40,9 @@ class State(NamedTuple):
     step: Int[Array, ""]
 
 
+export.register_namedtuple_serialization(State, serialized_name="diffkm.State")
+
+
 def seen(centroids: jax.Array, active: jax.Array | None) -> jax.Array:
     """Centroids as an optimizer sees them: zero where inactive, whatever they hold."""
     return centroids if active is None else jnp.where(active[:, None], centroids, 0)
@@ -64,6 +67,7 @@ class Options(NamedTuple):
     schedule: Callable[[jax.Array], ArrayLike] | None
     block_size: int | None
     axis_name: str | None
+    derivative: str = "none"
 
 
 class Data(NamedTuple):
@@ -99,12 +103,16 @@ def pass_over(
     )
 
 
-def residual_of(stats: Statistics) -> jax.Array:
-    """Σ_j ‖shifts_j / counts_j‖² over clusters with weight: the size of a full step."""
+def step_of(stats: Statistics) -> jax.Array:
+    """A full step, shifts_j / counts_j, [k, d]; zero for clusters without weight."""
     counts = stats.counts[:, None]
     positive = counts > 0
-    steps = stats.shifts / jnp.where(positive, counts, 1)
-    return jnp.sum(jnp.where(positive, steps, 0) ** 2)
+    return jnp.where(positive, stats.shifts / jnp.where(positive, counts, 1), 0)
+
+
+def residual_of(stats: Statistics) -> jax.Array:
+    """Σ_j ‖shifts_j / counts_j‖² over clusters with weight: the size of a full step."""
+    return jnp.sum(step_of(stats) ** 2)
 
 
 def one_update(
@@ -213,9 +221,10 @@ def _costliest(
         x, c, active=data.active, distance=distance, block_size=options.block_size
     )
     costs = distance(x, c[labels])
-    weights = jnp.ones(len(x), costs.dtype) if data.weights is None else data.weights
+    n = x.shape[0]
+    weights = jnp.ones(n, costs.dtype) if data.weights is None else data.weights
     costs = jnp.where(weights == 0, -jnp.inf, costs)
-    costs, index = lax.top_k(costs, min(len(c), len(x)))
+    costs, index = lax.top_k(costs, min(len(c), n))
     found = x[index], costs, weights[index]
     if axis_name is None:
         return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import export
 
 from diffkm_jax._checks import (
     accumulation_dtype,
@@ -132,7 +133,7 @@ def fit(
     tol: ArrayLike = 1e-4,
     max_steps: int = 300,
     empty: str | EmptyPolicy = "keep",
-    derivative: str = "none",
+    derivative: str = "implicit",
     block_size: int | None = None,
     axis_name: str | None = None,
 ) -> FitResult:
@@ -144,9 +145,11 @@ def fit(
     `tol` times the mean variance of the features, or rounding. Under a temperature
     schedule it does so only once the temperature has its final value.
 
-    The gradient of the returned centroids is zero (`derivative="none"`); that of
-    `loss` and `counts` is exact in points, weights and temperature at those centroids,
-    which for a converged fit is the gradient of the fitted minimum.
+    The gradient of the returned centroids in points, weights and temperature is what
+    `derivative` says; `loss` and `counts` are functions of these centroids, and so is
+    their gradient. In the start it is zero, but for `"unrolled"`. It means what is said
+    there only of a fit that CONVERGED, and `certificate` says how far around; the
+    centroid of a cluster without weight has gradient zero.
 
     Args:
         points: Data, [n, d], floating, in data units.
@@ -167,12 +170,29 @@ def fit(
         distance: Function of two arrays [..., d]; static by identity. Other than the
             squared Euclidean it needs a gradient optimizer, and `tol` a value of its
             own: the residual is then Σ_j ‖∂loss/∂c_j / 2 counts_j‖², whose unit is not
-            that of a variance. Arrays it closes over are not differentiated here.
+            that of a variance. Arrays it closes over are differentiated like points.
         tol: Non-negative scalar, relative to the mean variance of the features; 0
             means to rounding.
         max_steps: Limit of steps in this call, static; 0 evaluates the start.
         empty: As in `update`: `"keep"`, `"farthest"` (scikit-learn's), or a function.
-        derivative: How the returned centroids are differentiated, static: `"none"`.
+        derivative: How the returned centroids are differentiated, static.
+            `"implicit"`: as the stationary point of the loss, whatever optimizer found
+            it in however many steps. Hard, these are the cluster means: exact at every
+            order while no label changes, for less than a pass. Soft, or under another
+            distance, by the implicit function theorem and a linear solve: about 2
+            passes for each of its iterations, of which there are some 10 where clusters
+            are distinct; off in proportion to the gradient that is left, so take `tol`
+            small. Where the Hessian cannot be solved with, as that of `manhattan`,
+            which is zero, numbers stay finite and LINEAR_SOLVE is set: return `status`
+            beside what is differentiated (`has_aux`), for only there it is tried.
+            `"one_step"`: as one more update, of centroids held constant: the same if
+            hard, else biased.
+            `"unrolled"`: through the steps of the optimizer, as one scan of
+            `max_steps`, recomputed in reverse so that only the centroids of each are
+            kept; also in the start, and after any number of steps. A row that `empty`
+            sets has derivative zero there.
+            `"none"`: zero; for the gradient of `loss` alone, which at a minimum is the
+            same, the cheapest.
         block_size: Points in a block, static; None chooses it by shape.
         axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
 
@@ -186,23 +206,27 @@ def fit(
             `centroids` a `FitResult`.
         ValueError: A shape does not fit; there are more centroids than points (and no
             `active`); `temperature` or `tol` is a number out of range, or not a
-            scalar; `empty` or `derivative` is unknown; `max_steps` is negative or
+            scalar; `empty` or `derivative` is unknown; `derivative` is `"one_step"` and
+            `distance` not the squared Euclidean; `max_steps` is negative or
             `block_size` below 1; a `State` is of another optimizer; or `distance` is
             not the squared Euclidean and the optimizer needs counts.
 
     Source: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489; Rose 1998
-        (annealing), https://doi.org/10.1109/5.726788
+        (annealing), https://doi.org/10.1109/5.726788; Blondel et al. 2022 (implicit
+        differentiation), https://arxiv.org/abs/2105.15183
     """
     options = _options(optimizer, distance, empty, temperature, block_size, axis_name)
+    options = _differentiated(options, derivative)
     if isinstance(centroids, FitResult):
         raise TypeError("centroids must be an array or a State: pass result.state")
     goes_on = isinstance(centroids, State)
     start = jnp.asarray(centroids.centroids if goes_on else centroids)
     data = _data(points, start, weights, active, temperature)
-    k, n = len(start), len(data.points)
-    if k > n and active is None and axis_name is None:
+    k, n = len(start), data.points.shape[0]
+    known = active is None and axis_name is None and not export.is_symbolic_dim(n)
+    if known and k > n:
         raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
-    _check_loop(tol, max_steps, derivative)
+    _check_loop(tol, max_steps)
     if goes_on:
         state, dtype = centroids, data.points.dtype
         _check_state(state, options.optimizer)
@@ -227,13 +251,15 @@ def fit_restarts(
     tol: ArrayLike = 1e-4,
     max_steps: int = 300,
     empty: str | EmptyPolicy = "keep",
-    derivative: str = "none",
+    derivative: str = "implicit",
     block_size: int | None = None,
 ) -> FitResult:
     """The best of several fits, each from its own random start, as one program.
 
     The fits run one after the other and only the best is kept, so memory does not grow
-    with their number. The gradient is that of the fit chosen.
+    with their number. The gradient is that of the fit chosen: zero through the choice,
+    and through the drawing of its start, but for `"unrolled"`, whose start is made of
+    points.
 
     Args:
         key: A JAX random key.
@@ -264,11 +290,12 @@ def fit_restarts(
         https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
     """
     options = _options(optimizer, distance, empty, temperature, block_size, None)
+    options = _differentiated(options, derivative)
     points = as_points(points)
     n = len(points)
     check_integer("k", k, minimum=1, maximum=n, why=" (the number of points)")
     check_integer("num_restarts", num_restarts, minimum=1)
-    _check_loop(tol, max_steps, derivative)
+    _check_loop(tol, max_steps)
     data = _data(points, points[:1], as_weights(weights, n), None, temperature)
     static = options, max_steps, k, num_restarts, initializer
     return _fit_restarts(*static, key, data, _as_tol(tol, data))
@@ -325,11 +352,21 @@ def _as_tol(tol: ArrayLike, data: Data) -> jax.Array:
     return jnp.asarray(tol, accumulation_dtype(data.points, data.weights))
 
 
-def _check_loop(tol: ArrayLike, max_steps: int, derivative: str) -> None:
+def _check_loop(tol: ArrayLike, max_steps: int) -> None:
     check_scalar("tol", tol, zero=True)
     check_integer("max_steps", max_steps, minimum=0)
-    if derivative != "none":
-        raise ValueError(f"derivative must be 'none', got {derivative!r}")
+
+
+def _differentiated(options: Options, derivative: str) -> Options:
+    if derivative not in ("implicit", "one_step", "unrolled", "none"):
+        expected = "'implicit', 'one_step', 'unrolled' or 'none'"
+        raise ValueError(f"derivative must be {expected}, got {derivative!r}")
+    if derivative == "one_step" and options.distance is not squared_euclidean:
+        raise ValueError(
+            "derivative 'one_step' is that of a step to the mean and needs distance "
+            f"squared_euclidean, got {options.distance}"
+        )
+    return options._replace(derivative=derivative)
 
 
 _update = partial(jax.jit, static_argnums=0)(one_update)

@@ -23,6 +23,7 @@ from diffkm_jax._blocks import (
     masked,
     nearest,
     psum,
+    row_weights,
     weigh,
 )
 from diffkm_jax._checks import (
@@ -283,7 +284,7 @@ def _distance_loss(
     acc = offsets.dtype
     c = centroids.astype(acc)
     m = anchor(c, active)
-    c = live(c, active, m)
+    c, weights = live(c, active, m), row_weights(points, weights, acc)
 
     def block(x: jax.Array, w: jax.Array | None, c: jax.Array, offsets: jax.Array):
         x = inert(x.astype(acc), w, m)

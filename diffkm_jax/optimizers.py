@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import export
 
 from diffkm_jax._checks import accumulation_dtype
 
@@ -33,6 +34,11 @@ class MacQueenState(NamedTuple):
     counts: Any
 
 
+export.register_namedtuple_serialization(
+    MacQueenState, serialized_name="diffkm.MacQueenState"
+)
+
+
 class EmaState(NamedTuple):
     """The state of `ema`.
 
@@ -42,6 +48,9 @@ class EmaState(NamedTuple):
     """
 
     counts: Any
+
+
+export.register_namedtuple_serialization(EmaState, serialized_name="diffkm.EmaState")
 
 
 def _require(name: str, counts: jax.Array | None) -> jax.Array:
@@ -84,9 +93,9 @@ def newton() -> optax.GradientTransformationExtraArgs:
         https://leon.bottou.org/papers/bottou-bengio-95
     """
 
-    def init(params: Any) -> optax.EmptyState:
+    def init(params: Any) -> tuple[()]:
         del params
-        return optax.EmptyState()
+        return ()  # A plain tuple, which jax.export can write without being told.
 
     def update(
         updates: Any,
@@ -95,7 +104,7 @@ def newton() -> optax.GradientTransformationExtraArgs:
         *,
         counts: Float[Array, " k"] | None = None,
         **extra: Any,
-    ) -> tuple[Any, optax.EmptyState]:
+    ) -> tuple[Any, tuple[()]]:
         del params, extra
         counts = _require("newton", counts)
         return jax.tree.map(lambda g: _per_count(g, counts), updates), state

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 from diffkm_jax._blocks import anchor, block_for, inert, live, weigh
 from diffkm_jax._checks import (
@@ -53,6 +53,9 @@ class Quantized(NamedTuple):
     labels: Int[Array, " n"]
     codebook_loss: Float[Array, ""]
     commitment_loss: Float[Array, ""]
+
+
+export.register_namedtuple_serialization(Quantized, serialized_name="diffkm.Quantized")
 
 
 def straight_through_vector(

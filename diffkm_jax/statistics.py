@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 
 from diffkm_jax._blocks import anchor, block_for, blocked, live, masked, nearest
 from diffkm_jax._checks import (
@@ -47,6 +48,11 @@ class Statistics(NamedTuple):
     loss: Float[Array, ""]
     counts: Float[Array, " k"]
     shifts: Float[Array, "k d"]
+
+
+export.register_namedtuple_serialization(
+    Statistics, serialized_name="diffkm.Statistics"
+)
 
 
 def statistics(

@@ -26,10 +26,11 @@ def test_the_gradient_of_the_fitted_loss_is_that_of_the_minimum(temperature):
     assert jnp.isfinite(value)
 
 
-def test_the_returned_centroids_history_and_residual_have_gradient_zero():
+@pytest.mark.parametrize("mode", ["implicit", "unrolled"])
+def test_history_and_residual_have_gradient_zero(mode):
     def outcome(x):
-        result = dk.fit(x, C)
-        return result.centroids.sum() + result.history.sum() + result.residual
+        result = dk.fit(x, C, derivative=mode, max_steps=20)
+        return result.history.sum() + result.residual
 
     np.testing.assert_array_equal(jax.grad(outcome)(X), jnp.zeros_like(X))
 

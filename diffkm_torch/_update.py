@@ -70,11 +70,16 @@ class Problem(NamedTuple):
         )
 
 
-def residual_of(stats: Statistics) -> Tensor:
-    """Σ_j ‖shifts_j / counts_j‖² over clusters with weight."""
+def step_of(stats: Statistics) -> Tensor:
+    """A full step, shifts_j / counts_j, [k, d]; zero for clusters without weight."""
     positive = stats.counts[:, None] > 0
     steps = stats.shifts / torch.where(positive, stats.counts[:, None], 1)
-    return (torch.where(positive, steps, 0) ** 2).sum()
+    return torch.where(positive, steps, 0)
+
+
+def residual_of(stats: Statistics) -> Tensor:
+    """Σ_j ‖shifts_j / counts_j‖² over clusters with weight."""
+    return (step_of(stats) ** 2).sum()
 
 
 def one_update(
@@ -170,6 +175,16 @@ def _costliest(problem: Problem, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def seen(centroids: Tensor, active: Tensor | None) -> Tensor:
     """Centroids as an optimizer sees them: zero where inactive, whatever they hold."""
     return centroids if active is None else torch.where(active[:, None], centroids, 0)
+
+
+def detached(tree: Any) -> Any:
+    """A state, or a part of one, without its graph."""
+    if isinstance(tree, Tensor):
+        return tree.detach()
+    if isinstance(tree, tuple):
+        values = map(detached, tree)
+        return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
+    return tree
 
 
 def _forget(opt_state: Any, fresh: Any, moved: Tensor, shape: torch.Size) -> Any:

@@ -16,11 +16,13 @@ from diffkm_torch._checks import (
     check_integer,
     check_scalar,
 )
+from diffkm_torch._implicit import attach
 from diffkm_torch._update import (
     EmptyPolicy,
     Problem,
     State,
     Temperature,
+    detached,
     one_update,
     residual_of,
     seen,
@@ -33,12 +35,16 @@ __all__ = ["FitResult", "State", "Status", "fit", "init", "update"]
 
 
 class Status(enum.IntFlag):
-    """Mirrors `diffkm_jax.Status`."""
+    """Mirrors `diffkm_jax.Status`.
+
+    LINEAR_SOLVE is found only where `fit` is called on what requires a gradient.
+    """
 
     CONVERGED = 1
     MAX_STEPS = 2
     NON_FINITE = 4
     EMPTY_CLUSTER = 8
+    LINEAR_SOLVE = 16
 
     def __str__(self) -> str:
         """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""
@@ -104,32 +110,36 @@ def fit(
     tol: float | Tensor = 1e-4,
     max_steps: int = 300,
     empty: str | EmptyPolicy = "keep",
-    derivative: str = "none",
+    derivative: str = "implicit",
     block_size: int | None = None,
 ) -> FitResult:
-    """Mirrors `diffkm_jax.fit`: updates until the centroids rest."""
+    """Mirrors `diffkm_jax.fit`: updates until the centroids rest.
+
+    The implicit derivative of a fit that is soft, or of another distance, is exact up
+    to the second order.
+    """
     start = centroids.centroids if isinstance(centroids, State) else centroids
     problem = _problem(
         points, start, weights, active, temperature, distance, block_size
     )
     optimizer = _checked(optimizer, empty)
+    _check_derivative(derivative, distance)
     k, n = len(start), len(points)
     if k > n and active is None:
         raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
     check_scalar("tol", tol, zero=True)
     check_integer("max_steps", max_steps, minimum=0)
-    if derivative != "none":
-        raise ValueError(f"derivative must be 'none', got {derivative!r}")
     if isinstance(centroids, State):
         state, dtype = centroids, points.dtype
         _check_state(state, optimizer)
     else:
         acc = accumulation_dtype(points, start, weights)
-        start, dtype = start.detach().to(acc).clone(), start.dtype
+        start, dtype = start.to(acc).clone(), start.dtype
         state = State(start, optimizer.init(seen(start, active)), 0)
-    with torch.no_grad():
+    unrolled = derivative == "unrolled"
+    with torch.set_grad_enabled(unrolled and torch.is_grad_enabled()):
         loop = _loop(problem, optimizer, empty, state, float(tol), max_steps)
-    return _result(problem, state.step, dtype, max_steps, *loop)
+    return _result(problem, derivative, state.step, dtype, max_steps, *loop)
 
 
 def _problem(
@@ -163,6 +173,17 @@ def _checked(
     return optimizer
 
 
+def _check_derivative(derivative: str, distance: Distance) -> None:
+    if derivative not in ("implicit", "one_step", "unrolled", "none"):
+        expected = "'implicit', 'one_step', 'unrolled' or 'none'"
+        raise ValueError(f"derivative must be {expected}, got {derivative!r}")
+    if derivative == "one_step" and distance is not squared_euclidean:
+        raise ValueError(
+            "derivative 'one_step' is that of a step to the mean and needs distance "
+            f"squared_euclidean, got {distance}"
+        )
+
+
 def _check_state(state: State, optimizer: GradientTransformation) -> None:
     expected = _structure(optimizer.init(state.centroids))
     found = _structure(state.opt_state)
@@ -188,19 +209,19 @@ def _loop(
 ) -> tuple[State, list[Tensor], bool, bool]:
     acc = accumulation_dtype(problem.points, state.centroids, problem.weights)
     eps = torch.finfo(acc).eps
-    variance = _mean_variance(problem, state.centroids.to(acc))
+    variance = _mean_variance(problem, state.centroids.to(acc)).detach()
     last = problem.temperature_at(state.step + max_steps)
     history: list[Tensor] = []
     converged = failed = False
     while len(history) < max_steps and not converged and not failed:
-        old, c = state, state.centroids
+        old, c = state, state.centroids.detach()
         state, stats, residual = one_update(problem, optimizer, empty, old)
         active = slice(None) if problem.active is None else problem.active
         finite = state.centroids[active].isfinite().all() & stats.loss.isfinite()
         if not finite:
             state, failed = old, True
             break
-        history.append(stats.loss)
+        history.append(stats.loss.detach())
         floor = ((eps * c[active].to(acc)) ** 2).sum()
         floor = floor + eps**2 * 64 * c.numel() * variance
         limit = torch.maximum(tol * variance, floor)
@@ -211,6 +232,7 @@ def _loop(
 
 def _result(
     problem: Problem,
+    derivative: str,
     start: int,
     dtype: torch.dtype,
     max_steps: int,
@@ -220,8 +242,12 @@ def _result(
     failed: bool,
 ) -> FitResult:
     """One more pass, at the centroids as they are returned, with their gradients."""
-    centroids = state.centroids.detach().to(dtype)
     temperature = problem.temperature_at(max(state.step - 1, start))
+    solved = True
+    if derivative != "unrolled":
+        c, solved = attach(problem, state.centroids, temperature, derivative)
+        state = detached(state)._replace(centroids=c)
+    centroids = state.centroids.to(dtype)
     stats = problem.statistics(centroids, temperature)
     loss = stats.loss.detach()
     failed = failed or not bool(loss.isfinite())
@@ -234,6 +260,8 @@ def _result(
         status = Status.CONVERGED
     if empty.any():
         status |= Status.EMPTY_CLUSTER
+    if not solved:
+        status |= Status.LINEAR_SOLVE
     return FitResult(
         centroids=centroids,
         labels=problem.labels(centroids),

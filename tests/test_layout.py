@@ -18,15 +18,18 @@ LEVELS = [
     ["_passes", "distances", "assignments"],
     ["statistics"],
     ["losses", "initializers", "optimizers", "quantizers", "estimators"],
-    ["_update", "_moments"],
-    ["_loop", "_estimates"],
+    ["_update"],
+    ["_implicit"],
+    ["_loop"],
     ["fitting", "diagnostics"],
     ["__init__"],
     ["__main__"],
 ]
 # Of the mirror, sharding and random draws are left out.
 ONLY_JAX = {
+    "Certificate",
     "Report",
+    "certificate",
     "evaluate",
     "fit_restarts",
     "is_discrete",

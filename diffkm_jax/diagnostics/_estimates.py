@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffkm_jax._checks import accumulation_dtype
-from diffkm_jax._moments import nonzero
+from diffkm_jax.diagnostics._moments import nonzero
 from diffkm_jax.estimators._record import Cost, Estimator, over_rows
 from diffkm_jax.estimators._score import configuration
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._checks import as_logits, check_integer
-from diffkm_jax._estimates import (
+from diffkm_jax.assignments import hard
+from diffkm_jax.diagnostics._estimates import (
     Sample,
     cosine,
     estimate,
@@ -19,8 +20,7 @@ from diffkm_jax._estimates import (
     norm,
     root,
 )
-from diffkm_jax._moments import moments, nonzero
-from diffkm_jax.assignments import hard
+from diffkm_jax.diagnostics._moments import moments, nonzero
 from diffkm_jax.estimators import Estimator, exact
 from diffkm_jax.estimators._record import Cost, check_estimator, checked_cost
 from diffkm_jax.estimators._score import batch_axes, num_configurations
@@ -28,8 +28,6 @@ from diffkm_jax.estimators._score import batch_axes, num_configurations
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from jaxtyping import Array, Bool, Float
-
-__all__ = ["Report", "evaluate", "is_discrete"]
 
 DEFAULT_SAMPLES = 10_000
 

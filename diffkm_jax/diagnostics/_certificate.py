@@ -1,0 +1,275 @@
+"""How far the gradient of a fit can be trusted: ties, curvature, distance to rest."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import export, lax
+
+from diffkm_jax._blocks import (
+    anchor,
+    block_for,
+    blocked,
+    inert,
+    matmul,
+    psum,
+    row_weights,
+    weigh,
+)
+from diffkm_jax._checks import (
+    accumulation_dtype,
+    check_block_size,
+    check_integer,
+    check_scalar,
+)
+from diffkm_jax._passes import Plan
+from diffkm_jax._update import residual_of, step_of
+from diffkm_jax.diagnostics._curvature import hessian_product, smallest_eigenvalue
+from diffkm_jax.diagnostics._margins import margins
+from diffkm_jax.statistics import Statistics, checked, statistics
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Bool, Float, Int
+
+
+class Certificate(NamedTuple):
+    """What licenses the gradient of a fit, in the accumulation dtype.
+
+    Rows of weight zero count for nothing. Distances are Euclidean, each row for itself
+    unless said otherwise.
+
+    Attributes:
+        margin: Squared distance to the second nearest active centroid minus that to the
+            nearest, [n], in squared data units; infinite if one cluster is active. The
+            gradient of a hard loss is exact where no margin is zero.
+        label_radius: If every centroid moves by less, no label changes, nor do those
+            that this dtype computes, [], in data units; infinite if one cluster is
+            active. So far the hard loss is a quadratic, and its gradient after a move
+            is −2 (shifts − counts · move).
+        num_undecided: Points whose label rounding may have chosen, [], int32: exact
+            ties, margins below a bound of the error of their scores, and rows that are
+            not finite. The bound is of the worst case and grows with d: most that
+            float32 leaves undecided, float64 decides. If any is, `label_radius` is 0.
+        residual: Σ_j ‖shifts_j / counts_j‖², [], in squared data units: `fit` stops by
+            it.
+        gradient_norm: Norm of the gradient of the loss in all centroids, 2 ‖shifts‖,
+            []: zero at rest.
+        smallest_eigenvalue: Of the Hessian of the loss in the active centroids, [], in
+            the unit of weights. Hard: twice the smallest count. Soft: the smallest Ritz
+            value. At rest, positive means an isolated minimum, and negative a saddle,
+            as of merged centroids that would rather part: no fit stays there.
+        eigenvalue_error: Some eigenvalue is as near to that as this, []. Hard: 0.
+        critical_temperature: Twice the largest eigenvalue of the weighted covariance,
+            [], in squared data units. At rest above it all centroids of a soft fit have
+            merged in the mean, and its gradient knows one cluster only.
+        distance: Length of the Newton step of all centroids together, [], in data
+            units: to first order, how far away the gradient is zero. Hard: exact if
+            `valid`. Soft: at most this, `gradient_norm / smallest_eigenvalue`, which
+            is infinite if that is not positive; an implicit gradient is taken that far
+            from where it holds.
+        point_radius: Hard: if every point moves by less from this data, a fit that goes
+            on from here keeps all labels, and its implicit gradient is exact, [], in
+            data units; half of what the largest full step leaves of `label_radius`.
+            Soft: 0, because the license is for small changes only.
+        valid: Whether the implicit gradient of `fit` is licensed at the resting point
+            next to these centroids, [], bool. Hard: the full step of every cluster is
+            below `label_radius`, so that the labels after it are the same and Lloyd's
+            algorithm rests; the gradient reads nothing but labels, so it is exact here
+            too. Soft: `smallest_eigenvalue` exceeds `eigenvalue_error`, as the implicit
+            function theorem asks for; whether the fit rests, say its status and
+            `distance`. In both cases all is finite, and there is some weight.
+    """
+
+    margin: Float[Array, " n"]
+    label_radius: Float[Array, ""]
+    num_undecided: Int[Array, ""]
+    residual: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    smallest_eigenvalue: Float[Array, ""]
+    eigenvalue_error: Float[Array, ""]
+    critical_temperature: Float[Array, ""]
+    distance: Float[Array, ""]
+    point_radius: Float[Array, ""]
+    valid: Bool[Array, ""]
+
+
+export.register_namedtuple_serialization(
+    Certificate, serialized_name="diffkm.Certificate"
+)
+
+
+def certificate(
+    points: Float[ArrayLike, "n d"],
+    centroids: Float[ArrayLike, "k d"],
+    *,
+    weights: Float[ArrayLike, " n"] | None = None,
+    temperature: ArrayLike | None = None,
+    active: Bool[ArrayLike, " k"] | None = None,
+    num_iterations: int = 32,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> Certificate:
+    """How far the gradient of a fit that ended at these centroids can be trusted.
+
+    For squared Euclidean distances. The loss of a hard fit has a kink wherever a point
+    is as near to two centroids: its gradient holds up to the nearest such place. The
+    implicit gradient of a soft fit needs a Hessian that is positive. Pass what the fit
+    was given, and the centroids that it returned; in a wider dtype, to decide more. The
+    certificate itself has no gradient, or rather one of zero.
+
+    The smallest eigenvalue of a soft loss is by Lanczos' method from a random start, at
+    the price of some two passes an iteration. It is exact to rounding if
+    `num_iterations` is at least k·d. Else it may be too large, and nothing can tell:
+    its error says how near some eigenvalue is, not that it is the smallest. A value
+    that falls with more iterations has not converged. The covariance takes O(n d²)
+    operations, and its eigenvalues O(d³).
+
+    Args:
+        points: Data, [n, d], floating, in data units.
+        centroids: Centroids, [k, d], floating, in data units.
+        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
+            is ones.
+        temperature: Positive scalar, in squared data units; may be traced. None is the
+            hard assignment.
+        active: Clusters that exist, [k], bool, at least one of them true; None is all.
+        num_iterations: Limit of Lanczos steps, at least 1, static; unused if hard.
+        block_size: Points in a block, static; None chooses it by shape.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded; so is
+            `margin` then, and the rest is of all points.
+
+    Returns:
+        A `Certificate`. Nothing raises at run time: data that are not finite, in a row
+        with weight, are not `valid`.
+
+    Raises:
+        TypeError: An array is not floating, `active` is not bool, or `num_iterations`
+            or `block_size` no integer.
+        ValueError: A shape does not fit; `temperature` is not a scalar, or a number
+            and not positive and finite; `num_iterations` or `block_size` is below 1.
+
+    Source: Rose 1998 (critical temperature), https://doi.org/10.1109/5.726788;
+        Paige 1980 (Lanczos), https://doi.org/10.1016/0024-3795(80)90167-6;
+        Higham 2002 (rounding), https://doi.org/10.1137/1.9780898718027
+    """
+    points, centroids, weights, active = checked(points, centroids, weights, active)
+    check_integer("num_iterations", num_iterations, minimum=1)
+    check_block_size(block_size)
+    if temperature is not None:
+        check_scalar("temperature", temperature)
+        dtype = accumulation_dtype(points, centroids, weights)
+        temperature = jnp.asarray(temperature, dtype)
+    plan = Plan(block_size or block_for(*centroids.shape), axis_name)
+    num_steps = min(num_iterations, centroids.size)
+    return _certificate(
+        plan, num_steps, points, centroids, weights, temperature, active
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _certificate(
+    plan: Plan,
+    num_steps: int,
+    points: jax.Array,
+    centroids: jax.Array,
+    weights: jax.Array | None,
+    temperature: jax.Array | None,
+    active: jax.Array | None,
+) -> Certificate:
+    points, centroids, weights, temperature = lax.stop_gradient(
+        (points, centroids, weights, temperature)
+    )
+    acc = accumulation_dtype(points, centroids, weights)
+    weights = row_weights(points, weights, acc)
+    c = centroids.astype(acc)
+    of_data = plan, points, c, weights, active
+    stats = statistics(
+        points,
+        c,
+        weights=weights,
+        temperature=temperature,
+        active=active,
+        block_size=plan.block_size,
+        axis_name=plan.axis_name,
+    )
+    margin, radii = margins(*of_data)
+    label_radius = jnp.min(radii)
+    if plan.axis_name is not None:
+        label_radius = lax.pmin(label_radius, plan.axis_name)
+    undecided = jnp.sum(radii == 0, dtype=jnp.int32)
+    residual = residual_of(stats)
+    gradient_norm = 2 * jnp.sqrt(jnp.sum(stats.shifts**2))
+    finite = jnp.isfinite(jnp.stack([stats.loss, residual, gradient_norm])).all()
+    mean, covariance = _mean_and_covariance(*of_data, stats)
+    on = jnp.ones(len(c), bool) if active is None else active
+    point_radius = error = jnp.zeros((), acc)
+    if temperature is None:
+        step = jnp.max(jnp.linalg.norm(step_of(stats), axis=1))
+        smallest = 2 * jnp.min(stats.counts, where=on, initial=jnp.inf)
+        distance = jnp.sqrt(residual)
+        point_radius = jnp.maximum(label_radius - step, 0) / 2
+        valid = step < label_radius
+    else:
+        of_pass = plan, points, c, weights, temperature, active
+        away = jnp.where(on[:, None], c - mean, 0)
+        spread = jnp.trace(covariance) + jnp.max(jnp.sum(away**2, axis=1))
+        smallest, error = _softest(of_pass, stats.counts, spread, num_steps)
+        positive = smallest > 0
+        distance = gradient_norm / jnp.where(positive, smallest, 1)
+        distance = jnp.where(positive, distance, jnp.inf)
+        valid = smallest > error
+    return Certificate(
+        margin=margin,
+        label_radius=label_radius,
+        num_undecided=psum(undecided, plan.axis_name),
+        residual=residual,
+        gradient_norm=gradient_norm,
+        smallest_eigenvalue=smallest,
+        eigenvalue_error=error,
+        critical_temperature=2 * jnp.linalg.eigvalsh(covariance)[-1],
+        distance=distance,
+        point_radius=point_radius,
+        valid=valid & finite & (stats.counts.sum() > 0),
+    )
+
+
+def _softest(
+    of_pass: tuple, counts: jax.Array, spread: jax.Array, num_steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """The smallest eigenvalue of the soft loss, and its error with that of rounding."""
+    centroids, temperature, active = of_pass[2], of_pass[4], of_pass[5]
+    start = jax.random.normal(jax.random.key(0), centroids.shape, centroids.dtype)
+    if active is not None:
+        start = jnp.where(active[:, None], start, 0)
+    product = partial(hessian_product, *of_pass)
+    value, error = smallest_eigenvalue(product, start, num_steps)
+    # The Hessian is 2 counts minus something positive, and rounds as the two do; what
+    # rounding does to distances, it does to logits by the temperature.
+    size = (2 * jnp.max(counts) + jnp.abs(value)) * (1 + spread / temperature)
+    return value, error + 8 * float(jnp.finfo(size.dtype).eps) * size
+
+
+def _mean_and_covariance(
+    plan: Plan,
+    points: jax.Array,
+    c: jax.Array,
+    weights: jax.Array | None,
+    active: jax.Array | None,
+    stats: Statistics,
+) -> tuple[jax.Array, jax.Array]:
+    """Of the points, [1, d] and [d, d]; the mean from the statistics."""
+    origin, counts = anchor(c, active), stats.counts[:, None]
+    mass = stats.counts.sum()
+    moments = stats.shifts + jnp.where(counts > 0, counts * (c - origin), 0)
+    mean = origin + jnp.sum(moments, axis=0, keepdims=True) / mass
+
+    def block(x: jax.Array, w: jax.Array | None):
+        w = None if w is None else w.astype(c.dtype)
+        e = inert(x.astype(c.dtype), w, mean) - mean
+        return matmul(e.T, weigh(w, e)), ()
+
+    scatter, _ = blocked(block, plan.block_size, (points, weights))
+    return mean, psum(scatter, plan.axis_name) / mass

@@ -1,0 +1,70 @@
+"""The smallest eigenvalue of a Hessian that is known by its products only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from diffkm_jax._blocks import matmul
+from diffkm_jax._passes import Plan, _soft
+
+
+def hessian_product(
+    plan: Plan,
+    points: jax.Array,
+    centroids: jax.Array,
+    weights: jax.Array | None,
+    temperature: jax.Array,
+    active: jax.Array | None,
+    vector: jax.Array,
+) -> jax.Array:
+    """The Hessian of the free energy in the centroids, times a vector [k, d].
+
+    Of an inactive row nothing is read, and it is zero.
+    """
+
+    # Not `soft_pass`, whose rule is as fast but copies the points.
+    def shifts(c: jax.Array) -> jax.Array:
+        of_pass = plan, points, c, weights, temperature, active
+        return _soft(*of_pass, differentiable=False)[2]
+
+    return -2 * jax.jvp(shifts, (centroids,), (vector,))[1]
+
+
+def smallest_eigenvalue(
+    product: Callable[[jax.Array], jax.Array], start: jax.Array, num_steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """The smallest Ritz value of a symmetric operator, and how far an eigenvalue is.
+
+    Lanczos' method, every vector made orthogonal to all earlier ones, twice. It ends
+    early where these span an invariant subspace: then the Ritz value is an eigenvalue,
+    the smallest of those whose eigenvectors are not orthogonal to the start.
+    """
+    eps = float(jnp.finfo(start.dtype).eps)
+
+    def step(carry: tuple, i: jax.Array):
+        basis, q, scale = carry
+        running = jnp.any(q != 0)
+        basis = basis.at[i].set(q)
+        w = product(q.reshape(start.shape)).reshape(-1)
+        alpha = jnp.sum(q * w)
+        for _ in range(2):
+            w -= matmul(matmul(basis, w), basis)
+        beta = jnp.sqrt(jnp.sum(w * w))
+        scale = jnp.maximum(scale, jnp.abs(alpha) + beta)
+        beta = jnp.where(beta > eps * scale, beta, 0)
+        q = jnp.where(beta > 0, w / jnp.where(beta > 0, beta, 1), 0)
+        return (basis, q, scale), (alpha, beta, running)
+
+    q = start.reshape(-1) / jnp.sqrt(jnp.sum(start * start))
+    basis = jnp.zeros((num_steps, start.size), start.dtype)
+    begin = basis, q, jnp.zeros_like(q[0])
+    _, (alpha, beta, running) = jax.lax.scan(step, begin, jnp.arange(num_steps))
+    # Steps after the end must not look like eigenvalues below the others.
+    top = jnp.max(jnp.abs(alpha)) + 2 * jnp.max(beta)
+    alpha = jnp.where(running, alpha, top)
+    matrix = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values[0], jnp.abs(beta[-1] * vectors[-1, 0])

@@ -169,14 +169,38 @@ def masked(score: jax.Array, active: jax.Array | None) -> jax.Array:
 def nearest(score: jax.Array) -> jax.Array:
     """The lowest index of the largest score over the major axis, int32, in range.
 
-    Two plain reductions are 2.7 times as fast as an argmax at 256 clusters and 2.1 at
-    1024, but a fifth slower at 16.
+    An argmax is the fastest for few clusters and falls off a cliff beyond 20, where a
+    running maximum takes a third of its time; two plain reductions beat both beyond 48.
     """
     k = score.shape[0]
-    if k <= 32:
+    if k <= 20:
         return jnp.argmax(score, axis=0).astype(jnp.int32)
+    if k <= 48:
+        return _first_largest(score)
     index = lax.broadcasted_iota(jnp.int32, score.shape, 0)
     # Where NaN equals no maximum, the bound keeps the label in range.
     return jnp.min(
         jnp.where(score == score.max(0, keepdims=True), index, k - 1), axis=0
     )
+
+
+def _first_largest(score: jax.Array) -> jax.Array:
+    """The same by a running maximum over pairs of rows, k at least 2."""
+    k, n = score.shape
+    lane = lax.broadcasted_iota(jnp.int32, (2, n), 0)
+    best, index = score[:2], lane
+    for row in range(2, k, 2):
+        start = min(row, k - 2)
+        pair = score[start : start + 2]
+        larger = pair > best
+        best = jnp.where(larger, pair, best)
+        index = jnp.where(larger, start + lane, index)
+
+    def first(a: tuple, b: tuple) -> tuple[jax.Array, jax.Array]:
+        (x, i), (y, j) = a, b
+        second = (y > x) | ((y == x) & (j < i))
+        return jnp.where(second, y, x), jnp.where(second, j, i)
+
+    # As a reduction, or XLA would compute the maximum anew wherever it is read.
+    start = -jnp.inf * jnp.ones((), score.dtype), jnp.int32(k - 1)
+    return lax.reduce((best, index), start, first, (0,))[1]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from diffkm_jax._blocks import anchor, block_for
+from diffkm_jax._blocks import anchor, block_for, blocked, inert, psum, weigh
 from diffkm_jax._checks import accumulation_dtype
 from diffkm_jax._implicit import attach, move_of_means
 from diffkm_jax._passes import Plan, hard_pass
@@ -238,13 +238,24 @@ def _result(
 
 def _mean_variance(data: Data, c: jax.Array, axis_name: str | None) -> jax.Array:
     """The weighted variance of the features, averaged over them, from two passes."""
-    c = c.astype(accumulation_dtype(data.points, c, data.weights))
-    plan = Plan(block_for(1, c.shape[1]), axis_name)
-    origin = anchor(c, data.active)
-    _, mass, shifts, _ = hard_pass(plan, data.points, origin, data.weights, None)
-    mean = origin + shifts / mass[:, None]
-    loss, *_ = hard_pass(plan, data.points, mean, data.weights, None)
-    return loss / (mass[0] * c.shape[1])
+    acc, d = accumulation_dtype(data.points, c, data.weights), c.shape[1]
+    origin = anchor(c.astype(acc), data.active)
+    weights = data.weights
+    if weights is None:
+        weights = jnp.ones(data.points.shape[0], acc)
+
+    def summed(f: Callable[[jax.Array], jax.Array], center: jax.Array) -> Any:
+        def block(x: jax.Array, w: jax.Array) -> tuple[Any, None]:
+            w = w.astype(acc)
+            e = inert(x.astype(acc), w, center) - center
+            return (w.sum(), jnp.sum(weigh(w, f(e)), axis=0, keepdims=True)), None
+
+        total, _ = blocked(block, block_for(1, d), (data.points, weights))
+        return psum(total, axis_name)
+
+    mass, moved = summed(lambda e: e, origin)
+    _, squares = summed(lambda e: e * e, origin + moved / mass)
+    return jnp.sum(squares) / (mass * d)
 
 
 def best_of(

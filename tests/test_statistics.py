@@ -66,6 +66,20 @@ def test_one_many_and_as_many_clusters_as_points(law, k):
     np.testing.assert_array_equal(dk.assign(x, c, block_size=8), labels)
 
 
+@pytest.mark.parametrize("k", [1, 2, 20, 21, 22, 48, 49])
+def test_however_labels_are_found_a_tie_goes_to_the_lowest_index(k):
+    rng = np.random.default_rng(k)
+    x = rng.integers(0, 4, (300, 2)).astype(np.float64)
+    c = rng.integers(0, 4, (k, 2)).astype(np.float64)
+    on = rng.random(k) < 0.7
+    on[k // 2] = True
+    for active in (None, on):
+        costs = ((x[:, None] - c) ** 2).sum(-1)
+        costs = costs if active is None else np.where(active, costs, np.inf)
+        labels = dk.assign(x, c, active=active, block_size=64)
+        np.testing.assert_array_equal(labels, costs.argmin(1))
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_one_point_is_enough(law):
     x, c, w, *t = LAWS[law]

@@ -13,11 +13,8 @@ program itself makes about 2).
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
-import subprocess
 import sys
 import time
 import warnings
@@ -32,10 +29,12 @@ import numpy as np
 import optax
 from jax import lax
 from timing import (
+    in_child,
     interleaved,
     machine,
     median,
     need,
+    peak_growth,
     ratio,
     seconds,
     table,
@@ -209,31 +208,14 @@ def memory_function(kind: str) -> Callable:
     return jax.jit(jax.value_and_grad(functions[kind], argnums=1))
 
 
-def resident(peak: bool = False) -> int:
-    """Bytes of this process in memory now, or at its peak (Linux).
-
-    Not `ru_maxrss`: a child inherits that from the process that started it.
-    """
-    key = "VmHWM:" if peak else "VmRSS:"
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(s.split()[1]) for s in lines if s.startswith(key))
-
-
 def measure_memory(kind: str, n: int, k: int, d: int) -> None:
     """Runs in a process of its own and prints what one call adds to its peak.
 
-    The baseline is taken with the points in place and the program compiled, after what
-    is free has gone back to the system: reused, it would hide what the call needs.
-    Where the peak cannot be reset, one from before may make the result too large.
+    The baseline is taken with the points in place and the program compiled.
     """
     points, centroids = map(jnp.asarray, normal(n, k, d))
     compiled = memory_function(kind).lower(points, centroids).compile()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    before = resident()
-    jax.block_until_ready(compiled(points, centroids))
-    growth = resident(peak=True) - before
+    growth = peak_growth(blocking(compiled, points, centroids))
     temp = compiled.memory_analysis().temp_size_in_bytes
     print(json.dumps({"temp": temp, "growth": growth}))
 
@@ -243,12 +225,7 @@ def memory(quick: bool) -> None:
     n, k, d = (BIG[0] // 10, *BIG[1:]) if quick else BIG
     rows = []
     for kind in ("kmeans_loss", "soft_kmeans_loss"):
-        command = [sys.executable, __file__, "--measure-memory", kind]
-        command += [str(size) for size in (n, k, d)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode:
-            raise SystemExit(run.stderr)
-        found = json.loads(run.stdout)
+        found = in_child(__file__, "--measure-memory", kind, n, k, d)
         met = verdict(max(found.values()) < 200e6)
         temp, growth = (f"{found[key] / 1e6:.1f} MB" for key in ("temp", "growth"))
         rows.append((kind, temp, growth, "< 200 MB", met))

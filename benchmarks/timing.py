@@ -1,11 +1,16 @@
-"""Times rivals side by side, and prints what came of it as markdown."""
+"""Times and weighs rivals, and prints what came of it as markdown."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
@@ -58,6 +63,41 @@ def interleaved(
         for name, call in calls.items():
             samples[name].append(seconds(call, number[name]))
     return samples
+
+
+def resident(peak: bool = False) -> int:
+    """Bytes of this process in memory now, or at its peak (Linux).
+
+    Not `ru_maxrss`: a child inherits that from the process that started it.
+    """
+    key = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(s.split()[1]) for s in lines if s.startswith(key))
+
+
+def peak_growth(call: Callable[[], Any]) -> int:
+    """Bytes that one call adds to the peak of this process, which it should have alone.
+
+    What is free goes back to the system first: reused, it would hide what the call
+    needs. Where the peak cannot be reset, one from before may make this too large.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    before = resident()
+    call()
+    return resident(peak=True) - before
+
+
+def in_child(script: str, *args: Any, **env: str) -> Any:
+    """What a script prints as JSON, in a process of its own, or the end of the run."""
+    command = [sys.executable, script, *map(str, args)]
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | env
+    )
+    if run.returncode:
+        raise SystemExit(run.stderr or f"a child ended with {run.returncode}")
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def median(samples: Sequence[float]) -> str:

@@ -40,7 +40,11 @@ def move_of_means(stats: Statistics) -> tuple[jax.Array, Statistics]:
 
 
 class Rest(NamedTuple):
-    """What is static about a derivative: the pass, and whether a solve is needed."""
+    """What is static about a derivative of resting centroids.
+
+    The statistics at some; whether to solve for it or to take one more step; whether
+    the Hessian has no direction that is flat by nature.
+    """
 
     statistics: Callable[..., Statistics]
     solve: bool
@@ -107,7 +111,6 @@ def _resting_rule(rest: Rest, primals: tuple, tangents: tuple):
         dc = _solve(rest, c, stats.counts, theta, 2 * moved.shifts)
         solved = _solvable(rest, *lax.stop_gradient((c, stats.counts, theta)))
     else:
-        # Where a mean lies does not depend on where it was measured from.
         held = lax.stop_gradient(centroids)
         _, dc = jax.jvp(lambda *moving: step_of(at(held, *moving)), now, moves)
     dsolved = zero_from_primal(solved, symbolic_zeros=True)

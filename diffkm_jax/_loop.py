@@ -40,8 +40,9 @@ class Status(enum.IntFlag):
     Attributes:
         CONVERGED: It stopped by the residual rule.
         MAX_STEPS: It used all its steps without meeting that rule.
-        NON_FINITE: A loss or a step was NaN or infinite; the centroids are the last
-            that were finite themselves.
+        NON_FINITE: A loss or a step was NaN or infinite, and the centroids are the last
+            that were finite themselves; or the temperature was not positive. A
+            derivative need not be finite then.
         EMPTY_CLUSTER: An active cluster of the returned centroids has no weight.
         LINEAR_SOLVE: The implicit derivative of the centroids cannot be trusted: its
             linear system did not get solved, because the Hessian is singular, not
@@ -211,6 +212,8 @@ def _result(
         jnp.arange(len(history), dtype=steps.dtype) < steps, history, loss
     )
     failed = loop.failed | ~jnp.isfinite(loss)
+    if temperature is not None:
+        failed |= ~(lax.stop_gradient(temperature) > 0)
     empty = stats.counts == 0
     if data.active is not None:
         empty &= data.active

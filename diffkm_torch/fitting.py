@@ -251,6 +251,7 @@ def _result(
     stats = problem.statistics(centroids, temperature)
     loss = stats.loss.detach()
     failed = failed or not bool(loss.isfinite())
+    failed = failed or (temperature is not None and not bool(temperature > 0))
     padding = [loss] * (max_steps + 1 - len(history))
     empty = stats.counts == 0
     if problem.active is not None:

@@ -238,8 +238,18 @@ def test_the_hard_eigenvalue_is_twice_the_smallest_count():
     found = dk.certificate(X, C, weights=W)
     assert found.smallest_eigenvalue == 2 * dk.statistics(X, C, weights=W).counts.min()
     assert found.eigenvalue_error == 0
-    empty = dk.certificate(X, C.at[2].set(99.0), weights=W)
-    assert empty.smallest_eigenvalue == 0
+
+
+@LAWS
+def test_an_empty_cluster_is_left_out(temperature):
+    options = {"weights": W, "temperature": temperature, "num_iterations": C.size}
+    with_empty = dk.certificate(X, C.at[2].set(1e3), **options)
+    without = dk.certificate(X, jnp.delete(C, 2, axis=0), **options)
+    assert with_empty.valid == without.valid
+    assert abs(without.smallest_eigenvalue) > 1e-3
+    np.testing.assert_allclose(
+        with_empty.smallest_eigenvalue, without.smallest_eigenvalue, rtol=1e-8
+    )
 
 
 @LAWS
@@ -496,6 +506,8 @@ def test_memory_is_far_below_that_of_all_distances(temperature):
             ValueError,
             "temperature must be finite and pos.*inf",
         ),
+        ({"centroids": dk.init(C)}, TypeError, "pass result.centroids"),
+        ({"temperature": lambda step: 1.0}, TypeError, "pass result.temperature"),
         ({"num_iterations": 0}, ValueError, "num_iterations must be at least 1, got 0"),
         ({"block_size": 0}, ValueError, "block_size must be at least 1, got 0"),
     ],

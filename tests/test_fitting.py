@@ -208,9 +208,13 @@ def test_weights_that_are_all_zero_are_not_called_converged():
     assert jnp.isfinite(result.centroids).all()
 
 
-def test_a_traced_temperature_of_nan_is_flagged():
-    result = jax.jit(lambda t: dk.fit(X, C, temperature=t))(jnp.nan)
-    assert dk.Status.NON_FINITE in status(result)
+@pytest.mark.parametrize("bad", [jnp.nan, 0.0, -0.5, -500.0])
+def test_a_traced_temperature_that_is_not_positive_is_flagged(bad):
+    fitted = jax.jit(lambda t: dk.fit(X, C, temperature=t))(bad)
+    assert dk.Status.NON_FINITE in status(fitted)
+    assert dk.Status.CONVERGED not in status(fitted)
+    certify = jax.jit(lambda t: dk.certificate(X, C, temperature=t).valid)
+    assert not certify(bad)
 
 
 @pytest.mark.parametrize("distance", [dk.euclidean, dk.manhattan, dk.cosine])

@@ -11,6 +11,7 @@ from _fits import status
 
 import diffkm_jax as dk
 
+SGD = optax.sgd(5e-3)
 SIZES, CLUSTERS = [40, 25, 33], [4, 2, 3]
 RNG = np.random.default_rng(0)
 PROBLEMS = [jnp.asarray(RNG.normal(size=(n, 2)) + 3) for n in SIZES]
@@ -35,7 +36,7 @@ OPTIONS = {
     "hard": {},
     "farthest": {"empty": "farthest"},
     "macqueen": {"optimizer": dk.macqueen()},
-    "sgd": {"optimizer": optax.sgd(5e-3)},
+    "sgd": {"optimizer": SGD},
     "soft": {"temperature": 0.3},
     "annealed": {
         "temperature": optax.exponential_decay(0.5, 1, 0.8, end_value=0.1),
@@ -118,6 +119,30 @@ def test_only_the_lane_with_nan_is_flagged_and_only_its_gradient_is_lost():
     assert dk.Status.NON_FINITE in dk.Status(int(flags[1]))
     alone = jax.grad(lambda x: jnp.sum(jnp.cos(dk.fit(x, c[0]).centroids)))(x[0])
     np.testing.assert_allclose(gradient[0], alone, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.5}, {"distance": dk.euclidean, "optimizer": SGD}],
+    ids=["hard", "soft", "euclidean"],
+)
+def test_the_gradient_of_a_batch_with_its_flags_is_the_batch_of_gradients(options):
+    x = jnp.stack([PROBLEMS[0], 1.5 * PROBLEMS[0][::-1]])
+
+    def one(x, c):
+        result = dk.fit(x, c, **options)
+        return jnp.sum(jnp.cos(result.centroids)), result.status
+
+    def batch(x):
+        values, flags = jax.vmap(one)(x, x[:, :3])
+        return jnp.sum(values), flags
+
+    together, flags = jax.grad(batch, has_aux=True)(x)
+    each = jax.vmap(jax.grad(lambda x: one(x, x[:3]), has_aux=True))
+    apart, expected = each(x)
+    np.testing.assert_array_equal(flags, expected)
+    np.testing.assert_allclose(together, apart, atol=1e-9)
+    assert jax.jvp(batch, (x,), (x,), has_aux=True)[2].shape == (2,)
 
 
 def test_one_data_set_many_starts_keys_and_temperatures():

@@ -58,8 +58,9 @@ class Certificate(NamedTuple):
             it.
         gradient_norm: Norm of the gradient of the loss in all centroids, 2 ‖shifts‖,
             []: zero at rest.
-        smallest_eigenvalue: Of the Hessian of the loss in the active centroids, [], in
-            the unit of weights. Hard: twice the smallest count. Soft: the smallest Ritz
+        smallest_eigenvalue: Of the Hessian of the loss in the centroids that have some
+            weight, [], in the unit of weights; of the others it is zero, and so is
+            their gradient. Hard: twice the smallest count. Soft: the smallest Ritz
             value. At rest, positive means an isolated minimum, and negative a saddle,
             as of merged centroids that would rather part: no fit stays there.
         eigenvalue_error: Some eigenvalue is as near to that as this, []. Hard: 0.
@@ -146,8 +147,9 @@ def certificate(
         with weight, are not `valid`.
 
     Raises:
-        TypeError: An array is not floating, `active` is not bool, or `num_iterations`
-            or `block_size` no integer.
+        TypeError: An array is not floating, `active` is not bool, `num_iterations` or
+            `block_size` no integer, `centroids` a `FitResult` or `State`, or
+            `temperature` a schedule.
         ValueError: A shape does not fit; `temperature` is not a scalar, or a number
             and not positive and finite; `num_iterations` or `block_size` is below 1.
 
@@ -155,6 +157,10 @@ def certificate(
         Paige 1980 (Lanczos), https://doi.org/10.1016/0024-3795(80)90167-6;
         Higham 2002 (rounding), https://doi.org/10.1137/1.9780898718027
     """
+    if isinstance(centroids, tuple):
+        raise TypeError("centroids must be an array: pass result.centroids")
+    if callable(temperature):
+        raise TypeError("temperature must be a scalar: pass result.temperature")
     points, centroids, weights, active = checked(points, centroids, weights, active)
     check_integer("num_iterations", num_iterations, minimum=1)
     check_block_size(block_size)
@@ -204,35 +210,35 @@ def _certificate(
     gradient_norm = 2 * jnp.sqrt(jnp.sum(stats.shifts**2))
     finite = jnp.isfinite(jnp.stack([stats.loss, residual, gradient_norm])).all()
     mean, covariance = _mean_and_covariance(*of_data, stats)
-    on = jnp.ones(len(c), bool) if active is None else active
+    weighty = stats.counts > 0
     point_radius = error = jnp.zeros((), acc)
     if temperature is None:
         step = jnp.max(jnp.linalg.norm(step_of(stats), axis=1))
-        smallest = 2 * jnp.min(stats.counts, where=on, initial=jnp.inf)
+        smallest = 2 * jnp.min(stats.counts, where=weighty, initial=jnp.inf)
         distance = jnp.sqrt(residual)
-        point_radius = jnp.maximum(label_radius - step, 0) / 2
-        valid = step < label_radius
+        valid = (step < label_radius) & weighty.any()
+        point_radius = jnp.where(valid, (label_radius - step) / 2, 0)
     else:
         of_pass = plan, points, c, weights, temperature, active
-        away = jnp.where(on[:, None], c - mean, 0)
+        away = jnp.where(weighty[:, None], c - mean, 0)
         spread = jnp.trace(covariance) + jnp.max(jnp.sum(away**2, axis=1))
         smallest, error = _softest(of_pass, stats.counts, spread, num_steps)
         positive = smallest > 0
         distance = gradient_norm / jnp.where(positive, smallest, 1)
         distance = jnp.where(positive, distance, jnp.inf)
-        valid = smallest > error
+        valid = (smallest > error) & (temperature > 0) & weighty.any()
     return Certificate(
         margin=margin,
         label_radius=label_radius,
         num_undecided=psum(undecided, plan.axis_name),
         residual=residual,
         gradient_norm=gradient_norm,
-        smallest_eigenvalue=smallest,
+        smallest_eigenvalue=jnp.where(weighty.any(), smallest, 0),
         eigenvalue_error=error,
         critical_temperature=2 * jnp.linalg.eigvalsh(covariance)[-1],
         distance=distance,
         point_radius=point_radius,
-        valid=valid & finite & (stats.counts.sum() > 0),
+        valid=valid & finite,
     )
 
 
@@ -240,10 +246,9 @@ def _softest(
     of_pass: tuple, counts: jax.Array, spread: jax.Array, num_steps: int
 ) -> tuple[jax.Array, jax.Array]:
     """The smallest eigenvalue of the soft loss, and its error with that of rounding."""
-    centroids, temperature, active = of_pass[2], of_pass[4], of_pass[5]
+    centroids, temperature = of_pass[2], of_pass[4]
     start = jax.random.normal(jax.random.key(0), centroids.shape, centroids.dtype)
-    if active is not None:
-        start = jnp.where(active[:, None], start, 0)
+    start = jnp.where(counts[:, None] > 0, start, 0)
     product = partial(hessian_product, *of_pass)
     value, error = smallest_eigenvalue(product, start, num_steps)
     # The Hessian is 2 counts minus something positive, and rounds as the two do; what

@@ -1,0 +1,11 @@
+"""Do a JAX and a torch function agree, in value and in every gradient?
+
+from diffkm_torch.agreement import assert_gradients_agree
+
+assert_gradients_agree(jax_fn, torch_fn, points, centroids)  # NumPy arrays
+"""
+
+from diffkm_torch.agreement._compare import assert_gradients_agree, compare_gradients
+from diffkm_torch.agreement._report import Pair, Report
+
+__all__ = ["Pair", "Report", "assert_gradients_agree", "compare_gradients"]

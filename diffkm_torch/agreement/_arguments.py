@@ -1,0 +1,149 @@
+"""The arguments of both sides: which are arrays, which move, what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+Wrt = int | str | Sequence[int | str] | None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Positional and keyword arguments as a flat list, of which some are arrays.
+
+    Attributes:
+        leaves: NumPy arrays where there are arrays, else what is handed on as it is.
+        names: Paths of the leaves, as arg0['scale'].
+        is_array: Which leaves are arrays.
+        moving: Names of the arrays that are differentiated, by their index among
+            all arrays.
+        tree: The structure of (args, kwargs).
+    """
+
+    leaves: list[Any]
+    names: list[str]
+    is_array: list[bool]
+    moving: dict[int, str]
+    tree: Any
+
+    @property
+    def held(self) -> dict[str, str]:
+        """Names and values of the leaves that are no arrays."""
+        found = zip(self.names, self.leaves, self.is_array, strict=True)
+        return {n: _short(v) for n, v, is_array in found if not is_array}
+
+    def arrays(self, dtype: str) -> list[np.ndarray]:
+        """All arrays, the floating ones in a dtype."""
+        found = zip(self.leaves, self.is_array, strict=True)
+        arrays = [leaf for leaf, is_array in found if is_array]
+        return [a.astype(dtype) if a.dtype.kind == "f" else a for a in arrays]
+
+    def filled(self, arrays: Sequence[Any]) -> tuple[tuple, dict[str, Any]]:
+        """(args, kwargs) with the arrays in their places."""
+        rest = iter(arrays)
+        found = zip(self.leaves, self.is_array, strict=True)
+        leaves = [next(rest) if is_array else leaf for leaf, is_array in found]
+        return jax.tree.unflatten(self.tree, leaves)
+
+
+def arguments(args: tuple, kwargs: dict[str, Any], wrt: Wrt) -> Arguments:
+    """Reads the arguments, and finds those that move."""
+    paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
+    tops = [_top(path) for path, _ in paths]
+    names = [_name(path) for path, _ in paths]
+    leaves = [
+        _as_leaf(name, leaf, positional=isinstance(top, int))
+        for name, top, (_, leaf) in zip(names, tops, paths, strict=True)
+    ]
+    is_array = [isinstance(leaf, np.ndarray) for leaf in leaves]
+    arrays = [i for i in range(len(leaves)) if is_array[i]]
+    moving = {
+        position: names[i]
+        for position, i in enumerate(arrays)
+        if leaves[i].dtype.kind == "f"
+        if wrt is None or tops[i] in _chosen(wrt)
+    }
+    if wrt is not None:
+        _check_wrt(_chosen(wrt), tops, names, leaves, len(args), kwargs)
+    if not moving:
+        raise ValueError("args must hold at least one floating array, got none")
+    return Arguments(leaves, names, is_array, moving, tree)
+
+
+def _chosen(wrt: Wrt) -> list[int | str]:
+    if isinstance(wrt, int | str):
+        return [wrt]
+    return list(wrt or [])
+
+
+def _check_wrt(
+    chosen: list[int | str],
+    tops: list[int | str],
+    names: list[str],
+    leaves: list[Any],
+    num_args: int,
+    kwargs: dict[str, Any],
+) -> None:
+    if not chosen:
+        raise ValueError("wrt must name at least one argument, got none")
+    for which in chosen:
+        if which not in range(num_args) and which not in kwargs:
+            there = [*range(num_args), *kwargs]
+            raise ValueError(f"wrt must be among {there}, got {which!r}")
+        for top, name, leaf in zip(tops, names, leaves, strict=True):
+            if top != which or getattr(leaf, "dtype", np.dtype("O")).kind == "f":
+                continue
+            found = getattr(leaf, "dtype", type(leaf).__name__)
+            raise TypeError(
+                f"wrt must name floating arrays, but {name} is {found}: hand in an "
+                "array of floats, or leave it out of wrt"
+            )
+
+
+def _top(path: tuple) -> int | str:
+    """The position or the keyword of the argument that a leaf is in."""
+    return path[1].idx if path[0].idx == 0 else path[1].key
+
+
+def _name(path: tuple) -> str:
+    top = _top(path)
+    rest = jax.tree_util.keystr(path[2:])
+    return f"arg{top}{rest}" if isinstance(top, int) else f"{top}{rest}"
+
+
+def _as_leaf(name: str, leaf: Any, *, positional: bool) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        if leaf.device.type != "cpu":
+            where = f"it is on device {leaf.device}: hand in .cpu()"
+            raise ValueError(f"{name} must be on the CPU, but {where}")
+        if leaf.dtype == torch.bfloat16:
+            leaf = leaf.float()
+        leaf = leaf.detach().numpy()
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"{name} is a random key, of which torch can draw nothing: draw the noise "
+            "once, by NumPy, and hand the array to both"
+        )
+    if positional and isinstance(leaf, float):
+        leaf = np.asarray(leaf, np.float64)
+    if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
+        return leaf
+    leaf = np.asarray(leaf)
+    if leaf.dtype.kind not in "fbiu":
+        if leaf.dtype.name != "bfloat16":
+            kinds = "floating, integer or boolean"
+            raise TypeError(f"{name} must be {kinds}, got dtype {leaf.dtype}")
+        leaf = leaf.astype(np.float32)
+    return leaf
+
+
+def _short(value: Any) -> str:
+    text = getattr(value, "__name__", None) or repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,154 @@
+"""The two public functions: a comparison, and an assertion of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from diffkm_torch.agreement._arguments import Wrt, arguments
+from diffkm_torch.agreement._judge import TOLERANCE
+from diffkm_torch.agreement._report import Pair, Report
+from diffkm_torch.agreement._run import Run
+from diffkm_torch.agreement._sides import Task
+
+DTYPES = "float64", "float32"
+
+
+def compare_gradients(
+    jax_fn: Callable[..., Any],
+    torch_fn: Callable[..., Any],
+    *args: Any,
+    wrt: Wrt = None,
+    dtypes: Sequence[str] = DTYPES,
+    cotangent: Any = "random",
+    jit: bool = True,
+    tol: float | dict[str, float] | None = None,
+    kwargs: dict[str, Any] | None = None,
+    order: int = 1,
+    forward: bool = False,
+    seed: int = 0,
+) -> Report:
+    """Compares a JAX and a torch function: values, and the gradient of each output.
+
+    Every output gets a cotangent and a backward pass of its own, so that a small output
+    or a small input cannot hide behind a large one. Each row (along the last axis; of a
+    vector each entry) is judged against its own rounding: the largest change of it, on
+    either side, when all inputs move by one unit in the last place. Two rows agree
+    when they differ by at most 1000 times that, or by `tol` times their largest entry.
+    Rows in which 1000 times the rounding is more than 1 % are *unresolved*, and rows
+    that such a move makes jump are at a *kink*: said so, never counted as agreement.
+    Inputs that are tied exactly are judged in float64, because the tie rule is part of
+    what a function promises. Integers are compared exactly, and NaN must meet NaN. The
+    gradients are those that each framework returns, declared ones included.
+
+    Both get the same arrays: draw noise once, by NumPy, and hand it in as an argument.
+
+    Args:
+        jax_fn: Function of JAX arrays and trees of them, to the same.
+        torch_fn: The same function of torch tensors.
+        *args: Arrays of NumPy, JAX or torch, of any shape, or trees (dicts, tuples,
+            lists, named tuples) of them. Python floats are arrays, too. What is no
+            array (integers, strings, None, functions) is handed to both as it is.
+        wrt: Which arguments are differentiated: positions, or keywords of `kwargs`;
+            None is every floating array.
+        dtypes: Of the floating inputs, "float64" and "float32", one run for each.
+        cotangent: "random" (standard normal), "ones", or an array for every floating
+            output in the tree that the functions return.
+        jit: Whether the JAX function is compiled; if so it runs uncompiled as well, and
+            both are compared.
+        tol: Tolerance relative to the largest entry of a row; one number, or one by
+            dtype. None is 1e-10 in float64 and 1e-4 in float32.
+        kwargs: Keyword arguments of both; in them only arrays are arrays.
+        order: 2 compares the gradients of every gradient, too.
+        forward: Whether to compare forward mode, too: the tangents of the outputs
+            along a random tangent of each input.
+        seed: Of cotangents and moves.
+
+    Returns:
+        A `Report`: prints as a table, `agree` is its verdict, `to_dict()` is for
+        machines.
+
+    Raises:
+        TypeError: A function is none, or returns what is no array or an array of
+            another dtype than the other one; an argument is a random key; `wrt` names
+            what is not floating.
+        ValueError: "float64" is asked for while JAX's x64 mode is off; the functions
+            return different trees or shapes; nothing that torch_fn returns depends on
+            its inputs while the gradients of jax_fn are not zero; torch_fn returns
+            something else when it is called again; a tensor is not on the CPU; an
+            option has a value that there is not.
+
+    Source: rule 10 of the design of diffkm; Higham, Accuracy and Stability of Numerical
+        Algorithms, 2002, https://doi.org/10.1137/1.9780898718027
+    """
+    _check_options(jax_fn, torch_fn, dtypes, cotangent, order)
+    parts = arguments(args, kwargs or {}, wrt)
+    task = Task(parts, order, forward)
+    tolerances = dict(TOLERANCE)
+    if tol is not None:
+        tolerances |= tol if isinstance(tol, dict) else dict.fromkeys(DTYPES, tol)
+    pairs: list[Pair] = []
+    for dtype in dtypes:
+        run = Run((jax_fn, torch_fn), task, dtype, cotangent, seed)
+        pairs += run.pairs(tolerances, jit=jit)
+    return Report(tuple(pairs), parts.held, seed)
+
+
+def assert_gradients_agree(
+    jax_fn: Callable[..., Any],
+    torch_fn: Callable[..., Any],
+    *args: Any,
+    max_unjudged: float | None = None,
+    **options: Any,
+) -> Report:
+    """Raises AssertionError, with the table, unless the two functions agree.
+
+    Args:
+        jax_fn: Function of JAX arrays.
+        torch_fn: The same function of torch tensors.
+        *args: The arrays of both; the gradient in each floating one is compared.
+        max_unjudged: The share of rows, 0 to 1, that rounding or a kink may leave
+            without a verdict; None is any.
+        **options: Those of `compare_gradients`.
+
+    Returns:
+        The `Report`.
+
+    Raises:
+        AssertionError: A value or a gradient disagrees, or too few rows are judged.
+        TypeError: As `compare_gradients`.
+        ValueError: As `compare_gradients`.
+
+    Source: as `compare_gradients`.
+    """
+    report = compare_gradients(jax_fn, torch_fn, *args, **options)
+    if not report.agree:
+        raise AssertionError(f"\\n{report}")
+    if max_unjudged is not None and report.unjudged > max_unjudged:
+        share = f"{report.unjudged:.3g} of the rows are not judged"
+        raise AssertionError(f"{share}, more than {max_unjudged}\\n{report}")
+    return report
+
+
+def _check_options(
+    jax_fn: Any, torch_fn: Any, dtypes: Any, cotangent: Any, order: Any
+) -> None:
+    for name, fn in (("jax_fn", jax_fn), ("torch_fn", torch_fn)):
+        if not callable(fn):
+            raise TypeError(f"{name} must be a function, got {fn!r}")
+    if isinstance(dtypes, str) or not dtypes or not set(dtypes) <= set(DTYPES):
+        raise ValueError(f"dtypes must be among {DTYPES}, got {dtypes!r}")
+    if "float64" in dtypes and not jax.config.values["jax_enable_x64"]:
+        raise ValueError(
+            "dtypes has 'float64', but JAX's x64 mode is off, which would round to "
+            'float32: before the first array, jax.config.update("jax_enable_x64", '
+            "True); or take dtypes=('float32',)"
+        )
+    if isinstance(cotangent, str) and cotangent not in ("random", "ones"):
+        raise ValueError(
+            f"cotangent must be 'random', 'ones' or arrays, got {cotangent!r}"
+        )
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2, got {order!r}")

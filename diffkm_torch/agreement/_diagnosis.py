@@ -1,0 +1,83 @@
+"""What a disagreement looks like, and whose fault it is if that shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from diffkm_torch.agreement._sides import Arrays
+
+# Below, one side's gradient explains the slope of its values; above, it does not.
+RIGHT, WRONG = 0.1, 0.5
+
+
+def likeness(ours: np.ndarray, theirs: np.ndarray, num_patterns: int) -> str:
+    """A word on two arrays that disagree, "" if none fits."""
+    if num_patterns:
+        return f"NaN or infinite on one side only: {num_patterns} entries"
+    for name, a, b in (("jax", ours, theirs), ("torch", theirs, ours)):
+        if not a.any() and b.any():
+            return f"{name}'s is zero: is something detached or stopped?"
+    if _is_close(ours, -theirs):
+        return "the signs are opposite"
+    scale = np.vdot(ours, ours)
+    factor = float(np.vdot(ours, theirs) / scale) if scale else 0.0
+    if abs(factor - 1) > 1e-3 and _is_close(factor * ours, theirs):
+        return f"torch's is {factor:.6g} times jax's"
+    is_square = ours.ndim > 1 and ours.shape[-1] == ours.shape[-2]
+    if is_square and _is_close(np.swapaxes(ours, -1, -2), theirs):
+        return "one is the transpose of the other"
+    return ""
+
+
+def _is_close(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(b).max(initial=0)))
+
+
+def who_is_wrong(
+    values: Sequence[Callable[[Arrays], Arrays]],
+    gradients: Sequence[np.ndarray],
+    arrays: Arrays,
+    which: int,
+    output: int,
+    cotangent: np.ndarray,
+) -> str:
+    """Holds both gradients against differences of their own values, "" if unclear.
+
+    Args:
+        values: The floating outputs as functions of the arrays: JAX's, torch's.
+        gradients: Of an output in an input, in float64: JAX's, torch's.
+        arrays: The inputs.
+        which: Index of the input among them.
+        output: Index of the output.
+        cotangent: What the output is contracted with.
+    """
+    x = arrays[which]
+    direction = gradients[0] - gradients[1]
+    length = np.linalg.norm(direction)
+    if not np.isfinite(length) or length == 0:
+        return ""
+    direction = direction / length
+    step = np.finfo(x.dtype).eps ** (1 / 3) * max(1.0, np.abs(x).max(initial=0))
+
+    def slope(function: Callable[[Arrays], Arrays]) -> float:
+        ends = [
+            function([*arrays[:which], x + s * direction, *arrays[which + 1 :]])
+            for s in (step, -step)
+        ]
+        above, below = (np.sum(cotangent * end[output]) for end in ends)
+        return float((above - below) / (2 * step))
+
+    errors = {}
+    for name, function, gradient in zip(
+        ("jax", "torch"), values, gradients, strict=True
+    ):
+        along = np.sum(gradient * direction)
+        errors[name] = abs(slope(function) - along) / length
+    for right, wrong in (("jax", "torch"), ("torch", "jax")):
+        if errors[right] < RIGHT and errors[wrong] > WRONG:
+            return f"{wrong}'s is not the slope of its own values, {right}'s is"
+    if all(error < RIGHT for error in errors.values()):
+        return "each is the slope of its own values: the values differ"
+    return ""

@@ -1,0 +1,160 @@
+"""What a comparison found: a table for people, a dict for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+VERDICTS = "agree", "unresolved", "kink", "disagree"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One array of both sides: an output, or the derivative of one in one input.
+
+    Attributes:
+        dtype: Of the inputs of this run, "float64" or "float32".
+        kind: "value"; "gradient", by reverse mode; "tangent", by forward mode; or
+            "second", the gradient of a gradient.
+        output: Path of the output; of a second derivative, of the gradient.
+        input: Path of the input, "" for a value.
+        shape: Of the array.
+        difference: The largest |jax − torch|, in the unit of the array.
+        scaled: That over the largest entry among all arrays of this kind and output.
+        against_floor: The largest |jax − torch| over the noise floor of its row.
+        cosine: Of the two arrays as vectors; None where one is zero.
+        num_off: Entries that differ by more than rounding explains.
+        num_entries: All entries.
+        num_rows: Rows, each of which is judged by itself.
+        num_unresolved: Rows of which rounding may be more than 1 %: not judged.
+        num_kinks: Rows that jump where an input moves by rounding: not judged.
+        worst: Index of the worst entry, None if all are equal.
+        jax_value: JAX's value there.
+        torch_value: Torch's.
+        jax_error: The largest |jax − the same function in float64|, scaled as
+            `scaled`; None in float64 and where that could not be run.
+        torch_error: The same of torch.
+        verdict: "disagree" if a row does; else "kink" or "unresolved" if a row is;
+            else "agree".
+        note: What the difference looks like, and who is wrong if that shows.
+    """
+
+    dtype: str
+    kind: str
+    output: str
+    input: str
+    shape: tuple[int, ...]
+    difference: float
+    scaled: float
+    against_floor: float
+    cosine: float | None
+    num_off: int
+    num_entries: int
+    num_rows: int
+    num_unresolved: int
+    num_kinks: int
+    worst: tuple[int, ...] | None
+    jax_value: float | None
+    torch_value: float | None
+    jax_error: float | None
+    torch_error: float | None
+    verdict: str
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """What was compared, as d output / d arg0."""
+        if self.kind == "value":
+            return self.output
+        arrow = "along" if self.kind == "tangent" else "/"
+        return f"d {self.output} {arrow} d {self.input}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `compare_gradients` found; printed, it is a table.
+
+    Attributes:
+        pairs: One for every dtype, output and input.
+        held: Arguments that were given as they are, by name: not arrays.
+        seed: Of the cotangents and of the perturbations.
+    """
+
+    pairs: tuple[Pair, ...]
+    held: dict[str, str]
+    seed: int
+
+    @property
+    def agree(self) -> bool:
+        """Whether no pair disagrees. What is not judged is counted in `unjudged`."""
+        return not self.disagreements
+
+    @property
+    def disagreements(self) -> tuple[Pair, ...]:
+        """The pairs that disagree."""
+        return tuple(p for p in self.pairs if p.verdict == "disagree")
+
+    @property
+    def unjudged(self) -> float:
+        """The share of rows that rounding or a kink left without a verdict."""
+        rows = sum(p.num_rows for p in self.pairs)
+        return sum(p.num_unresolved + p.num_kinks for p in self.pairs) / max(rows, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in numbers, strings, lists and dicts, as JSON wants it."""
+        return {
+            "agree": self.agree,
+            "unjudged": self.unjudged,
+            "seed": self.seed,
+            "held": dict(self.held),
+            "pairs": [asdict(pair) | {"name": pair.name} for pair in self.pairs],
+        }
+
+    def __str__(self) -> str:
+        """A table: a line for every pair, and one more where there is a remark."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        bad, total = len(self.disagreements), len(self.pairs)
+        judged = f"{100 * (1 - self.unjudged):.3g} % of the rows judged"
+        verdict = f"GRADIENTS DISAGREE in {bad} of" if bad else "Gradients agree in"
+        yield f"{verdict} {total} comparisons; {judged}"
+        width = max([len(p.name) for p in self.pairs] + [4])
+        line = f"{{:<7}} {{:<{width}}} {{:<11}} {{:>8}} {{:>8}} {{:>8}} {{:>8}} {{:>7}}"
+        line += " {:>7} {:>7} {}"
+        yield line.format(
+            "dtype", "what", "shape", "max|Δ|", "scaled", "/floor", "cosine", "off",
+            "err jax", "torch", "verdict",
+        )  # fmt: skip
+        for p in self.pairs:
+            yield line.format(
+                p.dtype,
+                p.name,
+                str(p.shape).replace(" ", ""),
+                f"{p.difference:.1e}",
+                f"{p.scaled:.1e}",
+                f"{p.against_floor:.1e}",
+                "-" if p.cosine is None else f"{p.cosine:.5f}",
+                p.num_off,
+                *(
+                    "-" if e is None else f"{e:.0e}"
+                    for e in (p.jax_error, p.torch_error)
+                ),
+                p.verdict,
+            ).rstrip()
+            yield from _remarks(p)
+        if self.held:
+            held = ", ".join(f"{name} = {value}" for name, value in self.held.items())
+            yield f"held constant: {held}"
+
+
+def _remarks(pair: Pair) -> Iterator[str]:
+    if pair.verdict == "disagree" and pair.worst is not None:
+        values = f"jax {pair.jax_value:.9g}, torch {pair.torch_value:.9g}"
+        yield f"        worst at {pair.worst}: {values}"
+    if pair.num_unresolved or pair.num_kinks:
+        counts = f"{pair.num_unresolved} unresolved, {pair.num_kinks} at a kink"
+        yield f"        of {pair.num_rows} rows {counts}"
+    if pair.note:
+        yield f"        {pair.note}"

@@ -1,0 +1,171 @@
+"""A JAX function inside torch autograd.
+
+    loss = jax_to_torch(diffkm_jax.soft_kmeans_loss)
+    loss(points, centroids, temperature=0.5).backward()  # of torch tensors
+
+Tensors cross over by DLPack, without a copy where the memory allows it. A backward pass
+uses what the forward pass left, as torch's own does; a derivative that is to be
+differentiated again is a JAX function, and crosses by the same bridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import wraps
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    import jax
+except ImportError as error:
+    raise ImportError(
+        "diffkm_torch.bridge calls JAX, which is not installed: pip install diffkm"
+    ) from error
+
+from diffkm_torch.bridge._autograd import apply
+from diffkm_torch.bridge._programs import Program, as_output
+
+__all__ = ["jax_to_torch"]
+
+PLATFORMS = "cpu", "cuda"
+WIDE = torch.float64, torch.int64
+
+
+def jax_to_torch(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function of torch tensors of a JAX function.
+
+    The value is that of `jax.jit(fn)`. Its gradient is `fn`'s own in JAX, declared ones
+    included, of any order: by `backward`, `torch.autograd.grad` and `torch.func`. A
+    function that is reverse mode only raises in forward mode, as in JAX. What is
+    compiled is kept, by the shapes and dtypes of the tensors and by what is static, so
+    that a call compiles nothing that an earlier one did: build the bridge once and keep
+    it.
+
+    A tensor that is edited in place between the two passes is found, as everywhere in
+    torch. JAX's settings (x64, matmul precision, default device, promotion, debugging)
+    are in the backward pass those of the thread and of the moment of the forward pass.
+    Under `torch.compile` a call is a break in the graph.
+
+    Args:
+        fn: A function that JAX can trace, of arrays and trees of them (tuples, lists,
+            dicts, named tuples) to arrays and trees of them.
+
+    Returns:
+        The same function of tensors of any shape, all on one device, where the results
+        are too. Python floats are traced: another value compiles nothing, and has no
+        gradient. What is neither (integers, strings, None, functions) is static, and
+        must be hashable. Results that are integers or booleans have no gradient.
+
+    Raises:
+        TypeError: `fn` is not a function; or, in a call: an argument is an array of
+            NumPy or JAX, or static and not hashable, or a tensor that is not dense and
+            real; or `fn` returns what is not an array.
+        ValueError: In a call: no argument is a tensor; tensors are on several devices,
+            or on one that JAX does not have; or one has 64 bits while JAX's x64 mode is
+            off, which would round it.
+
+    Source: DLPack, https://dmlc.github.io/dlpack/latest/; PyTorch, "Extending PyTorch",
+        https://docs.pytorch.org/docs/stable/notes/extending.html
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be a function, got {fn!r}")
+    programs: dict[Any, Program] = {}
+
+    @torch.compiler.disable
+    @wraps(fn, updated=())
+    def bridged(*args: Any, **kwargs: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        static = tuple(map(_static, leaves))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        numbers = tuple(float(leaf) for leaf in leaves if isinstance(leaf, float))
+        if not _is_fit(tensors):
+            _explain(args, kwargs)
+        try:
+            program = programs.get((tree, static))
+        except TypeError:
+            _explain(args, kwargs)
+            raise
+        if program is None:
+            program = Program(_of_arrays(fn, tree, static))
+            programs[tree, static] = program
+        outputs, structure = apply(program, numbers, tensors)
+        return jax.tree.unflatten(structure, outputs)
+
+    return bridged
+
+
+class _Kind(NamedTuple):
+    """What stands in the place of a leaf: its type, and its value if it is static."""
+
+    type: type
+    value: Any = None
+
+
+def _static(leaf: Any) -> _Kind:
+    for kind in (Tensor, float):
+        if isinstance(leaf, kind):
+            return _Kind(kind)
+    return _Kind(type(leaf), leaf)
+
+
+def _of_arrays(fn: Callable, tree: Any, static: tuple[_Kind, ...]) -> Callable:
+    """The function of (numbers, *arrays), with the static arguments filled in."""
+
+    def of_arrays(numbers: tuple, *arrays: Any) -> Any:
+        rest = {Tensor: iter(arrays), float: iter(numbers)}
+        leaves = [
+            next(rest[kind.type]) if kind.type in rest else kind.value
+            for kind in static
+        ]
+        args, kwargs = jax.tree.unflatten(tree, leaves)
+        return jax.tree_util.tree_map_with_path(as_output, fn(*args, **kwargs))
+
+    return of_arrays
+
+
+def _is_fit(tensors: Sequence[Tensor]) -> bool:
+    """Whether all can cross: the check of every call, which must not take long."""
+    wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    return bool(tensors) and all(
+        t.device == tensors[0].device
+        and t.device.type in PLATFORMS
+        and t.layout == torch.strided
+        and not t.is_complex()
+        and (wide or t.dtype not in WIDE)
+        for t in tensors
+    )
+
+
+def _explain(args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raises what is wrong with the arguments, by name."""
+    first = None
+    for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
+        name = ("args", "kwargs")[path[0].idx] + jax.tree_util.keystr(path[1:])
+        if isinstance(leaf, Tensor):
+            first = first or (name, leaf.device)
+            _explain_tensor(name, leaf, *first)
+        elif not isinstance(leaf, Hashable):
+            kind = f"{type(leaf).__module__}.{type(leaf).__name__}"
+            hint = "hand an array in as a tensor, or close over it"
+            raise TypeError(f"{name} must be a tensor or hashable, got {kind}: {hint}")
+    if first is None:
+        raise ValueError("args must hold at least one tensor, got none")
+
+
+def _explain_tensor(name: str, tensor: Tensor, first: str, device: Any) -> None:
+    if tensor.is_complex() or tensor.layout != torch.strided:
+        found = f"{tensor.dtype}, {tensor.layout}"
+        raise TypeError(f"{name} must be dense and real, got {found}")
+    if tensor.device.type not in PLATFORMS:
+        raise ValueError(f"{name} must be on cpu or cuda, got device {tensor.device}")
+    if tensor.device != device:
+        devices = f"{first} is on {device}, {name} on {tensor.device}"
+        raise ValueError(f"args must be on one device: {devices}")
+    wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    if tensor.dtype in WIDE and not wide:
+        raise ValueError(
+            f"{name} is {tensor.dtype}, which JAX would round to 32 bits: before the "
+            'first array, jax.config.update("jax_enable_x64", True); or hand in 32 bits'
+        )

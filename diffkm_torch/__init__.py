@@ -1,5 +1,13 @@
 """The PyTorch reference of diffkm: the same functions, by autograd, to be read."""
 
+try:
+    import torch as torch
+except ImportError as error:
+    raise ImportError(
+        "diffkm_torch needs PyTorch, which is not installed: "
+        'pip install "diffkm[torch]"; its CPU build alone is much smaller'
+    ) from error
+
 from diffkm_torch import estimators
 from diffkm_torch.assignments import (
     blackbox,
@@ -31,6 +39,7 @@ from diffkm_torch.distances import (
 )
 from diffkm_torch.fitting import FitResult, State, Status, fit, init, update
 from diffkm_torch.losses import assigned_loss, kmeans_loss, soft_kmeans_loss
+from diffkm_torch.modules import KMeansLoss, VectorQuantizer
 from diffkm_torch.optimizers import ema, macqueen, newton, sgd
 from diffkm_torch.quantizers import (
     Quantized,
@@ -43,10 +52,12 @@ from diffkm_torch.statistics import Statistics, assign, statistics
 
 __all__ = [
     "FitResult",
+    "KMeansLoss",
     "Quantized",
     "State",
     "Statistics",
     "Status",
+    "VectorQuantizer",
     "assign",
     "assigned_loss",
     "blackbox",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from diffkm_torch._products import product
 from diffkm_torch._update import Problem, step_of
 from diffkm_torch.distances import squared_euclidean
 
@@ -41,7 +42,7 @@ def attach(
         return _constant(problem, c.to(dtype), temperature), solved
     for _ in range(2):
         shifts = problem.statistics(c, temperature).shifts
-        step = (inverse @ (2 * shifts).flatten()).reshape(c.shape)
+        step = product(inverse, (2 * shifts).reshape(-1, 1)).reshape(c.shape)
         c = c + (step - step.detach())
     return c.to(dtype), solved
 
@@ -87,14 +88,15 @@ def _inverse_hessian(
     flat = eps**0.75 * values.abs().max()
     positive = values > flat
     inverses = torch.where(positive, 1 / torch.where(positive, values, 1), 0)
-    inverse = (vectors * inverses) @ vectors.T
+    inverse = product(vectors * inverses, vectors.T)
 
     # Shifts are linear in the weights.
     change = torch.arange(len(problem.points), dtype=c.dtype, device=c.device).cos()
     if problem.weights is not None:
         change = change * problem.weights
     push = problem._replace(weights=change).statistics(c, temperature).shifts
-    push = vectors.T @ (scale * push.flatten().detach())
+    push = scale * push.flatten().detach()
+    push = product(vectors.T, push[:, None])[:, 0]
     harmless = push[~positive].norm() <= eps**0.5 * push.norm()
     trusted = bool(harmless and values.min() >= -flat)
     return scale[:, None] * inverse * scale, trusted

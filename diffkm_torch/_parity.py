@@ -17,6 +17,7 @@ import numpy as np
 
 import diffkm_jax
 import diffkm_torch
+from diffkm_torch import optimizers
 from diffkm_torch.agreement import Report, compare_gradients
 
 # What is compared beside the defaults: parameters that are not arrays, and those whose
@@ -45,6 +46,7 @@ DEFAULTS = {
     "num_samples",
     "optimizer",
 }
+NO_ARRAYS = {*VARIANTS, *FUNCTIONS, *DEFAULTS, "noise", "one_hot", "state"}
 SCALARS = {
     "baseline": 0.3,
     "eta": 0.8,
@@ -165,19 +167,16 @@ def _arrays() -> dict[str, np.ndarray]:
 def _arguments(
     space: str, name: str, parameters: Any, variant: dict[str, Any], data: dict
 ) -> dict[str, np.ndarray]:
-    """The arrays of a function by name, and those that its outcome needs beside them."""
-    chosen = {*variant, *FUNCTIONS, "state", "one_hot", "noise", "empty", "method"}
-    chosen |= {"derivative", "hard", "scaled"}
+    """The arrays of a function, and those that its outcome needs beside them."""
     arrays = {}
     for key, parameter in parameters.items():
-        if key == "temperature" and parameter.default is None:
-            # That the variant adds.
-            continue
-        if key in SCALARS and key not in variant:
-            arrays[key] = np.float64(SCALARS[key])
+        if key in SCALARS:
+            # An optional temperature is a variant.
+            if key not in variant and parameter.default is not None:
+                arrays[key] = np.float64(SCALARS[key])
         elif key in data and key != "noise":
             arrays[key] = data[key]
-        elif key not in chosen | DEFAULTS:
+        elif key not in NO_ARRAYS:
             raise TypeError(f"no argument is known for the parameter {key!r}")
     if variant.get("temperature"):
         arrays["temperature"] = np.float64(variant["temperature"])
@@ -185,7 +184,7 @@ def _arguments(
         stacked = name in ("gumbel_rao", "perturbed_argmax")
         gumbel = data["noise"][:4] if stacked else data["noise"][0]
         arrays["noise"] = data["normal"] if name == "nsvq" else gumbel
-    if name in diffkm_torch.optimizers.__all__ or name == "update":
+    if name in optimizers.__all__ or name == "update":
         arrays |= {key: data[key] for key in ("points", "centroids")}
     if name == "mahalanobis":
         arrays |= {key: data[key] for key in ("x", "y")}
@@ -214,8 +213,8 @@ def _outcome(
     def optimized(points: Any, centroids: Any, **settings: Any) -> tuple:
         optimizer = function(**settings)
         state = module.init(centroids, optimizer=optimizer)
-        for _ in range(2):
-            state, stats = module.update(points, state, optimizer=optimizer)
+        state, _ = module.update(points, state, optimizer=optimizer)
+        state, stats = module.update(points, state, optimizer=optimizer)
         return state.centroids, *stats
 
     def updated(points: Any, centroids: Any, **rest: Any) -> tuple:
@@ -250,10 +249,10 @@ def _outcome(
         "init": lambda **arrays: function(**arrays).centroids,
         "mahalanobis": measured,
         "conditional_gumbel": sampled,
-        "attach": plain,
+        "attach": plain,  # In estimators, but none.
     }
     if name in special:
         return special[name]
-    if name in diffkm_torch.optimizers.__all__:
+    if name in optimizers.__all__:
         return optimized
     return estimated if space else plain

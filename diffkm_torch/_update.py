@@ -51,13 +51,14 @@ class Problem(NamedTuple):
         if self.distance is squared_euclidean:
             return statistics(self.points, c, temperature=temperature, **options)
         rest = self.distance, temperature
-        stats = general_statistics(self.points, c, *rest, **options)
-        graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            c = c if c.requires_grad else c.detach().requires_grad_()
-            loss = general_statistics(self.points, c, *rest, **options).loss
-            (gradient,) = torch.autograd.grad(loss, c, create_graph=graph)
-        return stats._replace(shifts=-0.5 * gradient.to(loss.dtype))
+
+        def loss(c: Tensor) -> tuple[Tensor, Statistics]:
+            stats = general_statistics(self.points, c, *rest, **options)
+            return stats.loss, stats
+
+        # Not autograd.grad, which is silently constant in what torch.compile made.
+        gradient, stats = torch.func.grad(loss, has_aux=True)(c)
+        return stats._replace(shifts=-0.5 * gradient.to(stats.loss.dtype))
 
     def labels(self, c: Tensor) -> Tensor:
         """The nearest centroid of every point."""

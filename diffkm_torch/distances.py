@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,7 @@ from diffkm_torch._checks import (
     check_floating,
     check_shape,
 )
+from diffkm_torch._products import product
 
 __all__ = [
     "Distance",
@@ -112,7 +114,8 @@ def mahalanobis(precision: Tensor) -> Distance:
             raise ValueError(f"precision must be [d, d], got shape {found}")
         dtype = accumulation_dtype(x, precision)
         e = (x - y).to(dtype)
-        return ((e @ precision.to(dtype)) * e).sum(-1)
+        rows = e.reshape(math.prod(e.shape[:-1]), d)
+        return (product(rows, precision.to(dtype)).reshape(e.shape) * e).sum(-1)
 
     return squared_mahalanobis
 

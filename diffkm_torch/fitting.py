@@ -138,7 +138,8 @@ def fit(
         state = State(start, optimizer.init(seen(start, active)), 0)
     unrolled = derivative == "unrolled"
     with torch.set_grad_enabled(unrolled and torch.is_grad_enabled()):
-        loop = _loop(problem, optimizer, empty, state, float(tol), max_steps)
+        limit = float(torch.as_tensor(tol).detach())
+        loop = _loop(problem, optimizer, empty, state, limit, max_steps)
     return _result(problem, derivative, state.step, dtype, max_steps, *loop)
 
 

@@ -7,7 +7,7 @@ grad, value_fn)` returns the updates to add to the parameters, and the new state
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -63,49 +63,14 @@ def _per_count(gradient: Tensor, counts: Tensor) -> Tensor:
     return torch.where(positive, step, 0).to(gradient.dtype)
 
 
-def _no_counts(params: Tensor) -> Tensor:
-    return params.new_zeros(params.shape[0], dtype=accumulation_dtype(params))
-
-
-@cache
 def newton() -> GradientTransformation:
     """Mirrors `diffkm_jax.newton`: update = −gradient / (2 counts)."""
-
-    def update(
-        updates: Tensor,
-        state: tuple,
-        params: Tensor | None = None,
-        *,
-        counts: Tensor | None = None,
-        **extra: Any,
-    ) -> tuple[Tensor, tuple]:
-        del params, extra
-        return _per_count(updates, _require("newton", counts)), state
-
-    return GradientTransformation(lambda params: (), update)
+    return _NEWTON
 
 
-@cache
 def macqueen() -> GradientTransformation:
     """Mirrors `diffkm_jax.macqueen`: the same, over the counts of all passes so far."""
-
-    def init(params: Tensor) -> MacQueenState:
-        return MacQueenState(_no_counts(params))
-
-    def update(
-        updates: Tensor,
-        state: MacQueenState,
-        params: Tensor | None = None,
-        *,
-        counts: Tensor | None = None,
-        **extra: Any,
-    ) -> tuple[Tensor, MacQueenState]:
-        del params, extra
-        new = _require("macqueen", counts)
-        seen = state.counts + new.to(state.counts.dtype)
-        return _per_count(updates, seen), MacQueenState(seen)
-
-    return GradientTransformation(init, update)
+    return _MACQUEEN
 
 
 def ema(decay: float = 0.99) -> GradientTransformation:
@@ -115,26 +80,73 @@ def ema(decay: float = 0.99) -> GradientTransformation:
     return _ema(float(decay))
 
 
+def _newton_update(
+    updates: Tensor,
+    state: tuple,
+    params: Tensor | None = None,
+    *,
+    counts: Tensor | None = None,
+    **extra: Any,
+) -> tuple[Tensor, tuple]:
+    del params, extra
+    return _per_count(updates, _require("newton", counts)), state
+
+
+def _macqueen_update(
+    updates: Tensor,
+    state: MacQueenState,
+    params: Tensor | None = None,
+    *,
+    counts: Tensor | None = None,
+    **extra: Any,
+) -> tuple[Tensor, MacQueenState]:
+    del params, extra
+    new = _require("macqueen", counts)
+    seen = state.counts + new.to(state.counts.dtype)
+    return _per_count(updates, seen), MacQueenState(seen)
+
+
+def _ema_update(
+    decay: float,
+    updates: Tensor,
+    state: EmaState,
+    params: Tensor | None = None,
+    *,
+    counts: Tensor | None = None,
+    **extra: Any,
+) -> tuple[Tensor, EmaState]:
+    del params, extra
+    n = _require("ema", counts).to(state.counts.dtype)
+    average = decay * state.counts + (1 - decay) * n
+    kept = torch.where(state.counts == 0, n, average)
+    return (1 - decay) * _per_count(updates, kept), EmaState(kept)
+
+
+def _no_counts(params: Tensor) -> Tensor:
+    return params.new_zeros(params.shape[0], dtype=accumulation_dtype(params))
+
+
+def _macqueen_init(params: Tensor) -> MacQueenState:
+    return MacQueenState(_no_counts(params))
+
+
+def _ema_init(params: Tensor) -> EmaState:
+    return EmaState(_no_counts(params))
+
+
+def _newton_init(params: Tensor) -> tuple:
+    del params
+    return ()
+
+
+# Constants and not caches, at which torch.compile warns.
+_NEWTON = GradientTransformation(_newton_init, _newton_update)
+_MACQUEEN = GradientTransformation(_macqueen_init, _macqueen_update)
+
+
 @cache
 def _ema(decay: float) -> GradientTransformation:
-    def init(params: Tensor) -> EmaState:
-        return EmaState(_no_counts(params))
-
-    def update(
-        updates: Tensor,
-        state: EmaState,
-        params: Tensor | None = None,
-        *,
-        counts: Tensor | None = None,
-        **extra: Any,
-    ) -> tuple[Tensor, EmaState]:
-        del params, extra
-        n = _require("ema", counts).to(state.counts.dtype)
-        average = decay * state.counts + (1 - decay) * n
-        kept = torch.where(state.counts == 0, n, average)
-        return (1 - decay) * _per_count(updates, kept), EmaState(kept)
-
-    return GradientTransformation(init, update)
+    return GradientTransformation(_ema_init, partial(_ema_update, decay))
 
 
 def sgd(learning_rate: float) -> GradientTransformation:

@@ -20,6 +20,7 @@ from diffkm_torch._checks import (
     check_block_size,
     check_callable,
 )
+from diffkm_torch._products import product
 from diffkm_torch.distances import Distance, pairwise, squared_euclidean
 
 __all__ = ["Statistics", "assign", "statistics"]
@@ -77,7 +78,7 @@ def _block(
     free = ((x - m) ** 2).sum(1) - temperature * score.logsumexp(1)
     wr = w[:, None] * score.softmax(1)
     counts = wr.sum(0)
-    shifts = wr.T @ (x - m) - counts[:, None] * (c - m)
+    shifts = product(wr.T, x - m) - counts[:, None] * (c - m)
     return Statistics((w * free).sum(), counts, shifts)
 
 
@@ -139,7 +140,7 @@ def anchor(centroids: Tensor, active: Tensor | None) -> Tensor:
 
 def scores(x: Tensor, c: Tensor, m: Tensor) -> Tensor:
     """(‖x − m‖² − ‖x − c‖²)/2 about m, [n, k]: the nearest is the largest."""
-    return (x - m) @ (c - m).T - 0.5 * ((c - m) ** 2).sum(1)
+    return product(x - m, (c - m).T) - 0.5 * ((c - m) ** 2).sum(1)
 
 
 def masked(score: Tensor, active: Tensor | None) -> Tensor:

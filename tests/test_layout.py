@@ -14,7 +14,7 @@ import diffkm_torch
 
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
-    ["_checks", "_blocks"],
+    ["_checks", "_blocks", "_products", "agreement", "bridge"],
     ["_passes", "distances", "assignments"],
     ["statistics"],
     ["losses", "initializers", "optimizers", "quantizers", "estimators"],
@@ -22,7 +22,9 @@ LEVELS = [
     ["_implicit"],
     ["_loop"],
     ["fitting", "diagnostics"],
+    ["modules"],
     ["__init__"],
+    ["_parity"],
     ["__main__"],
 ]
 # Of the mirror, sharding and random draws are left out.
@@ -36,7 +38,7 @@ ONLY_JAX = {
     "kmeans_plus_plus",
     "random_points",
 }
-ONLY_TORCH = {"sgd"}
+ONLY_TORCH = {"KMeansLoss", "VectorQuantizer", "sgd"}
 
 
 def functions(module):

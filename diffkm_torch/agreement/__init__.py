@@ -5,6 +5,13 @@ from diffkm_torch.agreement import assert_gradients_agree
 assert_gradients_agree(jax_fn, torch_fn, points, centroids)  # NumPy arrays
 """
 
+try:
+    import jax as jax
+except ImportError as error:
+    raise ImportError(
+        "diffkm_torch.agreement calls JAX, which is not installed: pip install diffkm"
+    ) from error
+
 from diffkm_torch.agreement._compare import assert_gradients_agree, compare_gradients
 from diffkm_torch.agreement._report import Pair, Report
 

@@ -11,7 +11,7 @@ from diffkm_torch.agreement._arguments import Wrt, arguments
 from diffkm_torch.agreement._judge import TOLERANCE
 from diffkm_torch.agreement._report import Pair, Report
 from diffkm_torch.agreement._run import Run
-from diffkm_torch.agreement._sides import Task
+from diffkm_torch.agreement._sides import JaxSide, Task, TorchSide
 
 DTYPES = "float64", "float32"
 
@@ -89,10 +89,11 @@ def compare_gradients(
     tolerances = dict(TOLERANCE)
     if tol is not None:
         tolerances |= tol if isinstance(tol, dict) else dict.fromkeys(DTYPES, tol)
+    sides = JaxSide(jax_fn, task), TorchSide(torch_fn, task)
     pairs: list[Pair] = []
     for dtype in dtypes:
-        run = Run((jax_fn, torch_fn), task, dtype, cotangent, seed)
-        pairs += run.pairs(tolerances, jit=jit)
+        run = Run(sides, task, dtype, cotangent, seed, jit)
+        pairs += run.pairs(tolerances)
     return Report(tuple(pairs), parts.held, seed)
 
 

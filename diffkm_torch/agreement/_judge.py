@@ -21,6 +21,8 @@ from diffkm_torch.agreement._sides import Found, Key
 AGREE, UNRESOLVED, KINK, DISAGREE = "agree", "unresolved", "kink", "disagree"
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 FLOORS = 1000.0
+# Units roundoff of the natural size that a row may be wrong by where it saturates.
+SMALL = 100.0
 # The share of a row that its rounding may be.
 NOISY = 0.01
 # A jump does not grow with the move that makes it; this much is chance.
@@ -128,7 +130,7 @@ def judge(key: Key, evidence: Evidence, eps: float, tol: float) -> Judgement:
     least = FLOORS * np.finfo(evidence.dtype).tiny if eps else 0
     off = delta > np.maximum(np.maximum(FLOORS * floor, tol * size), least)[:, None]
     natural = max(evidence.natural(key), size.max(initial=0))
-    is_small = row_max(delta) <= FLOORS * eps * natural
+    is_small = row_max(delta) <= SMALL * eps * natural
     rows = _Rows(row_max(delta), size, floor, np.asarray(off.any(1)), is_small, tol)
     verdicts = np.full(len(ours), AGREE, dtype="<U10")
     if (rows.is_off | rows.is_noisy).any():

@@ -49,23 +49,22 @@ class Run:
 
     def __init__(
         self,
-        functions: tuple[Callable, Callable],
+        sides: tuple[JaxSide, TorchSide],
         task: Task,
         dtype: str,
         cotangent: Any,
         seed: int,
+        jit: bool,
     ) -> None:
-        self.functions, self.task, self.dtype = functions, task, dtype
+        self.task, self.dtype, self.jit = task, dtype, jit
         self.rng = np.random.default_rng(seed)
         self.arrays = task.arguments.arrays(dtype)
-        self.ours, self.theirs = self._sides(self.arrays)
-        check_same_outputs(self.ours.outputs, self.theirs.outputs)
+        self.ours, self.theirs = sides
+        self.outputs = self.ours.outputs(self.arrays)
+        theirs, self.is_attached = self.theirs.outputs(self.arrays)
+        check_same_outputs(self.outputs, theirs)
         self.seeds = self._seeds(cotangent)
-        self.origins = origins_of(task, self.ours.outputs)
-
-    def _sides(self, arrays: Arrays) -> tuple[JaxSide, TorchSide]:
-        ours, theirs = self.functions
-        return JaxSide(ours, self.task, arrays), TorchSide(theirs, self.task, arrays)
+        self.origins = origins_of(task, self.outputs)
 
     def _seeds(self, cotangent: Any) -> Seeds:
         moving = [self.arrays[i] for i in self.task.arguments.moving]
@@ -73,7 +72,7 @@ class Run:
         def normal(shape: tuple[int, ...]) -> np.ndarray:
             return self.rng.normal(size=shape).astype(self.dtype)
 
-        shapes = {name: s for name, (s, _) in self.ours.outputs.floating.items()}
+        shapes = {name: s for name, (s, _) in self.outputs.floating.items()}
         if not isinstance(cotangent, str):
             cotangents = _given(cotangent, shapes, self.dtype)
         elif cotangent == "ones":
@@ -99,28 +98,23 @@ class Run:
     ) -> Both:
         """What both return with all floating inputs and seeds changed."""
         if not other:
-            arrays, seeds = self._changed(change, self.dtype)
-            return self.ours.run(arrays, seeds), self.theirs.run(arrays, seeds)
-        arrays, seeds = self._changed(change, OTHER[self.dtype])
+            return self._run(*self._changed(change, self.dtype))
         with jax.enable_x64(True), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ours, theirs = self._other_sides
-            return ours.run(arrays, seeds), theirs.run(arrays, seeds)
+            return self._run(*self._changed(change, OTHER[self.dtype]))
 
-    @cached_property
-    def _other_sides(self) -> tuple[JaxSide, TorchSide]:
-        return self._sides(self._changed(lambda a: a, OTHER[self.dtype])[0])
+    def _run(self, arrays: Arrays, seeds: Seeds) -> Both:
+        ours = self.ours.run(arrays, seeds, self.origins, jit=self.jit)
+        return ours, self.theirs.run(arrays, seeds, self.origins)
 
     @cached_property
     def _other(self) -> Both | None:
         """What both return in the other precision, if they can be run in it."""
         try:
-            found = self._at(other=True)
+            return self._at(other=True)
         except Exception:
             # Nobody asked for it: a function may be of one precision only.
             return None
-        same = all(side.keys() == self._base[0].keys() for side in found)
-        return found if same else None
 
     def _by_units(self, numbers: Sequence[int], *, other: bool = False) -> list[Both]:
         """With everything moved by units in the last place, by one choice of signs."""
@@ -156,13 +150,13 @@ class Run:
             other=self._other,
         )
 
-    def pairs(self, tolerances: dict[str, float], *, jit: bool) -> Iterator[Pair]:
+    def pairs(self, tolerances: dict[str, float]) -> Iterator[Pair]:
         """A pair for every array, in the order of the keys."""
         self._check_attached()
         self._check_repeatable()
         bases = {"": self._base}
-        if jit:
-            eager = self.ours.run(self.arrays, self.seeds, jit=False)
+        if self.jit:
+            eager = self.ours.run(self.arrays, self.seeds, self.origins, jit=False)
             bases["only without jit"] = eager, self._base[1]
         for key in self.origins:
             precision = self._precision(key, tolerances)
@@ -183,18 +177,17 @@ class Run:
         output = np.nan_to_num(np.asarray(self._base[0]["value", root, ""], np.float64))
         size = np.abs(output).max(initial=0)
         for i, name in self.task.arguments.moving.items():
-            spread = float(np.std(self.arrays[i])) or float(
-                np.abs(self.arrays[i]).max()
-            )
-            size /= (spread or 1.0) ** inputs.count(name)
+            finite = self.arrays[i][np.isfinite(self.arrays[i])]
+            spread = (np.std(finite) or np.abs(finite).max()) if finite.size else 1
+            size /= float(spread or 1) ** inputs.count(name)
         return float(size) if inputs else 0.0
 
     def _precision(self, key: Key, tolerances: dict[str, float]) -> tuple[float, float]:
         """Unit roundoff and tolerance, by the narrowest dtype on the way."""
         root, _ = self.origins[key]
-        if root in self.ours.outputs.other:
+        if root in self.outputs.other:
             return 0.0, 0.0
-        dtypes = self.ours.outputs.floating[root][1], self.dtype
+        dtypes = self.outputs.floating[root][1], self.dtype
         eps = {dtype: float(jnp.finfo(dtype).eps) for dtype in dtypes}
         narrowest = max(eps, key=lambda dtype: eps[dtype])
         tol = tolerances.get(narrowest, 10 * eps[narrowest])
@@ -262,9 +255,9 @@ class Run:
     def _remarks(self, key: Key, base: Both, judged: Judgement) -> Iterator[str]:
         kind, output, name = key
         both = [np.asarray(found[key], np.float64) for found in base]
-        yield likeness(*both, judged.num_patterns)
+        yield likeness(both[0], both[1], judged.num_patterns)
         if kind == "gradient" and self.dtype == "float64" and not judged.num_patterns:
-            index = list(self.ours.outputs.floating).index(output)
+            index = list(self.outputs.floating).index(output)
             moving = self.task.arguments.moving
             yield who_is_wrong(
                 (self.ours.values, self.theirs.values),
@@ -278,7 +271,7 @@ class Run:
     def _check_attached(self) -> None:
         found = self._base[0].items()
         gradients = [a for (kind, *_), a in found if kind == "gradient"]
-        if self.theirs.is_detached and any(a.any() for a in gradients):
+        if not self.is_attached and any(a.any() for a in gradients):
             raise ValueError(
                 "torch_fn must return what depends on its inputs, but no output "
                 "requires a gradient, and jax_fn's gradient is not zero: take out the "
@@ -287,7 +280,7 @@ class Run:
             )
 
     def _check_repeatable(self) -> None:
-        again = self.theirs.run(self.arrays, self.seeds)
+        again = self.theirs.run(self.arrays, self.seeds, self.origins)
         for (kind, name, _), array in self._base[1].items():
             if kind != "value":
                 continue
@@ -320,4 +313,4 @@ def _rounded(array: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _over(error: float, scale: float) -> float:
-    return error / scale if scale else error
+    return float(error / scale) if scale else error

@@ -6,7 +6,7 @@ Two classes do the same in two frameworks. A key is (kind, output, input), as in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,10 +84,8 @@ def origins_of(task: Task, outputs: Outputs) -> dict[Key, tuple[str, tuple[str, 
 class JaxSide:
     """The JAX function; its arrays and seeds are arguments of what is compiled."""
 
-    def __init__(self, fn: Callable, task: Task, arrays: Arrays) -> None:
+    def __init__(self, fn: Callable, task: Task) -> None:
         self.fn, self.task = fn, task
-        with _noted("jax_fn", arrays):
-            self.outputs = self._outputs(arrays)
 
     def values(self, arrays: Arrays) -> Arrays:
         """The floating outputs."""
@@ -95,13 +93,14 @@ class JaxSide:
             map(np.asarray, self._compiled_values(list(map(jnp.asarray, arrays))))
         )
 
-    def run(self, arrays: Arrays, seeds: Seeds, *, jit: bool = True) -> Found:
+    def run(
+        self, arrays: Arrays, seeds: Seeds, keys: Iterable[Key], *, jit: bool
+    ) -> Found:
         """Outputs and derivatives."""
         call = self._compiled if jit else self._everything
         lists = arrays, seeds.cotangents, seeds.tangents, seeds.second
         with _noted("jax_fn", arrays):
             found = call(*(list(map(jnp.asarray, each)) for each in lists))
-        keys = origins_of(self.task, self.outputs)
         return dict(zip(keys, map(np.asarray, found), strict=True))
 
     @cached_property
@@ -118,7 +117,8 @@ class JaxSide:
         leaves = _named(self.fn(*args, **kwargs), kind, "jax_fn")
         return _split(leaves, lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating))
 
-    def _outputs(self, arrays: Arrays) -> Outputs:
+    def outputs(self, arrays: Arrays) -> Outputs:
+        """What the function returns, found without running it."""
         found: list[Outputs] = []
 
         def note(arrays: list) -> None:
@@ -128,7 +128,8 @@ class JaxSide:
             )
             found.append(Outputs(floating, other))
 
-        jax.eval_shape(note, list(map(jnp.asarray, arrays)))
+        with _noted("jax_fn", arrays):
+            jax.eval_shape(note, list(map(jnp.asarray, arrays)))
         return found[0]
 
     def _everything(
@@ -167,30 +168,30 @@ class JaxSide:
 class TorchSide:
     """The torch function."""
 
-    def __init__(self, fn: Callable, task: Task, arrays: Arrays) -> None:
+    def __init__(self, fn: Callable, task: Task) -> None:
         self.fn, self.task = fn, task
+
+    def outputs(self, arrays: Arrays) -> tuple[Outputs, bool]:
+        """What the function returns, and whether any of it requires a gradient."""
         with torch.enable_grad(), _noted("torch_fn", arrays):
             floating, other = self._leaves(self._tensors(arrays))
-        self.outputs = Outputs(
-            *(
-                {
-                    name: (tuple(a.shape), str(a.dtype).removeprefix("torch."))
-                    for name, a in leaves.items()
-                }
-                for leaves in (floating, other)
-            )
+        named = (
+            {
+                name: (tuple(a.shape), str(a.dtype).removeprefix("torch."))
+                for name, a in leaves.items()
+            }
+            for leaves in (floating, other)
         )
-        self.is_detached = not any(leaf.requires_grad for leaf in floating.values())
+        return Outputs(*named), any(leaf.requires_grad for leaf in floating.values())
 
     def values(self, arrays: Arrays) -> Arrays:
         """The floating outputs."""
         return list(map(_numpy, self._leaves(self._tensors(arrays))[0].values()))
 
-    def run(self, arrays: Arrays, seeds: Seeds) -> Found:
+    def run(self, arrays: Arrays, seeds: Seeds, keys: Iterable[Key]) -> Found:
         """Outputs and derivatives."""
         with torch.enable_grad(), _noted("torch_fn", arrays):
             found = self._everything(arrays, seeds)
-        keys = origins_of(self.task, self.outputs)
         return dict(zip(keys, map(_numpy, found), strict=True))
 
     def _tensors(self, arrays: Arrays) -> list[Tensor]:
@@ -288,8 +289,9 @@ def _split(
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    # By force, because torch has zeros that are not stored.
+    return tensor.numpy(force=True)
 
 
 @contextmanager

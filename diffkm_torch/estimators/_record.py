@@ -136,6 +136,9 @@ def value_and_gradient(f: Cost, rows: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         rows = rows.view_as(rows) if rows.requires_grad else rows.detach()
         rows = rows if rows.requires_grad else rows.requires_grad_()
+        if torch.compiler.is_compiling():
+            # In one graph with the rows, the costs would seem not to depend on them.
+            torch._dynamo.graph_break()
         costs = f(rows)
         if not costs.requires_grad:
             return costs, torch.zeros_like(rows)

@@ -1,0 +1,186 @@
+"""The command line: parity of the two packages, and a comparison of your own pair."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffkm_torch._parity import Row, rows
+from diffkm_torch.agreement import compare_gradients
+
+HELP = """\
+the functions are module:name, found from this folder or installed; they take JAX
+arrays, and torch tensors. The arrays of the .npz are the arguments: arr_0, arr_1, ...
+or arg0, arg1, ... by position, others by keyword.
+
+exit status: 0 they agree; 1 they do not; 2 wrong usage, or they cannot be compared"""
+POSITION = re.compile(r"(?:arg|arr_)(\d+)")
+
+
+class CompareError(Exception):
+    """Why two functions cannot be compared."""
+
+
+def print_parity(options: argparse.Namespace) -> int:
+    """Compares every mirrored function, prints a table; returns 1 on failure."""
+    found = []
+    width = 46
+    head = "function", "value", "float64", "float32", "unjudged", "verdict"
+    line = f"{{:<{width}}} {{:>8}} {{:>8}} {{:>8}} {{:>9}}  {{}}"
+    if not options.json:
+        print(
+            "diffkm_jax beside diffkm_torch, on 40 of the embedded digits: the "
+            "largest difference of\nvalues in float64, and of gradients in float64 and "
+            "float32, over the largest entry.\n"
+        )
+        print(line.format(*head))
+    for row in rows(order=options.order, jit=options.jit):
+        found.append(row)
+        if not options.json:
+            print(line.format(*_cells(row)).rstrip(), flush=True)
+    failed = [row for row in found if not row.passed]
+    if options.json:
+        print(json.dumps([_as_dict(row) for row in found]))
+        return bool(failed)
+    for row in failed:
+        print(f"\n{row.name}\n{row.report or row.error}")
+    print(f"\n{len(found) - len(failed)} pass, {len(failed)} fail")
+    return bool(failed)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    if row.report is None:
+        return row.name, "-", "-", "-", "-", "FAIL"
+    derivatives = "gradient", "second"
+    sizes = (
+        row.difference("float64", "value"),
+        row.difference("float64", *derivatives),
+        row.difference("float32", *derivatives),
+    )
+    unjudged = f"{100 * row.report.unjudged:.1f} %"
+    verdict = "pass" if row.passed else "FAIL"
+    return row.name, *(f"{size:.0e}" for size in sizes), unjudged, verdict
+
+
+def _as_dict(row: Row) -> dict[str, Any]:
+    report = None if row.report is None else row.report.to_dict()
+    return {"name": row.name, "pass": row.passed, "error": row.error, "report": report}
+
+
+def compare_pair(options: argparse.Namespace) -> int:
+    """Compares two functions of a user, prints the report; returns 1 on failure."""
+    sys.path.insert(0, "")
+    functions = [find(name) for name in (options.jax_fn, options.torch_fn)]
+    args, kwargs = read_arguments(options.args)
+    wrt = [int(w) if w.isdigit() else w for w in options.wrt] if options.wrt else None
+    try:
+        report = compare_gradients(
+            *functions,
+            *args,
+            kwargs=kwargs,
+            wrt=wrt,
+            dtypes=options.dtypes,
+            order=options.order,
+            forward=options.forward,
+            jit=options.jit,
+            tol=options.tol,
+            seed=options.seed,
+        )
+    except Exception as error:
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        raise CompareError(f"{type(error).__name__}: {error}{notes}") from error
+    print(json.dumps(report.to_dict()) if options.json else report)
+    return not report.agree
+
+
+def find(name: str) -> Callable[..., Any]:
+    """The function of a name module:function."""
+    module, _, path = name.partition(":")
+    if not module or not path:
+        raise CompareError(f"{name!r} must be module:function")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        raise CompareError(f"{name}: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise CompareError(f"{name} must be a function, got {type(found).__name__}")
+    return found
+
+
+def read_arguments(path: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """The arrays of a .npz file: positional ones, and those by keyword."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file.items())
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise CompareError(f"{path}: cannot be read as .npz: {error}") from error
+    matches = {name: POSITION.fullmatch(name) for name in arrays}
+    placed = {int(m[1]): arrays[name] for name, m in matches.items() if m}
+    if sorted(placed) != list(range(sum(m is not None for m in matches.values()))):
+        names = sorted(name for name, m in matches.items() if m)
+        raise CompareError(f"{path}: positions must be 0, 1, 2, ..., got {names}")
+    keywords = {name: arrays[name] for name, m in matches.items() if not m}
+    return [placed[i] for i in sorted(placed)], keywords
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; no command at all asks for the parity table."""
+    parser = argparse.ArgumentParser(prog="python -m diffkm_torch", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    text = "compare every function that both packages have (default)"
+    parity = commands.add_parser("parity", help=text, description=text)
+    parity.add_argument("--jit", action="store_true", help="compile the JAX side too")
+    parity.set_defaults(run=print_parity)
+
+    text = "compare a JAX function and a torch function of yours"
+    pair = commands.add_parser("compare", help=text, description=text, epilog=HELP)
+    pair.formatter_class = argparse.RawDescriptionHelpFormatter
+    pair.add_argument("jax_fn", metavar="module:jax_fn")
+    pair.add_argument("torch_fn", metavar="module:torch_fn")
+    add = pair.add_argument
+    add("--args", type=Path, required=True, metavar="FILE", help="arrays, a .npz file")
+    add("--wrt", nargs="+", help="positions or keywords to differentiate (all floats)")
+    dtypes = "float64", "float32"
+    add("--dtypes", nargs="+", choices=dtypes, default=dtypes, help="(both)")
+    add("--forward", action="store_true", help="forward mode, too")
+    add("--no-jit", dest="jit", action="store_false", help="do not compile")
+    add("--tol", type=float, help="relative to a row (1e-10, 1e-4)")
+    add("--seed", type=int, default=0, help="of cotangents and moves (%(default)s)")
+    pair.set_defaults(run=compare_pair)
+
+    for command in (parity, pair):
+        text = "2: gradients of gradients, too (%(default)s)"
+        command.add_argument("--order", type=int, choices=(1, 2), default=1, help=text)
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args(argv or ["parity"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0, 1 or 2, as in its help."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0].startswith("--") and argv[0] not in ("--help",):
+        argv = ["parity", *argv]
+    options = parse(argv)
+    with jax.enable_x64(True):
+        try:
+            return int(options.run(options))
+        except CompareError as error:
+            print(f"diffkm: error: {error}", file=sys.stderr)
+            return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

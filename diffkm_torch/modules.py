@@ -1,0 +1,249 @@
+"""Layers: the loss and the quantizers as `nn.Module`, thin over the functions.
+
+Under `torch.compile` work as one graph (`fullgraph=True`), with their gradients: both
+modules, in training and in eval mode, the distances, `pairwise`, `statistics`,
+`assign`, the losses, `quantize`, `nsvq`, `init`, `update`, the maps from logits to
+rows, and the estimators but for three. With graph breaks only, and the same values and
+gradients: the estimators `rebar`, `blackbox` and `implicit_mle`, which differentiate
+the cost themselves; `update` with `empty="farthest"`; and `fit`, which looks at values
+to know when to stop. Not at all: second derivatives through a compiled function, which
+torch does not have; compile a `torch.func.hessian` instead. A temperature that changes
+is best a tensor: a number may be a program per value. Build `ema(...)` outside.
+
+Under `torch.autocast` distances, statistics, losses and fits, and their gradients, are
+those outside it: float32 or wider. What you hand in as a function (a distance, an
+estimator of a gradient, a cost) runs under the autocast that it is called in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from diffkm_torch._checks import (
+    accumulation_dtype,
+    check_callable,
+    check_floating,
+    check_scalar,
+    check_shape,
+)
+from diffkm_torch.distances import Distance, squared_euclidean
+from diffkm_torch.fitting import State, update
+from diffkm_torch.losses import kmeans_loss, soft_kmeans_loss
+from diffkm_torch.optimizers import EmaState, ema
+from diffkm_torch.quantizers import (
+    Method,
+    Quantized,
+    nsvq,
+    quantize,
+    straight_through_vector,
+)
+
+__all__ = ["KMeansLoss", "VectorQuantizer"]
+
+
+class KMeansLoss(nn.Module):
+    """The k-means loss of points, to centroids that are a parameter.
+
+    It is `kmeans_loss`, or at a temperature `soft_kmeans_loss`. The gradient is exact:
+    −2 shifts in the centroids, so that any optimizer does k-means, and if hard,
+    2 w (x − c) in a point; by the total weight if "mean".
+
+    Args:
+        centroids: Where to start, [k, d], floating, in data units; copied.
+        temperature: None for the hard loss, or a positive scalar, in the unit of the
+            distance. An attribute: change it between steps to anneal. As an
+            `nn.Parameter` it is learned, moved and saved with the layer; else not.
+        distance: A function of points and centroids, as `squared_euclidean`.
+        reduction: "sum" over the points, or "mean" by total weight, NaN if that is 0.
+
+    Returns:
+        From `forward(points, *, weights=None)`, of points [..., d] and non-negative
+        weights [...], the loss, [], float32 or wider, in the unit of the distance.
+
+    Raises:
+        TypeError: `centroids`, `points` or `weights` is not floating, or `distance` is
+            not a function.
+        ValueError: `centroids` is not [k, d], `points` not [..., d], either has no row,
+            `weights` is not [...], `temperature` is not a scalar, or a number and not
+            positive, or `reduction` is another word.
+
+    Source: Bottou & Bengio 1995,
+    https://papers.nips.cc/paper/989-convergence-properties-of-the-k-means-algorithms
+    """
+
+    def __init__(
+        self,
+        centroids: Tensor,
+        *,
+        temperature: float | Tensor | None = None,
+        distance: Distance = squared_euclidean,
+        reduction: str = "sum",
+    ) -> None:
+        """Checks its arguments and copies the centroids."""
+        super().__init__()
+        _check_centroids(centroids)
+        if temperature is not None:
+            check_scalar("temperature", temperature)
+        check_callable("distance", distance)
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+        self.centroids = nn.Parameter(centroids.detach().clone())
+        self.temperature = temperature
+        self.distance = distance
+        self.reduction = reduction
+
+    def forward(self, points: Tensor, *, weights: Tensor | None = None) -> Tensor:
+        """The loss of points [..., d] with weights [...]."""
+        x, w = _rows(points, weights, self.centroids)
+        c, options = self.centroids, {"weights": w, "distance": self.distance}
+        if self.temperature is None:
+            loss = kmeans_loss(x, c, **options)
+        else:
+            loss = soft_kmeans_loss(x, c, temperature=self.temperature, **options)
+        if self.reduction == "sum":
+            return loss
+        return loss / (len(x) if w is None else w.to(loss.dtype).sum())
+
+    def extra_repr(self) -> str:
+        """What `print` shows between the parentheses."""
+        options = f"temperature={self.temperature}, distance={_name(self.distance)}"
+        return f"{_sizes(self.centroids)}, {options}, reduction={self.reduction!r}"
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook: every point becomes its nearest centroid, with a declared gradient.
+
+    It is `quantize`, or `nsvq`. The gradient of the values in the points is that of
+    `method`, biased by design; in the centroids it is zero, but under `nsvq`. Without
+    `decay` the centroids are a parameter that trains by `codebook_loss`, a sum as is
+    `commitment_loss`: add both to a network's loss.
+
+    With `decay` the centroids are a buffer without gradient, and so are the moving
+    averages `counts`, [k]: a call in training mode, once it has its values, does one
+    `update(points, state, optimizer=ema(decay))`, in every process by its own points.
+
+    Args:
+        centroids: Where to start, [k, d], floating, in data units; copied. With
+            `decay`, float32 or wider: moving averages stand still in less.
+        method: `straight_through_vector`, `rotation_trick`, a function of points and
+            nearest centroids, both [n, d], to values [n, d]; or `nsvq`, which adds
+            noise to points in training mode, or where it is given, and else is nearest.
+        decay: None, or the share that moving averages keep, at least 0 and below 1.
+
+    Returns:
+        From `forward(points, *, weights=None, noise=None)`, of points [..., d], weights
+        [...] of losses and update, and for `nsvq` normal noise [..., d], drawn if None:
+        a `Quantized` of values [..., d], labels [...] and two losses, as of `quantize`.
+
+    Raises:
+        TypeError: A tensor is not floating, or `method` is not a function.
+        ValueError: `centroids` is not [k, d], `points` not [..., d], either has no row,
+            `weights` is not [...], `noise` is not of the shape of the points or is for
+            another method, `decay` is out of range, or `method` changes the shape.
+
+    Source: van den Oord, Vinyals & Kavukcuoglu 2017, https://arxiv.org/abs/1711.00937
+    """
+
+    centroids: Tensor
+    counts: Tensor
+
+    def __init__(
+        self,
+        centroids: Tensor,
+        *,
+        method: Method | Callable[..., Quantized] = straight_through_vector,
+        decay: float | None = None,
+    ) -> None:
+        """Checks its arguments and copies the centroids."""
+        super().__init__()
+        _check_centroids(centroids)
+        check_callable("method", method)
+        start = centroids.detach().clone()
+        self._optimizer = None if decay is None else ema(decay)
+        if self._optimizer is None:
+            self.centroids = nn.Parameter(start)
+        else:
+            self.register_buffer("centroids", start)
+            self.register_buffer("counts", self._optimizer.init(start).counts)
+        self.method: Callable = method
+        self.decay = decay
+
+    def forward(
+        self,
+        points: Tensor,
+        *,
+        weights: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Quantized:
+        """Points [..., d] as values of the codebook, which may be updated after."""
+        x, w = _rows(points, weights, self.centroids)
+        v = self._noise(points, noise)
+        if v is not None:
+            out = nsvq(x, self.centroids, v.reshape(x.shape), weights=w)
+        else:
+            method = straight_through_vector if self.method is nsvq else self.method
+            out = quantize(x, self.centroids, method=method, weights=w)
+        if self._optimizer is not None and self.training:
+            self._update(x, w)
+        labels = out.labels.reshape(points.shape[:-1])
+        return out._replace(values=out.values.reshape(points.shape), labels=labels)
+
+    def _noise(self, points: Tensor, noise: Tensor | None) -> Tensor | None:
+        if noise is not None:
+            if self.method is not nsvq:
+                name = _name(self.method)
+                raise ValueError(f"noise must be None for method {name}, got a tensor")
+            check_floating("noise", noise)
+            check_shape("noise", noise, tuple(points.shape), "[..., d] as points")
+        elif self.method is nsvq and self.training:
+            dtype = accumulation_dtype(points)
+            noise = torch.randn(points.shape, dtype=dtype, device=points.device)
+        return noise
+
+    @torch.no_grad()
+    def _update(self, x: Tensor, w: Tensor | None) -> None:
+        acc = accumulation_dtype(self.centroids)
+        state = State(self.centroids.to(acc), EmaState(self.counts.to(acc)), 0)
+        state, _ = update(x, state, optimizer=self._optimizer, weights=w)
+        self.centroids.copy_(state.centroids)
+        self.counts.copy_(state.opt_state.counts)
+
+    def extra_repr(self) -> str:
+        """What `print` shows between the parentheses."""
+        sizes = _sizes(self.centroids)
+        return f"{sizes}, method={_name(self.method)}, decay={self.decay}"
+
+
+def _check_centroids(centroids: Tensor) -> None:
+    check_floating("centroids", centroids)
+    check_shape("centroids", centroids, (None, None), "[k, d]")
+    if len(centroids) == 0:
+        shape = tuple(centroids.shape)
+        raise ValueError(f"centroids must have at least one row, got shape {shape}")
+
+
+def _rows(
+    points: Tensor, weights: Tensor | None, centroids: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Points [n, d] and weights [n], their leading axes made one."""
+    check_floating("points", points)
+    shape, d = tuple(points.shape), centroids.shape[1]
+    if shape[-1:] != (d,):
+        layout = f"[..., d] with d = {d} as in centroids {tuple(centroids.shape)}"
+        raise ValueError(f"points must be {layout}, got shape {shape}")
+    if weights is not None:
+        check_floating("weights", weights)
+        check_shape("weights", weights, shape[:-1], f"[...] as points {shape}")
+        weights = weights.reshape(-1)
+    return points.reshape(-1, d), weights
+
+
+def _sizes(centroids: Tensor) -> str:
+    return "k={}, d={}".format(*centroids.shape)
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__name__", type(function).__name__)

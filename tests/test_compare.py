@@ -1,0 +1,460 @@
+"""compare_gradients: honest twins pass, planted defects are caught and named."""
+
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from _honest import NUM_PROBLEMS, problem
+
+import diffkm_jax as dk
+import diffkm_torch as dt
+from diffkm_torch.agreement import assert_gradients_agree, compare_gradients
+
+RNG = np.random.default_rng(0)
+X, C = RNG.normal(size=(20, 3)), RNG.normal(size=(4, 3))
+W, B, A = RNG.uniform(0.5, 2, 20), RNG.normal(size=(2, 3)), RNG.normal(size=(4, 4))
+P = {"points": X, "centroids": C, "weights": W}
+T = np.float64(0.7)
+GRID = RNG.integers(0, 3, (20, 2)).astype(float)
+CORNERS = np.array([[0.0, 0], [2, 0], [0, 2], [2, 2]])
+TINY = np.where(np.arange(20) % 4 == 1, 1e-9, 1.0)
+
+
+class Spoiled(torch.autograd.Function):
+    """The identity, with a gradient that is spoiled on its way back."""
+
+    @staticmethod
+    def forward(ctx, array, spoil):
+        ctx.spoil = spoil
+        return array.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.spoil(gradient), None
+
+
+def spoiled(array, spoil=torch.neg):
+    return Spoiled.apply(array, spoil)
+
+
+def ours(p, t):
+    return {"loss": dk.soft_kmeans_loss(**p, temperature=t)}
+
+
+def theirs(p, t):
+    return {"loss": dt.soft_kmeans_loss(**p, temperature=t)}
+
+
+def with_leaf(name, change):
+    return lambda p, t: theirs(p | {name: change(p[name])}, t)
+
+
+def with_nan(gradient):
+    gradient = gradient.clone()
+    gradient[2, 1] = torch.nan
+    return gradient
+
+
+def last_of_ties(x, c):
+    d = ((x[:, None] - c.detach()) ** 2).sum(-1)
+    labels = len(c) - 1 - d.flip(1).argmin(1)
+    return ((x - c[labels]) ** 2).sum()
+
+
+def beside(size, module, spoil=lambda b: b):
+    """A loss, and a term of another size in an argument of its own."""
+
+    def loss(x, b):
+        return module.kmeans_loss(x, x[:4]) + size * (spoil(b) ** 3).sum()
+
+    return loss
+
+
+def weighted(x, c):
+    return dk.kmeans_loss(x, c, weights=jnp.asarray(TINY, x.dtype))
+
+
+def tiny_rows_spoiled(x, c):
+    is_tiny = torch.tensor(TINY < 0.5)[:, None]
+    x = spoiled(x, lambda g: torch.where(is_tiny, -g, g))
+    return dt.kmeans_loss(x, c, weights=torch.tensor(TINY, dtype=x.dtype))
+
+
+def mixed(x, a):
+    return ((x @ a) ** 3).sum()
+
+
+LOSS = "output['loss']"
+DEFECTS = {
+    "a wrong sign": (
+        ours,
+        with_leaf("centroids", spoiled),
+        (P, T),
+        "arg0['centroids']",
+    ),
+    "a missing path": (
+        ours,
+        with_leaf("centroids", lambda c: c.detach()),
+        (P, T),
+        "arg0['centroids']",
+    ),
+    "tau inverted": (ours, lambda p, t: theirs(p, 1 / t), (P, T), "arg1"),
+    "a factor 1/n": (
+        ours,
+        with_leaf("points", lambda x: spoiled(x, lambda g: g / 20)),
+        (P, T),
+        "arg0['points']",
+    ),
+    "the last of ties": (dk.kmeans_loss, last_of_ties, (GRID, CORNERS), "arg0"),
+    "a float32 downcast": (
+        ours,
+        with_leaf("points", lambda x: x.float().to(x.dtype)),
+        (P, T),
+        "arg0['points']",
+    ),
+    "a bfloat16 gradient": (
+        ours,
+        with_leaf("points", lambda x: spoiled(x, lambda g: g.bfloat16().to(g.dtype))),
+        (P, T),
+        "arg0['points']",
+    ),
+    "a transposed leaf": (
+        mixed,
+        lambda x, a: mixed(x, spoiled(a, lambda g: g.T)),
+        (X[:, :1] + A[:1], A),
+        "arg1",
+    ),
+    "the wrong leaf at zero": (
+        ours,
+        with_leaf("weights", lambda w: spoiled(w, torch.zeros_like)),
+        (P, T),
+        "arg0['weights']",
+    ),
+    "a NaN in one entry": (
+        ours,
+        with_leaf("points", lambda x: spoiled(x, with_nan)),
+        (P, T),
+        "arg0['points']",
+    ),
+    "a sign in a leaf of 1e-8": (
+        beside(1e-8, dk),
+        beside(1e-8, dt, spoiled),
+        (X, B),
+        "arg1",
+    ),
+    "a sign in a leaf of 1e-12": (
+        beside(1e-12, dk),
+        beside(1e-12, dt, spoiled),
+        (X, B),
+        "arg1",
+    ),
+    "a sign in rows of weight 1e-9": (weighted, tiny_rows_spoiled, (X, C), "arg0"),
+    "a sign in an output of 1e-12": (
+        lambda x, c: (dk.kmeans_loss(x, c), 1e-12 * jnp.sin(c).sum(0)),
+        lambda x, c: (dt.kmeans_loss(x, c), 1e-12 * spoiled(c).sin().sum(0)),
+        (X, C),
+        "arg1",
+    ),
+}
+
+
+@pytest.mark.parametrize("jit", [True, False])
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_planted_defect_is_caught_and_its_leaf_named(name, jit):
+    jax_fn, torch_fn, args, leaf = DEFECTS[name]
+    report = compare_gradients(jax_fn, torch_fn, *args, jit=jit, dtypes=["float64"])
+    assert not report.agree
+    assert leaf in {pair.input for pair in report.disagreements}
+    assert f"/ d {leaf}" in str(report)
+    with pytest.raises(AssertionError, match="GRADIENTS DISAGREE"):
+        assert_gradients_agree(jax_fn, torch_fn, *args, jit=jit, dtypes=["float64"])
+
+
+@pytest.mark.parametrize("name", [n for n in DEFECTS if "sign" in n or "zero" in n])
+def test_only_the_leaf_with_the_defect_disagrees(name):
+    jax_fn, torch_fn, args, leaf = DEFECTS[name]
+    report = compare_gradients(jax_fn, torch_fn, *args, jit=False)
+    assert {pair.input for pair in report.disagreements} == {leaf}
+    assert {pair.dtype for pair in report.disagreements} == {"float64", "float32"}
+    assert {pair.kind for pair in report.disagreements} == {"gradient"}
+
+
+@pytest.mark.parametrize("first", range(0, NUM_PROBLEMS, 20))
+def test_honest_twins_agree(first):
+    for i in range(first, first + 20):
+        pair, args, kwargs, kind = problem(i)
+        report = compare_gradients(*pair, *args, kwargs=kwargs, jit=False)
+        assert report.agree, f"problem {i}, {kind}\n{report}"
+
+
+def test_in_float64_most_rows_are_judged():
+    rows = unjudged = 0
+    for i in range(0, NUM_PROBLEMS, 7):
+        pair, args, kwargs, _ = problem(i)
+        report = compare_gradients(
+            *pair, *args, kwargs=kwargs, jit=False, dtypes=["float64"]
+        )
+        size = sum(p.num_rows for p in report.pairs)
+        rows, unjudged = rows + size, unjudged + report.unjudged * size
+    assert unjudged < 0.03 * rows
+
+
+def test_a_gradient_that_is_rounding_is_unresolved_and_never_agreement():
+    x = RNG.normal(size=(30, 3))
+    mean = x.mean(0, keepdims=True)
+    report = compare_gradients(dk.kmeans_loss, dt.kmeans_loss, x, mean, jit=False)
+    found = {(p.dtype, p.input): p for p in report.pairs if p.kind == "gradient"}
+    for dtype in ("float64", "float32"):
+        assert found[dtype, "arg1"].verdict == "unresolved"
+        assert found[dtype, "arg0"].verdict == "agree"
+    assert report.agree
+    assert report.unjudged > 0
+    with pytest.raises(AssertionError, match="not judged, more than 0"):
+        assert_gradients_agree(
+            dk.kmeans_loss, dt.kmeans_loss, x, mean, jit=False, max_unjudged=0
+        )
+
+
+def test_a_tie_rule_is_judged_in_float64_and_a_kink_in_float32():
+    report = compare_gradients(dk.kmeans_loss, last_of_ties, GRID, CORNERS)
+    verdicts = {(p.dtype, p.input): p.verdict for p in report.pairs if p.input}
+    assert verdicts["float64", "arg0"] == verdicts["float64", "arg1"] == "disagree"
+    assert verdicts["float32", "arg0"] == verdicts["float32", "arg1"] == "kink"
+    honest = compare_gradients(dk.kmeans_loss, dt.kmeans_loss, GRID, CORNERS)
+    assert {p.verdict for p in honest.pairs if p.dtype == "float64"} == {"agree"}
+
+
+def test_labels_are_compared_exactly():
+    report = compare_gradients(dk.assign, dt.assign, X, C)
+    assert [p.verdict for p in report.pairs] == ["agree", "agree"]
+    one_off = compare_gradients(
+        dk.assign, lambda x, c: (dt.assign(x, c) + (x[:, 0] > 1)) % 4, X, C
+    )
+    assert one_off.pairs[0].num_off == (X[:, 0] > 1).sum()
+    assert {p.verdict for p in one_off.pairs} == {"disagree"}
+
+
+def test_who_is_wrong_is_said():
+    jax_fn, torch_fn, args, _ = DEFECTS["a factor 1/n"]
+    (pair, *_) = compare_gradients(jax_fn, torch_fn, *args).disagreements
+    assert "torch's is 0.05 times jax's" in pair.note
+    assert "torch's is not the slope of its own values, jax's is" in pair.note
+
+
+def test_who_rounds_too_much_in_float32_is_said():
+    def rounded(gradient):
+        narrow = torch.promote_types(gradient.dtype, torch.bfloat16)
+        is_wide = narrow == torch.float64
+        return gradient if is_wide else gradient.bfloat16().to(narrow)
+
+    torch_fn = with_leaf("points", lambda x: spoiled(x, rounded))
+    (pair,) = compare_gradients(ours, torch_fn, P, T).disagreements
+    assert (pair.dtype, pair.input) == ("float32", "arg0['points']")
+    assert pair.torch_error > 1e-4 > 1e-6 > pair.jax_error
+
+
+def test_what_is_wrong_only_without_jit_is_found():
+    def differs(x):
+        is_compiled = isinstance(jnp.zeros(()), jax.core.Tracer)
+        return (x**2).sum() * (1.0 if is_compiled else 2.0)
+
+    def square(x):
+        return (x**2).sum()
+
+    report = compare_gradients(differs, square, X, dtypes=["float64"])
+    assert [p.verdict for p in report.pairs] == ["disagree"] * 2
+    assert all(p.note.startswith("only without jit") for p in report.pairs)
+    options = {"jit": False, "dtypes": ["float64"]}
+    assert compare_gradients(differs, lambda x: 2 * square(x), X, **options).agree
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_second_order_and_forward_mode_are_compared_on_request():
+    def cube(x, t):
+        return {"sum": (x**3).sum() * t, "row": x[0] * t}
+
+    report = compare_gradients(cube, cube, X, 0.5, order=2, forward=True, jit=False)
+    assert report.agree
+    kinds = [p.kind for p in report.pairs if p.dtype == "float64"]
+    assert {k: kinds.count(k) for k in kinds} == {
+        "value": 2,
+        "gradient": 4,
+        "tangent": 4,
+        "second": 8,
+    }
+
+    def flat(x, t):
+        g = spoiled(x, lambda g: g.detach() if g.requires_grad else g)
+        return cube(g, t)
+
+    report = compare_gradients(cube, flat, X, 0.5, order=2, jit=False)
+    assert {p.kind for p in report.disagreements} == {"second"}
+    assert compare_gradients(cube, flat, X, 0.5, jit=False).agree
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_forward_mode_is_torchs_own():
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x.sin()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+            ctx.save_for_forward(*inputs)
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * ctx.saved_tensors[0].cos()
+
+        @staticmethod
+        def jvp(ctx, t):
+            return -t * ctx.saved_tensors[0].cos()
+
+    report = compare_gradients(jnp.sin, Wrong.apply, X, forward=True, jit=False)
+    assert {p.kind for p in report.disagreements} == {"tangent"}
+    assert "signs are opposite" in report.disagreements[0].note
+
+
+class Params(NamedTuple):
+    scale: np.ndarray
+    shift: list
+
+
+def test_trees_go_in_and_out_and_keep_their_names():
+    def affine(params, x, *, power, mask):
+        y = params.scale * x[None, :, 0] + params.shift[0]
+        return {"y": y**power, "n": (y > 0) & mask[None], "both": (y, y.sum())}
+
+    args = Params(A[:2, :1], [np.float32(0.5)]), jnp.asarray(X[:4])
+    kwargs = {"power": 2, "mask": np.array([True, False, True, True])}
+    report = compare_gradients(affine, affine, *args, kwargs=kwargs)
+    assert report.agree
+    names = {(p.output, p.input) for p in report.pairs}
+    assert ("output['both'][1]", "arg0.shift[0]") in names
+    assert ("output['y']", "arg0.scale") in names
+    assert report.held == {"power": "2"}
+    assert "held constant: power = 2" in str(report)
+
+
+def test_wrt_chooses_what_is_differentiated():
+    options = {"kwargs": {"weights": W}, "jit": False}
+    for wrt, inputs in [
+        (0, {"arg0"}),
+        ("weights", {"weights"}),
+        ([1, 0], {"arg0", "arg1"}),
+    ]:
+        report = compare_gradients(
+            dk.kmeans_loss, dt.kmeans_loss, X, C, wrt=wrt, **options
+        )
+        assert {p.input for p in report.pairs} - {""} == inputs
+
+
+@pytest.mark.parametrize("cotangent", ["ones", A[:, :3]])
+def test_the_cotangent_is_the_one_given(cotangent):
+    seen = []
+
+    def noted(c):
+        return spoiled(c, lambda g: seen.append(g.numpy().copy()) or g)
+
+    compare_gradients(lambda c: c, noted, C, cotangent=cotangent, jit=False)
+    expected = np.ones((4, 3)) if isinstance(cotangent, str) else cotangent
+    np.testing.assert_array_equal(seen[0], expected)
+
+
+def test_a_tolerance_of_the_user_is_kept():
+    def off(x):
+        return (1 + 1e-7) * x
+
+    assert not compare_gradients(lambda x: x, off, X, dtypes=["float64"]).agree
+    for tol in (1e-6, {"float64": 1e-6}):
+        assert compare_gradients(lambda x: x, off, X, tol=tol).agree
+
+
+def test_the_report_is_json_and_names_every_pair():
+    report = compare_gradients(*DEFECTS["a NaN in one entry"][:2], P, T, jit=False)
+    there = json.loads(json.dumps(report.to_dict()))
+    assert there["agree"] is False
+    assert len(there["pairs"]) == len(report.pairs) == 2 * (1 + 4)
+    (bad,) = (
+        p for p in there["pairs"] if p["verdict"] == "disagree" and "64" in p["dtype"]
+    )
+    assert (bad["name"], bad["num_off"]) == (f"d {LOSS} / d arg0['points']", 1)
+    assert bad["worst"] == [2, 1]
+    assert "NaN or infinite on one side only: 1 entries" in bad["note"]
+
+
+def test_the_inputs_are_left_as_they_are():
+    tensor, array = torch.tensor(X, requires_grad=True), C.copy()
+    compare_gradients(dk.kmeans_loss, dt.kmeans_loss, tensor, array, jit=False)
+    assert tensor.grad is None
+    np.testing.assert_array_equal(array, C)
+
+
+def same(x):
+    return x
+
+
+def total(x):
+    return x.sum()
+
+
+RAISES = [
+    (same, lambda x: x.sum().item(), (X,), {}, TypeError, "torch_fn .*float as output"),
+    (lambda x: 1.0, same, (X,), {}, TypeError, "jax_fn .*got float as output:"),
+    (lambda x: {"a": "s"}, same, (X,), {}, TypeError, r"got str as output\['a'\]"),
+    (same, lambda x: x.to(torch.complex128), (X,), {}, TypeError, "real arrays"),
+    (lambda x: {"a": x}, same, (X,), {}, ValueError, r"only jax_fn .*output\['a'\]"),
+    (lambda x: (), lambda x: (), (X,), {}, ValueError, "at least one array"),
+    (same, lambda x: x.T, (X,), {}, ValueError, r"shape in both: .*\(3, 20\)"),
+    (same, lambda x: x.float(), (X,), {}, TypeError, "dtype in both: .*float32"),
+    (total, lambda x: x.detach().sum(), (X,), {}, ValueError, "no output requires"),
+    (same, lambda x: x + torch.rand(()), (X,), {}, ValueError, "changed by .*noise"),
+    (same, same, (X.astype(int),), {}, ValueError, "at least one floating array"),
+    (
+        lambda x, i: x,
+        lambda x, i: x,
+        (X, np.arange(3)),
+        {"wrt": 1},
+        TypeError,
+        "arg1 is int64",
+    ),
+    (same, same, (X,), {"wrt": 3}, ValueError, r"among \[0\], got 3"),
+    (same, same, (X,), {"wrt": []}, ValueError, "at least one argument"),
+    (same, same, (X,), {"dtypes": "float64"}, ValueError, "dtypes .*'float64'"),
+    (same, same, (X,), {"dtypes": ["float16"]}, ValueError, "dtypes .*float16"),
+    (same, same, (X,), {"cotangent": "zeros"}, ValueError, "cotangent .*'zeros'"),
+    (same, same, (X,), {"cotangent": C}, ValueError, r"cotangent .*\(4, 3\)"),
+    (same, same, (X,), {"order": 3}, ValueError, "order must be 1 or 2, got 3"),
+    (None, same, (X,), {}, TypeError, "jax_fn must be a function"),
+    (same, "f", (X,), {}, TypeError, "torch_fn must be a function, got 'f'"),
+    (same, same, (torch.ones(2, device="meta"),), {}, ValueError, "device meta"),
+    (same, same, (X, jax.random.key(0)), {}, TypeError, "arg1 is a random key"),
+    (same, same, (X * 1j,), {}, TypeError, "arg0 must be floating, .*complex128"),
+]
+
+
+@pytest.mark.parametrize(
+    ("jax_fn", "torch_fn", "args", "options", "error", "message"), RAISES
+)
+def test_every_error_says_what_to_change(
+    jax_fn, torch_fn, args, options, error, message
+):
+    with pytest.raises(error, match=message):
+        compare_gradients(jax_fn, torch_fn, *args, **options)
+    with pytest.raises(error, match=message):
+        assert_gradients_agree(jax_fn, torch_fn, *args, **options)
+
+
+def test_an_error_of_a_function_says_whose_it_is():
+    def fails(x):
+        raise ArithmeticError("mine")
+
+    with pytest.raises(ArithmeticError, match="mine") as caught:
+        compare_gradients(same, fails, X)
+    assert "torch_fn on arrays float64[20, 3]" in caught.value.__notes__[0]

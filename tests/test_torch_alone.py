@@ -1,5 +1,6 @@
 """The torch reference on its own: gradcheck, torch.func, Newton, no JAX needed."""
 
+import re
 import subprocess
 import sys
 from functools import partial
@@ -125,6 +126,27 @@ def test_it_imports_no_jax():
     program = "import diffkm_torch, sys; assert 'jax' not in sys.modules"
     root = Path(dt.__file__).parents[1]
     subprocess.run([sys.executable, "-c", program], check=True, cwd=root)
+
+
+@pytest.mark.parametrize(
+    ("missing", "module", "message"),
+    [
+        ("torch", "diffkm_torch", r'pip install "diffkm\[torch\]"'),
+        ("jax", "diffkm_torch.agreement", "calls JAX, .*: pip install diffkm"),
+        ("jax", "diffkm_torch.bridge", "calls JAX, .*: pip install diffkm"),
+    ],
+)
+def test_what_is_not_installed_is_named(missing, module, message):
+    program = f"import sys; sys.modules[{missing!r}] = None; import {module}"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(dt.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert re.search(f"ImportError: .*{message}", run.stderr)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -80,8 +80,9 @@ def compare_gradients(
             something else when it is called again; a tensor is not on the CPU; an
             option has a value that there is not.
 
-    Source: rule 10 of the design of diffkm; Higham, Accuracy and Stability of Numerical
-        Algorithms, 2002, https://doi.org/10.1137/1.9780898718027
+    Source: the rule is this library's; the errors that it allows for are those of
+        Higham, Accuracy and Stability of Numerical Algorithms, 2002,
+        https://doi.org/10.1137/1.9780898718027
     """
     _check_options(jax_fn, torch_fn, dtypes, cotangent, order)
     parts = arguments(args, kwargs or {}, wrt)

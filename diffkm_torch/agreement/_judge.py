@@ -21,8 +21,10 @@ from diffkm_torch.agreement._sides import Found, Key
 AGREE, UNRESOLVED, KINK, DISAGREE = "agree", "unresolved", "kink", "disagree"
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 FLOORS = 1000.0
-# Units roundoff of the natural size that a row may be wrong by where it saturates.
-SMALL = 100.0
+# Units roundoff of the natural size by which a saturated row may be wrong: so few say
+# nothing, and more nothing where float32 loses the row. And how many times the largest
+# row the natural size may be.
+TINY, SMALL, NATURAL = 20.0, 100.0, 1e5
 # The share of a row that its rounding may be.
 NOISY = 0.01
 # A jump does not grow with the move that makes it; this much is chance.
@@ -100,14 +102,14 @@ class Judgement:
 class _Rows:
     """Of every row its largest difference and entry, its floor, and what they say.
 
-    `is_small` is a difference that rounding may make of numbers of the natural size.
+    `units` are the differences in units roundoff of the natural size.
     """
 
     delta: np.ndarray
     size: np.ndarray
     floor: np.ndarray
     is_off: np.ndarray
-    is_small: np.ndarray
+    units: np.ndarray
     tol: float
 
     @property
@@ -129,9 +131,12 @@ def judge(key: Key, evidence: Evidence, eps: float, tol: float) -> Judgement:
     # What is denormal one side may flush to zero.
     least = FLOORS * np.finfo(evidence.dtype).tiny if eps else 0
     off = delta > np.maximum(np.maximum(FLOORS * floor, tol * size), least)[:, None]
-    natural = max(evidence.natural(key), size.max(initial=0))
-    is_small = row_max(delta) <= SMALL * eps * natural
-    rows = _Rows(row_max(delta), size, floor, np.asarray(off.any(1)), is_small, tol)
+    largest = size.max(initial=0)
+    natural = max(min(evidence.natural(key), NATURAL * largest), largest)
+    # A difference of integers, or of zeros, is no rounding.
+    unit = eps * natural or np.finfo(np.float64).tiny
+    is_off = np.asarray(off.any(axis=1))
+    rows = _Rows(row_max(delta), size, floor, is_off, row_max(delta) / unit, tol)
     verdicts = np.full(len(ours), AGREE, dtype="<U10")
     if (rows.is_off | rows.is_noisy).any():
         look = _in_float64 if evidence.dtype == "float64" else _in_float32
@@ -151,17 +156,17 @@ def _in_float64(key: Key, further: Further, rows: _Rows) -> np.ndarray:
     """Looks again where inputs are rounded to fewer bits, and in float32.
 
     Exact ties stay ties there, and what rests on rounding changes: a noisy row that
-    stays is judged as it is. A saturated row does not change, whatever its rounding: it
-    is one that float32 loses, and its difference is small.
+    stays is judged as it is. A saturated row does not change, whatever its rounding:
+    its difference is tiny, or small and of a row that float32 loses.
     """
     far = change(key, further.center, further.far)
     is_judged = ~rows.is_noisy | (far <= NOISY * rows.size)
     differs = np.where(rows.is_noisy, rows.delta > rows.tol * rows.size, rows.is_off)
     is_bad = is_judged & differs & (rows.delta > 10 * far)
-    is_rounding = np.zeros_like(is_bad)
+    is_rounding = rows.units <= TINY
     if further.other is not None:
         narrow = change(key, further.center, [further.other])
-        is_rounding = rows.is_small & (narrow > NOISY * rows.size)
+        is_rounding |= (rows.units <= SMALL) & (narrow > NOISY * rows.size)
     is_kink = far <= GROWTH * np.maximum(rows.floor, rows.delta)
     return _verdicts(is_judged & ~differs, is_bad, is_rounding, is_kink)
 
@@ -180,7 +185,7 @@ def _in_float32(key: Key, further: Further, rows: _Rows) -> np.ndarray:
     if further.other is not None:
         ours, theirs = (as_rows(found[key]) for found in further.center)
         apart = row_max(difference(ours, theirs))
-        is_rounding = rows.is_small & (apart < 0.1 * rows.delta)
+        is_rounding = (rows.units <= SMALL) & (apart < 0.1 * rows.delta)
     is_kink = (far < GROWTH * near) | (far > 64 * GROWTH**2 * near)
     return _verdicts(~rows.is_off & ~rows.is_noisy, is_bad, is_rounding, is_kink)
 

@@ -216,12 +216,10 @@ class Run:
             note = "; ".join(filter(None, [note, *self._remarks(key, base, judged)]))
         worst = None
         if delta.any() or judged.num_patterns:
-            weight = (
-                np.where(judged.off, np.inf, delta) if judged.num_patterns else delta
-            )
-            flat = int(
-                np.argmax(np.where(judged.off, weight, -1 if disagrees else weight))
-            )
+            # Where one side alone is finite the difference is larger than any.
+            is_lone = np.isfinite(rows[0]) != np.isfinite(rows[1])
+            size = np.where(is_lone, np.inf, delta)
+            flat = int(np.where(judged.off, size, -1 if disagrees else size).argmax())
             worst = tuple(int(i) for i in np.unravel_index(flat, shape))
         verdicts = list(judged.verdicts)
         order = DISAGREE, KINK, UNRESOLVED

@@ -23,7 +23,7 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 FLOORS = 1000.0
 # Units roundoff of the natural size by which a saturated row may be wrong: so few say
 # nothing, and more nothing where float32 loses the row. And how many times the largest
-# row the natural size may be.
+# row the natural size may be, unless all rows are noise.
 TINY, SMALL, NATURAL = 20.0, 100.0, 1e5
 # The share of a row that its rounding may be.
 NOISY = 0.01
@@ -131,11 +131,12 @@ def judge(key: Key, evidence: Evidence, eps: float, tol: float) -> Judgement:
     # What is denormal one side may flush to zero.
     least = FLOORS * np.finfo(evidence.dtype).tiny if eps else 0
     off = delta > np.maximum(np.maximum(FLOORS * floor, tol * size), least)[:, None]
-    largest = size.max(initial=0)
-    natural = max(min(evidence.natural(key), NATURAL * largest), largest)
-    # A difference of integers, or of zeros, is no rounding.
-    unit = eps * natural or np.finfo(np.float64).tiny
     is_off = np.asarray(off.any(axis=1))
+    natural, largest = evidence.natural(key), size.max(initial=0)
+    if not (FLOORS * floor > NOISY * size).all():
+        natural = min(natural, NATURAL * largest)
+    # A difference of integers, or of zeros, is no rounding.
+    unit = eps * max(natural, largest) or np.finfo(np.float64).tiny
     rows = _Rows(row_max(delta), size, floor, is_off, row_max(delta) / unit, tol)
     verdicts = np.full(len(ours), AGREE, dtype="<U10")
     if (rows.is_off | rows.is_noisy).any():

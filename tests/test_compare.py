@@ -367,6 +367,18 @@ def test_the_cotangent_is_the_one_given(cotangent):
     np.testing.assert_array_equal(seen[0], expected)
 
 
+def test_cotangents_are_not_the_inputs_of_a_user_of_the_same_seed():
+    seen = []
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    compare_gradients(
+        lambda c: c,
+        lambda c: spoiled(c, lambda g: seen.append(g.numpy().copy()) or g),
+        x,
+        jit=False,
+    )
+    assert np.abs(seen[0] - x).min() > 1e-3
+
+
 def test_a_tolerance_of_the_user_is_kept():
     def off(x):
         return (1 + 1e-7) * x

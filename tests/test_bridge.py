@@ -184,6 +184,24 @@ def test_a_result_shares_no_memory_with_an_argument():
     assert not big.any()
 
 
+def test_without_jit_results_share_no_memory_either():
+    constant = jnp.zeros(3)
+    with jax.disable_jit():
+        ones = torch.ones(3)
+        jax_to_torch(lambda a: a)(ones).mul_(5)
+        jax_to_torch(lambda a: constant)(ones).add_(5)
+    assert torch.equal(ones, torch.ones(3))
+    assert not constant.any()
+
+
+def test_it_works_under_checkpointing():
+    (z,) = moving(Z)
+    sine = jax_to_torch(jnp.sin)
+    out = torch.utils.checkpoint.checkpoint(sine, z, use_reentrant=False)
+    out.sum().backward()
+    torch.testing.assert_close(z.grad, Z.cos())
+
+
 @pytest.mark.parametrize(
     "tensor",
     [

@@ -379,6 +379,38 @@ def test_cotangents_are_not_the_inputs_of_a_user_of_the_same_seed():
     assert np.abs(seen[0] - x).min() > 1e-3
 
 
+def test_rounding_that_no_move_changes_is_no_disagreement():
+    def centered(x):
+        return (x - x.mean(0)).sum()
+
+    for seed in range(3):
+        x = np.random.default_rng(seed).normal(size=(8, 5))
+        assert compare_gradients(
+            lambda x: jnp.sum(x - jnp.mean(x, axis=0, keepdims=True)), centered, x
+        ).agree
+
+
+def test_large_integers_are_compared_exactly():
+    i = np.array([2**60, 3])
+    report = compare_gradients(
+        lambda x, i: (x, i), lambda x, i: (x, i + (i > 9)), X, i, jit=False
+    )
+    assert {p.output for p in report.disagreements} == {"output[1]"}
+    assert {p.num_off for p in report.disagreements} == {1}
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (0,)])
+def test_empty_arrays_agree(shape):
+    report = compare_gradients(lambda x: 2 * x, lambda x: 2 * x, np.zeros(shape))
+    assert report.agree
+
+
+def test_infinite_values_agree_without_a_warning():
+    x = np.array([[0.0, 1.0, 2.0]])
+    assert compare_gradients(jnp.log, torch.log, x).agree
+    assert not compare_gradients(jnp.log, lambda x: -torch.log(x), x).agree
+
+
 def test_a_tolerance_of_the_user_is_kept():
     def off(x):
         return (1 + 1e-7) * x
@@ -398,7 +430,7 @@ def test_the_report_is_json_and_names_every_pair():
     )
     assert (bad["name"], bad["num_off"]) == (f"d {LOSS} / d arg0['points']", 1)
     assert bad["worst"] == [2, 1]
-    assert "NaN or infinite on one side only: 1 entries" in bad["note"]
+    assert "NaN or infinities that differ: 1 entries" in bad["note"]
 
 
 def test_the_inputs_are_left_as_they_are():
@@ -443,6 +475,9 @@ RAISES = [
     (same, same, (X,), {"cotangent": "zeros"}, ValueError, "cotangent .*'zeros'"),
     (same, same, (X,), {"cotangent": C}, ValueError, r"cotangent .*\(4, 3\)"),
     (same, same, (X,), {"order": 3}, ValueError, "order must be 1 or 2, got 3"),
+    (same, same, (X,), {"tol": float("nan")}, ValueError, "tol must be .*got nan"),
+    (same, same, (X,), {"tol": -1.0}, ValueError, "tol must be .*got -1.0"),
+    (same, same, (X,), {"tol": {"f64": 1e-3}}, ValueError, "tol must be .*'f64'"),
     (None, same, (X,), {}, TypeError, "jax_fn must be a function"),
     (same, "f", (X,), {}, TypeError, "torch_fn must be a function, got 'f'"),
     (same, same, (torch.ones(2, device="meta"),), {}, ValueError, "device meta"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from diffkm_torch.agreement._arguments import Wrt, arguments
 from diffkm_torch.agreement._judge import TOLERANCE
@@ -89,12 +90,17 @@ def compare_gradients(
     task = Task(parts, order, forward)
     tolerances = dict(TOLERANCE)
     if tol is not None:
-        tolerances |= tol if isinstance(tol, dict) else dict.fromkeys(DTYPES, tol)
+        given = tol if isinstance(tol, dict) else dict.fromkeys(DTYPES, tol)
+        if not set(given) <= set(DTYPES) or not all(0 < t < 1 for t in given.values()):
+            kinds = f"between 0 and 1, one for all or by dtype among {DTYPES}"
+            raise ValueError(f"tol must be {kinds}, got {tol!r}")
+        tolerances |= given
     sides = JaxSide(jax_fn, task), TorchSide(torch_fn, task)
     pairs: list[Pair] = []
     for dtype in dtypes:
-        run = Run(sides, task, dtype, cotangent, seed, jit)
-        pairs += run.pairs(tolerances)
+        with np.errstate(all="ignore"):
+            run = Run(sides, task, dtype, cotangent, seed, jit)
+            pairs += run.pairs(tolerances)
     return Report(tuple(pairs), parts.held, seed)
 
 

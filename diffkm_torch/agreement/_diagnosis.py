@@ -15,7 +15,7 @@ RIGHT, WRONG = 0.1, 0.5
 def likeness(ours: np.ndarray, theirs: np.ndarray, num_patterns: int) -> str:
     """A word on two arrays that disagree, "" if none fits."""
     if num_patterns:
-        return f"NaN or infinite on one side only: {num_patterns} entries"
+        return f"NaN or infinities that differ: {num_patterns} entries"
     for name, a, b in (("jax", ours, theirs), ("torch", theirs, ours)):
         if not a.any() and b.any():
             return f"{name}'s is zero: is something detached or stopped?"

@@ -61,14 +61,15 @@ class Evidence:
         base: At the inputs.
         moved: At inputs moved by one unit in the last place, several times.
         further: Makes the rest.
-        natural: Of an array the size that its entries have where nothing saturates.
+        natural: Of an array the size that its entries have where nothing saturates,
+            and whether all of it is noise.
     """
 
     dtype: str
     base: Both
     moved: Sequence[Both]
     further: Callable[[], Further]
-    natural: Callable[[Key], float]
+    natural: Callable[[Key, bool], float]
 
 
 def change(key: Key, center: Both, there: Sequence[Both]) -> np.ndarray:
@@ -124,6 +125,10 @@ def judge(key: Key, evidence: Evidence, eps: float, tol: float) -> Judgement:
         ~np.isfinite(ours) & (np.nan_to_num(ours) != np.nan_to_num(theirs))
     )
     delta = np.abs(difference(ours, theirs))
+    if eps == 0:
+        # Exactly, where float64 would round.
+        differ = evidence.base[0][key] != evidence.base[1][key]
+        delta = np.where(np.reshape(differ, delta.shape), np.maximum(delta, 1), 0.0)
     size = np.maximum(row_max(ours), row_max(theirs))
     floor = eps * size
     if eps:
@@ -132,8 +137,9 @@ def judge(key: Key, evidence: Evidence, eps: float, tol: float) -> Judgement:
     least = FLOORS * np.finfo(evidence.dtype).tiny if eps else 0
     off = delta > np.maximum(np.maximum(FLOORS * floor, tol * size), least)[:, None]
     is_off = np.asarray(off.any(axis=1))
-    natural, largest = evidence.natural(key), size.max(initial=0)
-    if not (FLOORS * floor > NOISY * size).all():
+    largest, all_noise = size.max(initial=0), (FLOORS * floor > NOISY * size).all()
+    natural = evidence.natural(key, bool(all_noise))
+    if not all_noise:
         natural = min(natural, NATURAL * largest)
     # A difference of integers, or of zeros, is no rounding.
     unit = eps * max(natural, largest) or np.finfo(np.float64).tiny
@@ -207,6 +213,8 @@ def _verdicts(
 def as_rows(array: np.ndarray) -> np.ndarray:
     """The array in float64 as [rows, entries]: of one axis, each entry is a row."""
     array = np.asarray(array, np.float64)
+    if array.size == 0:
+        return np.zeros((0, 1))
     return array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
 
 

@@ -119,6 +119,8 @@ class Report:
         bad, total = len(self.disagreements), len(self.pairs)
         judged = f"{100 * (1 - self.unjudged):.3g} % of the rows judged"
         verdict = f"GRADIENTS DISAGREE in {bad} of" if bad else "Gradients agree in"
+        if not bad and self.unjudged == 1:
+            verdict = "Nothing could be judged in"
         yield f"{verdict} {total} comparisons; {judged}"
         width = max([len(p.name) for p in self.pairs] + [4])
         line = f"{{:<7}} {{:<{width}}} {{:<11}} {{:>8}} {{:>8}} {{:>8}} {{:>8}} {{:>7}}"

@@ -65,7 +65,10 @@ class _Bridge(Function):
         else:
             output = program.value(numbers, *arrays)
         leaves, call.structure = jax.tree.flatten(output)
-        return tuple(map(torch.from_dlpack, leaves))
+        outputs = tuple(map(torch.from_dlpack, leaves))
+        # Compiled, results are memory of their own; else they may be an argument's.
+        is_compiled = not jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        return outputs if is_compiled else tuple(t.clone() for t in outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -80,7 +83,9 @@ class _Bridge(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         call, n = ctx.call, ctx.n
-        inputs, left = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        # Read once: hooks of saved tensors run at every reading.
+        saved = ctx.saved_tensors
+        inputs, left = saved[:n], saved[n:]
         wanted = tuple(i for i in range(n) if ctx.needs_input_grad[1 + i])
         cts = [c for c, use in zip(cotangents, ctx.floating, strict=True) if use]
         with _settings_of(call):

@@ -40,6 +40,9 @@ def compare_gradients(
     when they differ by at most 1000 times that, or by `tol` times their largest entry.
     Rows in which 1000 times the rounding is more than 1 % are *unresolved*, and rows
     that such a move makes jump are at a *kink*: said so, never counted as agreement.
+    So is a difference of less than 20 units roundoff (100 where float32 loses the row)
+    of the output over the spread of the input: a saturated softmax has such, which no
+    move of its inputs shows.
     Inputs that are tied exactly are judged in float64, because the tie rule is part of
     what a function promises. Integers are compared exactly, and NaN must meet NaN. The
     gradients are those that each framework returns, declared ones included.

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffkm_torch._parity import Row, rows
+from diffkm_torch._parity import Row, mirrored, rows
 from diffkm_torch.agreement import compare_gradients
 
 HELP = """\
@@ -33,6 +33,11 @@ class CompareError(Exception):
 
 def print_parity(options: argparse.Namespace) -> int:
     """Compares every mirrored function, prints a table; returns 1 on failure."""
+    known = {space + name for space, name in mirrored()}
+    for name in options.names:
+        if name not in known:
+            example = "as softmax or estimators.rloo is"
+            raise CompareError(f"{name!r} must be a function of both, {example}")
     found = []
     width = 46
     head = "function", "value", "float64", "float32", "unjudged", "verdict"
@@ -44,7 +49,7 @@ def print_parity(options: argparse.Namespace) -> int:
             "float32, over the largest entry.\n"
         )
         print(line.format(*head))
-    for row in rows(order=options.order, jit=options.jit):
+    for row in rows(options.names, order=options.order, jit=options.jit):
         found.append(row)
         if not options.json:
             print(line.format(*_cells(row)).rstrip(), flush=True)
@@ -142,6 +147,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     text = "compare every function that both packages have (default)"
     parity = commands.add_parser("parity", help=text, description=text)
+    text = "only these: softmax, estimators.rloo, ... (all)"
+    parity.add_argument("names", nargs="*", metavar="NAME", help=text)
     parity.add_argument("--jit", action="store_true", help="compile the JAX side too")
     parity.set_defaults(run=print_parity)
 

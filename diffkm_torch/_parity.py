@@ -7,7 +7,7 @@ parameters, so that what is new is compared, or fails, and cannot be forgotten.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from types import ModuleType
@@ -80,10 +80,14 @@ class Row:
         return max(found, default=0.0)
 
 
-def rows(*, order: int = 1, jit: bool = False) -> Iterator[Row]:
-    """A row for every mirrored function, and one for every variant of it."""
+def rows(
+    names: Collection[str] = (), *, order: int = 1, jit: bool = False
+) -> Iterator[Row]:
+    """A row for every mirrored function, or for those named, and for each variant."""
     data = _arrays()
     for space, name in mirrored():
+        if names and space + name not in names:
+            continue
         parameters = inspect.signature(_find(diffkm_jax, space, name)).parameters
         for variant in _variants(parameters):
             options = ", ".join(f"{key}={value}" for key, value in variant.items())

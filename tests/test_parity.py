@@ -118,6 +118,14 @@ def test_a_twin_that_differs_fails_the_run_and_is_shown(monkeypatch, capsys):
     assert "d (d output / d x) / d x" in printed
 
 
+def test_only_the_functions_named_are_compared(capsys):
+    assert main(["parity", "hard", "estimators.reinforce", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == ["hard()", "estimators.reinforce()"]
+    assert main(["parity", "hard", "reinforce"]) == 2
+    assert "'reinforce' must be a function of both" in capsys.readouterr().err
+
+
 def test_a_pair_of_the_user_is_compared(folder, capsys):
     assert compare("theirs") == 0
     assert "Gradients agree" in capsys.readouterr().out

@@ -1,4 +1,9 @@
-"""Differentiable k-means in JAX: losses, assignments, optimizers and fits."""
+"""Differentiable k-means in JAX: losses, assignments, optimizers and fits.
+
+In the examples of the docstrings `import jax, jax.numpy as jnp, numpy as np, optax` and
+`import diffkm_jax as dk` have run, and `es` is `dk.estimators`; in those of the torch
+package also `import torch, diffkm_torch as dt`.
+"""
 
 from diffkm_jax import estimators
 from diffkm_jax.assignments import (

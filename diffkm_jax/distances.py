@@ -90,6 +90,12 @@ def squared_euclidean(
         TypeError: `x` or `y` is not floating.
         ValueError: The last axes differ, or the others do not broadcast.
 
+    Example:
+        >>> x, y = jnp.array([3.0, 4.0]), jnp.zeros(2)
+        >>> value, gradient = jax.value_and_grad(dk.squared_euclidean)(x, y)
+        >>> float(value), gradient.tolist()
+        (25.0, [6.0, 8.0])
+
     Source: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489
     """
     x, y = _operands(x, y)
@@ -115,6 +121,12 @@ def euclidean(
         TypeError: `x` or `y` is not floating.
         ValueError: The last axes differ, or the others do not broadcast.
 
+    Example:
+        >>> points = jnp.array([[0.0, 2.0], [0.0, 0.0]])  # The second is at y.
+        >>> slope = jax.grad(lambda x: jnp.sum(dk.euclidean(x, jnp.zeros(2))))
+        >>> slope(points).tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
+
     Source: Bradley, Mangasarian & Street 1996, on clustering by sums of norms,
         https://proceedings.neurips.cc/paper_files/paper/1996/hash/f4573fc71c731d5c362f0d7860945b88-Abstract.html
     """
@@ -139,6 +151,12 @@ def manhattan(
     Raises:
         TypeError: `x` or `y` is not floating.
         ValueError: The last axes differ, or the others do not broadcast.
+
+    Example:
+        >>> x, y = jnp.array([3.0, -4.0, 0.0]), jnp.zeros(3)
+        >>> value, gradient = jax.value_and_grad(dk.manhattan)(x, y)
+        >>> float(value), gradient.tolist()
+        (7.0, [1.0, -1.0, 0.0])
 
     Source: Bradley, Mangasarian & Street 1996 (k-medians),
         https://proceedings.neurips.cc/paper_files/paper/1996/hash/f4573fc71c731d5c362f0d7860945b88-Abstract.html
@@ -169,6 +187,11 @@ def cosine(
         TypeError: `x` or `y` is not floating.
         ValueError: The last axes differ, or the others do not broadcast.
 
+    Example:
+        >>> y = jnp.array([[5.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> dk.cosine(jnp.array([2.0, 0.0]), y).tolist()  # Lengths do not matter.
+        [0.0, 1.0, 2.0]
+
     Source: Dhillon & Modha 2001 (spherical k-means),
         https://doi.org/10.1023/A:1007612920971
     """
@@ -195,8 +218,8 @@ def kl_divergence(
     contributes y, and its gradient in `x` (truly −∞) is zero.
 
     Args:
-        x: Non-negative vectors, [..., d], floating; the points.
-        y: Positive vectors, [..., d], floating; the centroids.
+        x: Non-negative vectors, [..., d], floating, any unit; the points.
+        y: Positive vectors, [..., d], floating, in the unit of `x`; the centroids.
 
     Returns:
         Divergences, [...], in nats times the unit of `x`, float64 if either argument
@@ -205,6 +228,13 @@ def kl_divergence(
     Raises:
         TypeError: `x` or `y` is not floating.
         ValueError: The last axes differ, or the others do not broadcast.
+
+    Example:
+        >>> x, y = jnp.array([1.0, 0.0]), jnp.array([0.5, 0.5])
+        >>> print(f"{dk.kl_divergence(x, y):.3f}")  # log 2
+        0.693
+        >>> jax.grad(dk.kl_divergence, argnums=1)(x, y).tolist()
+        [-1.0, 1.0]
 
     Source: Banerjee et al. 2005, https://jmlr.org/papers/v6/banerjee05b.html
     """
@@ -225,8 +255,8 @@ def itakura_saito(
     The gradient is 1/y − 1/x in `x` and (y − x)/y² in `y`.
 
     Args:
-        x: Positive vectors, [..., d], floating; the points (power spectra, say).
-        y: Positive vectors, [..., d], floating; the centroids.
+        x: Positive vectors, [..., d], floating, any unit; the points (power spectra).
+        y: Positive vectors, [..., d], floating, in the unit of `x`; the centroids.
 
     Returns:
         Divergences, [...], no unit, float64 if either argument is, else float32.
@@ -234,6 +264,11 @@ def itakura_saito(
     Raises:
         TypeError: `x` or `y` is not floating.
         ValueError: The last axes differ, or the others do not broadcast.
+
+    Example:
+        >>> x, y = jnp.array([[2.0], [200.0]]), jnp.array([[1.0], [100.0]])
+        >>> [f"{v:.3f}" for v in dk.itakura_saito(x, y)]  # 1 - log 2, at any scale
+        ['0.307', '0.307']
 
     Source: Banerjee et al. 2005, https://jmlr.org/papers/v6/banerjee05b.html
     """
@@ -259,6 +294,12 @@ def mahalanobis(precision: Float[ArrayLike, "d d"]) -> Distance:
     Raises:
         TypeError: `precision` is not floating.
         ValueError: `precision` is not square, or does not fit the vectors it is given.
+
+    Example:
+        >>> distance = dk.mahalanobis(jnp.diag(jnp.array([1.0, 0.25])))
+        >>> x, c = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.zeros((1, 2))
+        >>> distance(x, c).tolist(), float(dk.kmeans_loss(x, c, distance=distance))
+        ([1.0, 1.0], 2.0)
 
     Source: Mahalanobis 1936; Xing et al. 2002 (learning P for clustering),
         https://proceedings.neurips.cc/paper/2002/hash/c3e4035af2a1cde9f21e1ae1951ac80b-Abstract.html
@@ -306,6 +347,11 @@ def pairwise(
     Raises:
         TypeError: `points` or `centroids` is not floating, or `distance` no function.
         ValueError: `points` is not [n, d] or `centroids` not [k, d] with the same d.
+
+    Example:
+        >>> x, c = jnp.array([[0.0], [1.0], [9.0]]), jnp.array([[0.0], [10.0]])
+        >>> dk.pairwise(x, c, distance=dk.manhattan).tolist()
+        [[0.0, 10.0], [1.0, 9.0], [9.0, 1.0]]
 
     Source: the notation of `scipy.cluster.vq.vq(obs, code_book)`,
         https://docs.scipy.org/doc/scipy/reference/generated/scipy.cluster.vq.vq.html

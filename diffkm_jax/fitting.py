@@ -54,6 +54,11 @@ def init(
         TypeError: `centroids` is not floating.
         ValueError: `centroids` is not [k, d] with k at least 1.
 
+    Example:
+        >>> state = dk.init(jnp.zeros((2, 3), jnp.bfloat16), optimizer=optax.adam(0.1))
+        >>> state.centroids.dtype.name, int(state.step)
+        ('float32', 0)
+
     Source: the (init, update) pair of optax, https://optax.readthedocs.io
     """
     centroids, _, _, _ = checked(centroids, centroids, None, None)
@@ -87,7 +92,7 @@ def update(
         points: A batch or all of the data, [n, d], floating, in data units.
         state: The `State` of `init` or of the last update, of the same optimizer.
         optimizer: Any optax transformation, static by identity; None is `newton()`.
-        weights: Non-negative, [n]; None is ones.
+        weights: Non-negative, [n], any unit; None is ones.
         active: Clusters that exist, [k], bool; the others do not move. None is all.
         temperature: Positive scalar in squared data units, or a schedule of
             `state.step` (static by identity); None is the hard assignment.
@@ -110,6 +115,12 @@ def update(
             and finite, or not a scalar; `empty` is unknown; `block_size` is below 1;
             `state` is of another optimizer; or `distance` is not the squared Euclidean
             and the optimizer needs counts, as `newton` and `macqueen` do.
+
+    Example:
+        >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])
+        >>> state, stats = dk.update(x, dk.init(x[1:3]))
+        >>> state.centroids.tolist(), float(stats.loss)  # The new ones, the old loss.
+        ([[0.5], [9.5]], 2.0)
 
     Source: Bottou & Bengio 1995,
         https://leon.bottou.org/papers/bottou-bengio-95
@@ -158,8 +169,8 @@ def fit(
         optimizer: Any optax transformation, static by identity; None is `newton()`.
             Gradients are of the sum over points: plain gradient descent is stable at
             a learning rate below 1 / max(counts).
-        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
-            is ones.
+        weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
+            NaN. None is ones.
         active: Clusters that exist, [k], bool, at least one true; None is all.
         temperature: Positive scalar in squared data units, or a schedule of the step
             (static by identity), for deterministic annealing; None is the hard
@@ -171,8 +182,8 @@ def fit(
             squared Euclidean it needs a gradient optimizer, and `tol` a value of its
             own: the residual is then Σ_j ‖∂loss/∂c_j / 2 counts_j‖², whose unit is not
             that of a variance. Arrays it closes over are differentiated like points.
-        tol: Non-negative scalar, relative to the mean variance of the features; 0
-            means to rounding.
+        tol: Non-negative scalar, no unit, relative to the mean variance of the
+            features; 0 means to rounding.
         max_steps: Limit of steps in this call, static; 0 evaluates the start.
         empty: As in `update`: `"keep"`, `"farthest"` (scikit-learn's), or a function.
         derivative: How the returned centroids are differentiated, static.
@@ -210,6 +221,14 @@ def fit(
             `distance` not the squared Euclidean; `max_steps` is negative or
             `block_size` below 1; a `State` is of another optimizer; or `distance` is
             not the squared Euclidean and the optimizer needs counts.
+
+    Example:
+        >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])
+        >>> result = dk.fit(x, x[:2])
+        >>> result.centroids.tolist(), dk.Status(int(result.status)).name
+        ([[0.5], [9.5]], 'CONVERGED')
+        >>> jax.jacobian(lambda x: dk.fit(x, x[:2]).centroids[1, 0])(x).ravel().tolist()
+        [0.0, 0.0, 0.5, 0.5]
 
     Source: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489; Rose 1998
         (annealing), https://doi.org/10.1109/5.726788; Blondel et al. 2022 (implicit
@@ -285,6 +304,12 @@ def fit_restarts(
         TypeError: As in `fit`, or `k` or `num_restarts` is no integer.
         ValueError: As in `fit`, or `k` is below 1 or above n, or `num_restarts` is
             below 1.
+
+    Example:
+        >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0], [50.0]])
+        >>> result = dk.fit_restarts(jax.random.key(0), x, 3)
+        >>> float(result.loss), sorted(result.counts.tolist())
+        (1.0, [1.0, 2.0, 2.0])
 
     Source: Arthur & Vassilvitskii 2007,
         https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf

@@ -46,8 +46,9 @@ def random_points(
         key: A JAX random key.
         points: Data, [n, d], floating, in data units.
         k: Number of centroids, static, at most n.
-        weights: Non-negative, [n]; a row of weight 0 is never drawn: where fewer than
-            k rows have weight, the first one drawn is repeated. None is ones.
+        weights: Non-negative, [n], any unit; a row of weight 0 is never drawn: where
+            fewer than k rows have weight, the first one drawn is repeated. None is
+            ones.
 
     Returns:
         Centroids, [k, d], in the dtype of `points`.
@@ -55,6 +56,12 @@ def random_points(
     Raises:
         TypeError: `points` or `weights` is not floating, or `k` no integer.
         ValueError: A shape does not fit, or `k` is below 1 or above n.
+
+    Example:
+        >>> x, w = jnp.array([[0.0], [1.0], [9.0]]), jnp.array([0.0, 1.0, 1.0])
+        >>> start = dk.random_points(jax.random.key(0), x, 2, weights=w)
+        >>> sorted(start.tolist())  # The only two rows with a weight.
+        [[1.0], [9.0]]
 
     Source: Forgy 1965; Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489
     """
@@ -94,7 +101,8 @@ def kmeans_plus_plus(
         key: A JAX random key.
         points: Data, [n, d], floating, in data units.
         k: Number of centroids, static, at most n.
-        weights: Non-negative, [n]; a row of weight 0 is never drawn. None is ones.
+        weights: Non-negative, [n], any unit; a row of weight 0 is never drawn. None is
+            ones.
         num_candidates: Candidates for each row, static; None is 2 + ⌊log k⌋, as in
             scikit-learn; 1 is plain k-means++.
 
@@ -107,6 +115,12 @@ def kmeans_plus_plus(
             integer.
         ValueError: A shape does not fit, `k` is below 1 or above n, or
             `num_candidates` is below 1.
+
+    Example:
+        >>> x = jnp.array([[0.0], [0.0], [0.0], [9.0]])
+        >>> start = dk.kmeans_plus_plus(jax.random.key(0), x, 2)
+        >>> sorted(start.tolist())  # No row is drawn again, nor a copy of it.
+        [[0.0], [9.0]]
 
     Source: Arthur & Vassilvitskii 2007,
         https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf

@@ -70,8 +70,8 @@ def kmeans_loss(
     Args:
         points: Data, [n, d], floating, in data units.
         centroids: Centroids, [k, d], floating, in data units.
-        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
-            is ones.
+        weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
+            NaN. None is ones.
         distance: Function of two arrays [..., d]; static by identity.
         active: Clusters that exist, [k], bool, at least one true; None is all.
         block_size: Points in a block, static; None chooses it by shape.
@@ -85,6 +85,12 @@ def kmeans_loss(
         TypeError: An array is not floating, `active` is not bool, or `distance` no
             function.
         ValueError: A shape does not fit, or `block_size` is below 1.
+
+    Example:
+        >>> x, c = jnp.array([[0.0], [1.0], [9.0], [10.0]]), jnp.array([[0.0], [10.0]])
+        >>> loss, gradient = jax.value_and_grad(dk.kmeans_loss, argnums=1)(x, c)
+        >>> float(loss), gradient.tolist()  # 4 (0 - 0.5) and 4 (10 - 9.5)
+        (2.0, [[-2.0], [2.0]])
 
     Source: Bottou & Bengio 1995,
         https://leon.bottou.org/papers/bottou-bengio-95
@@ -127,8 +133,8 @@ def soft_kmeans_loss(
         points: Data, [n, d], floating, in data units.
         centroids: Centroids, [k, d], floating, in data units.
         temperature: Positive scalar T, in the unit of `distance`; may be traced.
-        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
-            is ones.
+        weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
+            NaN. None is ones.
         distance: Function of two arrays [..., d]; static by identity.
         active: Clusters that exist, [k], bool, at least one true; None is all.
         block_size: Points in a block, static; None chooses it by shape.
@@ -143,6 +149,13 @@ def soft_kmeans_loss(
             function.
         ValueError: A shape does not fit; `temperature` is None, not a scalar, or a
             number and not positive and finite; `block_size` is below 1.
+
+    Example:
+        >>> x, c = jnp.array([[0.0]]), jnp.array([[-1.0], [1.0]])
+        >>> value_and_grad = jax.value_and_grad(dk.soft_kmeans_loss, argnums=1)
+        >>> loss, gradient = value_and_grad(x, c, temperature=1.0)
+        >>> f"{loss:.3f}", gradient.tolist()  # 1 - log 2, and half of the point each.
+        ('0.307', [[-1.0], [1.0]])
 
     Source: Rose 1998, https://doi.org/10.1109/5.726788
     """
@@ -183,8 +196,9 @@ def assigned_loss(
         assignment: Map from logits [n, k] to rows [n, k], as in `assignments`; fix its
             other arguments by `functools.partial`: `partial(dk.reinmax, noise=noise)`.
         temperature: Positive scalar, in the unit of `distance`; may be traced.
-        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN, under a
-            map of single rows (`sinkhorn` still balances it). None is ones.
+        weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
+            NaN, under a map of single rows (`sinkhorn` still balances it). None is
+            ones.
         distance: Function of two arrays [..., d].
         active: Clusters that exist, [k], bool, at least one true; None is all. The
             others have logit −∞.
@@ -198,6 +212,12 @@ def assigned_loss(
             `distance` no function.
         ValueError: A shape does not fit, that of the assignment included;
             `temperature` is not a scalar, or a number and not positive and finite.
+
+    Example:
+        >>> x, c = jnp.array([[0.0]]), jnp.array([[-1.0], [1.0]])
+        >>> gradient = jax.grad(dk.assigned_loss, argnums=1)
+        >>> gradient(x, c, dk.hard).tolist(), gradient(x, c, dk.softmax).tolist()
+        ([[-2.0], [0.0]], [[-1.0], [1.0]])
 
     Source: Jang, Gu & Poole 2017 (costs of a relaxed choice),
         https://arxiv.org/abs/1611.01144

@@ -89,6 +89,13 @@ def newton() -> optax.GradientTransformationExtraArgs:
         ValueError: `update` got no counts, as under a distance other than the squared
             Euclidean.
 
+    Example:
+        >>> x, c = jnp.array([[0.0], [1.0], [8.0]]), jnp.array([[0.0], [9.0]])
+        >>> halfway = optax.chain(dk.newton(), optax.scale(0.5))
+        >>> state, _ = dk.update(x, dk.init(c, optimizer=halfway), optimizer=halfway)
+        >>> state.centroids.tolist()  # Half the way to the means 0.5 and 8.
+        [[0.25], [8.5]]
+
     Source: Bottou & Bengio 1995,
         https://leon.bottou.org/papers/bottou-bengio-95
     """
@@ -129,6 +136,13 @@ def macqueen() -> optax.GradientTransformationExtraArgs:
     Raises:
         ValueError: `update` got no counts, as under a distance other than the squared
             Euclidean.
+
+    Example:
+        >>> state = dk.init(jnp.array([[5.0]]), optimizer=dk.macqueen())
+        >>> for batch in (jnp.array([[0.0], [2.0]]), jnp.array([[4.0], [6.0]])):
+        ...     state, _ = dk.update(batch, state, optimizer=dk.macqueen())
+        >>> state.centroids.tolist()  # The mean of all four.
+        [[3.0]]
 
     Source: MacQueen 1967, https://projecteuclid.org/euclid.bsmsp/1200512992;
         Sculley 2010, https://doi.org/10.1145/1772690.1772862
@@ -178,6 +192,13 @@ def ema(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
     Raises:
         ValueError: `decay` is not in range; or `update` got no counts, as under a
             distance other than the squared Euclidean.
+
+    Example:
+        >>> codebook = dk.ema(0.75)
+        >>> state = dk.init(jnp.array([[0.0]]), optimizer=codebook)
+        >>> state, _ = dk.update(jnp.array([[3.0], [5.0]]), state, optimizer=codebook)
+        >>> state.centroids.tolist()  # A quarter of the way to the mean, 4.
+        [[1.0]]
 
     Source: van den Oord, Vinyals & Kavukcuoglu 2017 (appendix A.1),
         https://arxiv.org/abs/1711.00937

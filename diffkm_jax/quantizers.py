@@ -77,6 +77,12 @@ def straight_through_vector(
         TypeError: `points` or `nearest` is not floating, or forward mode is asked for.
         ValueError: `points` has no coordinate, or `nearest` another shape.
 
+    Example:
+        >>> x, q = jnp.array([0.75, 2.5]), jnp.array([1.0, 2.0])
+        >>> cost = lambda x: jnp.sum(dk.straight_through_vector(x, q) ** 2)
+        >>> float(cost(x)), jax.grad(cost)(x).tolist()  # Those at q.
+        (5.0, [2.0, 4.0])
+
     Source: van den Oord, Vinyals & Kavukcuoglu 2017, https://arxiv.org/abs/1711.00937
     """
     points, nearest = _as_pair(points, nearest)
@@ -126,6 +132,12 @@ def rotation_trick(
     Raises:
         TypeError: `points` or `nearest` is not floating, or forward mode is asked for.
         ValueError: `points` has no coordinate, or `nearest` another shape.
+
+    Example:
+        >>> x, q = jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])
+        >>> gradient = jax.grad(lambda x: dk.rotation_trick(x, q)[1])(x)
+        >>> np.allclose(gradient, [2.0, 0.0], atol=1e-6)  # From along q to along x.
+        True
 
     Source: Fifty et al. 2024, https://arxiv.org/abs/2410.06424
     """
@@ -210,21 +222,30 @@ def quantize(
         centroids: Centroids, [k, d], floating, in data units.
         method: Function of points and their nearest centroids, both [n, d], to values
             [n, d]; `straight_through_vector`, `rotation_trick` or another.
-        weights: Non-negative, [n], of the losses; a row of weight 0 is inert, and
-            what is not finite in it is taken to be its nearest centroid. None is ones.
+        weights: Non-negative, [n], any unit, of the losses; a row of weight 0 is inert,
+            and what is not finite in it is taken to be its nearest centroid. None is
+            ones.
         active: Clusters that exist, [k], bool, at least one true; None is all.
         block_size: Points in a block, static; None chooses it by shape.
 
     Returns:
-        The values, from the two methods exactly the nearest centroids and in their
-        dtype; labels, int32, ties to the lowest index; and both losses, float64 if any
-        array is, else float32.
+        The values, [n, d], from the two methods exactly the nearest centroids and in
+        their dtype; labels, [n], int32, ties to the lowest index; and both losses, [],
+        float64 if any array is, else float32.
 
     Raises:
         TypeError: An array is not floating, `active` is not bool, or `method` no
             function.
         ValueError: A shape does not fit, that of the method's values included, or
             `block_size` is below 1.
+
+    Example:
+        >>> x, c = jnp.array([[0.5], [8.0]]), jnp.array([[0.0], [9.0]])
+        >>> q = dk.quantize(x, c)
+        >>> q.values.tolist(), q.labels.tolist(), float(q.commitment_loss)
+        ([[0.0], [9.0]], [0, 1], 1.25)
+        >>> jax.grad(lambda c: dk.quantize(x, c).codebook_loss)(c).tolist()
+        [[-1.0], [2.0]]
 
     Source: van den Oord, Vinyals & Kavukcuoglu 2017, https://arxiv.org/abs/1711.00937
     """
@@ -263,18 +284,28 @@ def nsvq(
         centroids: Centroids, [k, d], floating, in data units.
         noise: Standard normal draws, [n, d], floating, no unit; only their directions
             matter.
-        weights: Non-negative, [n], of the losses; a row of weight 0 is inert, and
-            what is not finite in it is taken to be its nearest centroid. None is ones.
+        weights: Non-negative, [n], any unit, of the losses; a row of weight 0 is inert,
+            and what is not finite in it is taken to be its nearest centroid. None is
+            ones.
         active: Clusters that exist, [k], bool, at least one true; None is all.
         block_size: Points in a block, static; None chooses it by shape.
 
     Returns:
-        The values, in the dtype of `points`; labels, int32, ties to the lowest index;
-        and both losses, float64 if points, centroids or weights are, else float32.
+        The values, [n, d], in the dtype of `points`; labels, [n], int32, ties to the
+        lowest index; and both losses, [], float64 if points, centroids or weights are,
+        else float32.
 
     Raises:
         TypeError: An array is not floating, or `active` is not bool.
         ValueError: A shape does not fit, or `block_size` is below 1.
+
+    Example:
+        >>> x, v = jnp.array([[3.0, 0.0]]), jnp.array([[0.0, 2.0]])
+        >>> c = jnp.zeros((1, 2))
+        >>> dk.nsvq(x, c, v).values.tolist()  # By the error, 3, along the noise.
+        [[3.0, 3.0]]
+        >>> float(jax.grad(lambda c: dk.nsvq(x, c, v).values[0, 1])(c)[0, 0])
+        -1.0
 
     Source: Vali & Bäckström 2022, https://doi.org/10.1109/ACCESS.2022.3147670
     """

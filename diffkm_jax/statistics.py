@@ -77,8 +77,8 @@ def statistics(
     Args:
         points: Data, [n, d], floating, in data units.
         centroids: Centroids, [k, d], floating, in data units.
-        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
-            is ones.
+        weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
+            NaN. None is ones.
         temperature: Positive scalar, in squared data units; may be traced. None is the
             hard assignment.
         active: Clusters that exist, [k], bool, at least one of them true; the others
@@ -88,12 +88,21 @@ def statistics(
             the three numbers are summed.
 
     Returns:
-        Statistics in float64 if any array is, else float32.
+        Loss [], counts [k] and shifts [k, d] as `Statistics`, in float64 if any array
+        is, else float32.
 
     Raises:
         TypeError: An array is not floating, or `active` is not bool.
         ValueError: A shape does not fit; `temperature` is not a scalar, or a number
             and not positive and finite; `block_size` is below 1.
+
+    Example:
+        >>> x, c = jnp.array([[0.0], [1.0], [9.0], [10.0]]), jnp.array([[0.0], [10.0]])
+        >>> s = dk.statistics(x, c)
+        >>> float(s.loss), s.counts.tolist(), s.shifts.tolist()
+        (2.0, [2.0, 2.0], [[1.0], [-1.0]])
+        >>> (c + s.shifts / s.counts[:, None]).tolist()  # A step of Lloyd's algorithm.
+        [[0.5], [9.5]]
 
     Source: Bottou & Bengio 1995 (gradient, Newton),
         https://leon.bottou.org/papers/bottou-bengio-95;
@@ -152,6 +161,13 @@ def assign(
         TypeError: `points` or `centroids` is not floating, `active` is not bool, or
             `distance` no function.
         ValueError: A shape does not fit, or `block_size` is below 1.
+
+    Example:
+        >>> x, c = jnp.array([[1.0], [5.0], [9.0]]), jnp.array([[0.0], [10.0]])
+        >>> dk.assign(x, c).tolist()  # 5 is tied.
+        [0, 0, 1]
+        >>> dk.assign(x, c, active=jnp.array([False, True])).tolist()
+        [1, 1, 1]
 
     Source: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489
     """

@@ -70,6 +70,13 @@ class KMeansLoss(nn.Module):
             `weights` is not [...], `temperature` is not a scalar, or a number and not
             positive, or `reduction` is another word.
 
+    Example:
+        >>> layer = dt.KMeansLoss(torch.tensor([[0.0], [10.0]]))
+        >>> loss = layer(torch.tensor([[0.0], [1.0], [9.0], [10.0]]))
+        >>> loss.backward()
+        >>> loss.item(), layer.centroids.grad.tolist()
+        (2.0, [[-2.0], [2.0]])
+
     Source: Bottou & Bengio 1995,
     https://papers.nips.cc/paper/989-convergence-properties-of-the-k-means-algorithms
     """
@@ -143,6 +150,13 @@ class VectorQuantizer(nn.Module):
         ValueError: `centroids` is not [k, d], `points` not [..., d], either has no row,
             `weights` is not [...], `noise` is not of the shape of the points or is for
             another method, `decay` is out of range, or `method` changes the shape.
+
+    Example:
+        >>> layer = dt.VectorQuantizer(torch.tensor([[0.0], [9.0]]), decay=0.75)
+        >>> layer(torch.tensor([[4.0], [8.0]])).values.tolist()
+        [[0.0], [9.0]]
+        >>> layer.centroids.tolist()  # After a quarter of the way to 4 and to 8.
+        [[1.0], [8.75]]
 
     Source: van den Oord, Vinyals & Kavukcuoglu 2017, https://arxiv.org/abs/1711.00937
     """

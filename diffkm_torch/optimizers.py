@@ -153,13 +153,23 @@ def sgd(learning_rate: float) -> GradientTransformation:
     """Gradient descent, the twin of `optax.sgd`: update = −learning_rate · gradient.
 
     Args:
-        learning_rate: Positive number; gradients are of the sum over the points.
+        learning_rate: Positive number, in the inverse unit of the weights (gradients
+            are of the sum over the points): below 1 / max(counts) it is stable.
 
     Returns:
-        A stateless `GradientTransformation`.
+        A stateless `GradientTransformation` of gradients [k, d].
 
     Raises:
         ValueError: `learning_rate` is not a scalar, or not positive and finite.
+
+    Example:
+        >>> x, c = torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0]])
+        >>> descent = dt.sgd(0.125)
+        >>> state, _ = dt.update(x, dt.init(c, optimizer=descent), optimizer=descent)
+        >>> state.centroids.tolist()  # The gradient of the sum is -4.
+        [[0.5]]
+
+    Source: `optax.sgd`, https://optax.readthedocs.io
     """
     check_scalar("learning_rate", learning_rate)
 

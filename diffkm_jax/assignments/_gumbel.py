@@ -44,8 +44,9 @@ def gumbel_softmax(
     exact one-hot and the gradient that of the soft rows, reverse mode only.
 
     Args:
-        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
-        noise: Standard Gumbel noise, [..., k], floating.
+        logits: Unnormalized log-probabilities, [..., k], floating, no unit; −inf is
+            never drawn.
+        noise: Standard Gumbel noise, [..., k], floating, no unit.
         tau: Positive scalar, in the unit of `logits`; may be traced.
         hard: Whether the value is one-hot; static.
 
@@ -57,6 +58,14 @@ def gumbel_softmax(
             with `hard`.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `tau` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> logits, noise = jnp.zeros(2), jnp.log(jnp.array([1.0, 3.0]))
+        >>> rows = [dk.gumbel_softmax(logits, noise, tau=tau) for tau in (1.0, 0.1)]
+        >>> [f"{p:.2f}, {q:.2f}" for p, q in rows]
+        ['0.25, 0.75', '0.00, 1.00']
+        >>> dk.gumbel_softmax(logits, noise, hard=True).tolist()
+        [0.0, 1.0]
 
     Source: Jang, Gu & Poole 2017, https://arxiv.org/abs/1611.01144;
         Maddison, Mnih & Teh 2017, https://arxiv.org/abs/1611.00712
@@ -88,8 +97,9 @@ def decoupled_gumbel_softmax(
     the forward one of the paper, is a division of the logits.)
 
     Args:
-        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
-        noise: Standard Gumbel noise, [..., k], floating.
+        logits: Unnormalized log-probabilities, [..., k], floating, no unit; −inf is
+            never drawn.
+        noise: Standard Gumbel noise, [..., k], floating, no unit.
         tau: Positive scalar, in the unit of `logits`, of the value; may be traced.
         tau_backward: Positive scalar, in the unit of `logits`, of the gradient; may be
             traced.
@@ -101,6 +111,14 @@ def decoupled_gumbel_softmax(
         TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `tau` or `tau_backward` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> logits, noise = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+        >>> def first(z):
+        ...     row = dk.decoupled_gumbel_softmax(z, noise, tau=0.1, tau_backward=1.0)
+        ...     return row[0]
+        >>> [a.tolist() for a in jax.value_and_grad(first)(logits)]
+        [0.5, [0.25, -0.25]]
 
     Source: Shah, Yan, Mozer & Liu 2024, https://arxiv.org/abs/2410.13331
     """
@@ -149,21 +167,28 @@ def conditional_gumbel(
     in `noise` it is that of the formulas or zero.
 
     Args:
-        logits: Unnormalized log-probabilities, [..., k], floating.
-        one_hot: The draw, [..., k], floating; its logit is finite.
-        noise: Standard Gumbel noise, [..., k] or [m, ..., k], floating, independent of
-            the noise of the draw.
+        logits: Unnormalized log-probabilities, [..., k], floating, no unit.
+        one_hot: The draw, [..., k], floating, no unit; its logit is finite.
+        noise: Standard Gumbel noise, [..., k] or [m, ..., k], floating, no unit,
+            independent of the noise of the draw.
         differentiable: Whether the gradient in `logits` goes through the sampler;
             static.
 
     Returns:
-        Perturbed logits in the shape of `noise`, float64 if an array is, else float32
-        (rounded to fewer bits, they would tie); −inf where a logit is.
+        Perturbed logits, [..., k] or [m, ..., k] as `noise`, float64 if an array is,
+        else float32 (rounded to fewer bits, they would tie); −inf where a logit is.
 
     Raises:
         TypeError: An array is not floating, or `differentiable` is no bool.
         ValueError: `logits` is a scalar or has no cluster; `one_hot` has not its shape,
             or `noise` neither that nor one axis before it.
+
+    Example:
+        >>> noise = jax.random.gumbel(jax.random.key(0), (100, 3))
+        >>> drawn = jnp.array([0.0, 1.0, 0.0])
+        >>> z = dk.conditional_gumbel(jnp.zeros(3), drawn, noise, differentiable=False)
+        >>> set(z.argmax(-1).tolist())
+        {1}
 
     Source: Paulus, Maddison & Krause 2021, https://arxiv.org/abs/2010.04838;
         Tucker et al. 2017 (REBAR), https://arxiv.org/abs/1703.07370
@@ -206,9 +231,10 @@ def gumbel_rao(
     reverse mode only. The gradient in `noise` is zero.
 
     Args:
-        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
-        noise: Standard Gumbel noise, [1 + m, ..., k], floating, m at least 1: row 0
-            draws, the others are for the m samples given the draw.
+        logits: Unnormalized log-probabilities, [..., k], floating, no unit; −inf is
+            never drawn.
+        noise: Standard Gumbel noise, [1 + m, ..., k], floating, no unit, m at least 1:
+            row 0 draws, the others are for the m samples given the draw.
         tau: Positive scalar, in the unit of `logits`; shapes the gradient only, and
             may be traced.
 
@@ -219,6 +245,14 @@ def gumbel_rao(
         TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` does not fit; `tau`
             is not a scalar, or a number and not positive.
+
+    Example:
+        >>> noise = jax.random.gumbel(jax.random.key(0), (1 + 8, 2))
+        >>> row, pullback = jax.vjp(lambda z: dk.gumbel_rao(z, noise), jnp.zeros(2))
+        >>> row.tolist() == dk.hard(noise[0]).tolist()  # Row 0 draws,
+        True
+        >>> bool(pullback(jnp.array([1.0, 0.0]))[0][0] > 0)  # the others soften.
+        True
 
     Source: Paulus, Maddison & Krause 2021, https://arxiv.org/abs/2010.04838
     """

@@ -42,6 +42,12 @@ def blackbox(
         ValueError: `logits` is a scalar or has no cluster; `strength` is not a scalar,
             or a number and not positive.
 
+    Example:
+        >>> def slope(strength):
+        ...     return jax.grad(lambda z: dk.blackbox(z, strength=strength)[0])
+        >>> [slope(s)(jnp.array([1.0, 0.0])).tolist() for s in (0.5, 2.0)]
+        [[0.0, 0.0], [0.5, -0.5]]
+
     Source: Vlastelica et al. 2020, https://arxiv.org/abs/1912.02175
     """
     logits = as_logits(logits)
@@ -65,8 +71,9 @@ def implicit_mle(
     a second derivative, reverse mode only; in `noise` and `strength` it is zero.
 
     Args:
-        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
-        noise: Standard Gumbel noise, [..., k], floating.
+        logits: Unnormalized log-probabilities, [..., k], floating, no unit; −inf is
+            never drawn.
+        noise: Standard Gumbel noise, [..., k], floating, no unit.
         strength: Positive scalar λ, in the unit of `logits` per unit of the cotangent;
             may be traced.
         scaled: Whether to divide by `strength`; static.
@@ -78,6 +85,13 @@ def implicit_mle(
         TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `strength` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> noise = jnp.array([1.0, 0.0])
+        >>> def first(z, scaled):
+        ...     return dk.implicit_mle(z, noise, strength=2.0, scaled=scaled)[0]
+        >>> [jax.grad(first)(jnp.zeros(2), scaled).tolist() for scaled in (False, True)]
+        [[1.0, -1.0], [0.5, -0.5]]
 
     Source: Niepert, Minervini & Franceschi 2021, https://arxiv.org/abs/2106.01798
     """
@@ -142,7 +156,7 @@ def perturbed_argmax(
 
     Args:
         logits: Scores, [..., k], floating, no unit; −inf is never chosen.
-        noise: Standard Gumbel noise, [m, ..., k], floating, m at least 1.
+        noise: Standard Gumbel noise, [m, ..., k], floating, no unit, m at least 1.
         scale: Positive scalar, in the unit of `logits`; may be traced.
 
     Returns:
@@ -152,6 +166,12 @@ def perturbed_argmax(
         TypeError: `logits` or `noise` is not floating.
         ValueError: `logits` is a scalar or has no cluster; `noise` does not fit;
             `scale` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> logits = jnp.array([1.0, 0.0])
+        >>> noise = jnp.array([[2.0, 0.0], [0.0, 2.0], [3.0, 0.0], [2.0, 1.0]])
+        >>> [dk.perturbed_argmax(logits, noise, scale=s).tolist() for s in (1.0, 0.1)]
+        [[0.75, 0.25], [1.0, 0.0]]
 
     Source: Berthet et al. 2020, https://arxiv.org/abs/2002.08676
     """

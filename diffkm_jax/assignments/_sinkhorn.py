@@ -37,14 +37,14 @@ def sinkhorn(
     both modes and at every order.
 
     Args:
-        logits: Scores, [..., n, k], floating; leading axes are separate problems. −inf
-            excludes a cluster from a row; a row or a column of −inf alone takes no
-            part.
+        logits: Scores, [..., n, k], floating, no unit; leading axes are separate
+            problems. −inf excludes a cluster from a row; a row or a column of −inf
+            alone takes no part.
         tau: Positive scalar, in the unit of `logits`: the strength of the entropy; may
             be traced.
         num_iters: Iterations, at least 0, static; 0 is the softmax.
         column_weights: Sizes of the clusters relative to each other, [k], positive,
-            floating; None is equal sizes.
+            floating, any unit; None is equal sizes.
 
     Returns:
         Rows that sum to one, [..., n, k], in the dtype of `logits`. A row of −inf alone
@@ -56,6 +56,14 @@ def sinkhorn(
         ValueError: `logits` has no axis of rows or no cluster, `column_weights` not its
             k; `tau` is not a scalar, or a number and not positive; `num_iters` is
             negative.
+
+    Example:
+        >>> logits = jnp.array([[4.0, 0.0], [4.0, 0.0]])  # Both prefer the first.
+        >>> [f"{p:.2f}" for p in dk.sinkhorn(logits)[0]]
+        ['0.50', '0.50']
+        >>> rows = dk.sinkhorn(logits, column_weights=jnp.array([3.0, 1.0]))
+        >>> [f"{p:.2f}" for p in rows[0]]
+        ['0.75', '0.25']
 
     Source: Cuturi 2013, https://arxiv.org/abs/1306.0895;
         Caron et al. 2020 (SwAV), https://arxiv.org/abs/2006.09882

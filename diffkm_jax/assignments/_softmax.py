@@ -31,6 +31,10 @@ def hard(logits: Float[ArrayLike, "*batch k"]) -> Float[Array, "*batch k"]:
         TypeError: `logits` is not floating.
         ValueError: `logits` is a scalar or has no cluster.
 
+    Example:
+        >>> dk.hard(jnp.array([[1.0, 3.0, 2.0], [5.0, 5.0, 0.0]])).tolist()
+        [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+
     Source: MacQueen 1967, https://projecteuclid.org/euclid.bsmsp/1200512992
     """
     logits = as_logits(logits)
@@ -57,6 +61,13 @@ def softmax(
         TypeError: `logits` is not floating.
         ValueError: `logits` is a scalar or has no cluster; `tau` is not a scalar, or a
             number and not positive.
+
+    Example:
+        >>> logits = jnp.array([0.0, 0.0, -jnp.inf])
+        >>> dk.softmax(logits).tolist()
+        [0.5, 0.5, 0.0]
+        >>> jax.grad(lambda z: dk.softmax(z, tau=0.5)[0])(logits).tolist()
+        [0.5, -0.5, 0.0]
 
     Source: Rose 1998 (deterministic annealing), https://doi.org/10.1109/5.726788
     """

@@ -42,6 +42,13 @@ def sparsemax(
         ValueError: `logits` is a scalar or has no cluster; `tau` is not a scalar, or a
             number and not positive.
 
+    Example:
+        >>> logits = jnp.array([0.5, 0.0, -1.0])
+        >>> dk.sparsemax(logits).tolist()
+        [0.75, 0.25, 0.0]
+        >>> jax.grad(lambda z: dk.sparsemax(z)[0])(logits).tolist()
+        [0.5, -0.5, 0.0]
+
     Source: Martins & Astudillo 2016, https://arxiv.org/abs/1602.02068
     """
     logits = as_logits(logits)
@@ -72,6 +79,11 @@ def entmax15(
         TypeError: `logits` is not floating.
         ValueError: `logits` is a scalar or has no cluster; `tau` is not a scalar, or a
             number and not positive.
+
+    Example:
+        >>> row = dk.entmax15(jnp.array([0.0, 0.0, 0.0, 0.0, -2.0]))
+        >>> [f"{p:.2f}" for p in row], bool(row[4] == 0)  # A softmax gives it 0.03.
+        (['0.25', '0.25', '0.25', '0.25', '0.00'], True)
 
     Source: Peters, Niculae & Martins 2019, https://arxiv.org/abs/1905.05702
     """

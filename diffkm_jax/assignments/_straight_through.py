@@ -76,6 +76,13 @@ def straight_through(
         ValueError: `logits` is a scalar or has no cluster; `tau` is not a scalar, or a
             number and not positive.
 
+    Example:
+        >>> logits = jnp.zeros(2)
+        >>> dk.straight_through(logits).tolist()
+        [1.0, 0.0]
+        >>> jax.grad(lambda z: dk.straight_through(z)[0])(logits).tolist()
+        [0.25, -0.25]
+
     Source: Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432
     """
     logits = as_logits(logits)
@@ -96,8 +103,9 @@ def sampled_straight_through(
     else biased; reverse mode only. That in `noise` is zero.
 
     Args:
-        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
-        noise: Standard Gumbel noise, [..., k], floating.
+        logits: Unnormalized log-probabilities, [..., k], floating, no unit; −inf is
+            never drawn.
+        noise: Standard Gumbel noise, [..., k], floating, no unit.
         tau: Positive scalar, in the unit of `logits`; shapes the gradient only, and
             may be traced.
 
@@ -108,6 +116,12 @@ def sampled_straight_through(
         TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `tau` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> logits, noise = jnp.zeros(4), jnp.array([0.0, 0.0, 3.0, 0.0])
+        >>> draw = lambda z: dk.sampled_straight_through(z, noise)
+        >>> draw(logits).tolist(), jax.grad(lambda z: draw(z)[0])(logits).tolist()
+        ([0.0, 0.0, 1.0, 0.0], [0.1875, -0.0625, -0.0625, -0.0625])
 
     Source: Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432
     """
@@ -138,8 +152,9 @@ def gapped_straight_through(
     gradient in `noise` and `gap` is zero.
 
     Args:
-        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
-        noise: Standard Gumbel noise, [..., k], floating.
+        logits: Unnormalized log-probabilities, [..., k], floating, no unit; −inf is
+            never drawn.
+        noise: Standard Gumbel noise, [..., k], floating, no unit.
         tau: Positive scalar, in the unit of `logits`; shapes the gradient only, and
             may be traced.
         gap: Scalar, not negative, in the unit of `logits`; may be traced. None is the
@@ -153,6 +168,13 @@ def gapped_straight_through(
         TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `tau` or `gap` is not a scalar, or a number out of range.
+
+    Example:
+        >>> logits, noise = jnp.zeros(2), jnp.array([0.0, 3.0])
+        >>> def drawn(z, gap):
+        ...     return dk.gapped_straight_through(z, noise, gap=gap)[1]
+        >>> [f"{jax.grad(drawn)(logits, gap)[1]:.4f}" for gap in (0.0, jnp.log(3.0))]
+        ['0.2500', '0.1875']
 
     Source: Fan, Chi, Rudnicky & Ramadge 2022, https://arxiv.org/abs/2206.07235
     """
@@ -198,8 +220,9 @@ def reinmax(
     biased; reverse mode only. The gradient in `noise` and `tau` is zero.
 
     Args:
-        logits: Unnormalized log-probabilities, [..., k], floating; −inf is never drawn.
-        noise: Standard Gumbel noise, [..., k], floating.
+        logits: Unnormalized log-probabilities, [..., k], floating, no unit; −inf is
+            never drawn.
+        noise: Standard Gumbel noise, [..., k], floating, no unit.
         tau: Positive scalar, in the unit of `logits`; shapes the gradient only, and
             may be traced. At least 1 is advised.
 
@@ -210,6 +233,12 @@ def reinmax(
         TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `tau` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> logits, noise = jnp.zeros(4), jnp.array([3.0, 0.0, 0.0, 0.0])
+        >>> draw = lambda z: dk.reinmax(z, noise)
+        >>> draw(logits).tolist(), jax.grad(lambda z: draw(z)[0])(logits).tolist()
+        ([1.0, 0.0, 0.0, 0.0], [0.375, -0.125, -0.125, -0.125])
 
     Source: Liu, Dong, Liu, Yu & Gao 2023, https://arxiv.org/abs/2304.08612
     """

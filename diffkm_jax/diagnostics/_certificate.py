@@ -132,8 +132,8 @@ def certificate(
     Args:
         points: Data, [n, d], floating, in data units.
         centroids: Centroids, [k, d], floating, in data units.
-        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. None
-            is ones.
+        weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
+            NaN. None is ones.
         temperature: Positive scalar, in squared data units; may be traced. None is the
             hard assignment.
         active: Clusters that exist, [k], bool, at least one of them true; None is all.
@@ -152,6 +152,12 @@ def certificate(
             `temperature` a schedule.
         ValueError: A shape does not fit; `temperature` is not a scalar, or a number
             and not positive and finite; `num_iterations` or `block_size` is below 1.
+
+    Example:
+        >>> x, c = jnp.array([[0.0], [1.0], [9.0], [10.0]]), jnp.array([[0.5], [9.5]])
+        >>> found = dk.certificate(x, c)
+        >>> bool(found.valid), int(found.num_undecided), f"{found.label_radius:.1f}"
+        (True, 0, '4.0')
 
     Source: Rose 1998 (critical temperature), https://doi.org/10.1109/5.726788;
         Paige 1980 (Lanczos), https://doi.org/10.1016/0024-3795(80)90167-6;

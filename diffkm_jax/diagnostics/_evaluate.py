@@ -36,7 +36,8 @@ class Report(NamedTuple):
     """What `evaluate` found, of each independent problem of the batch.
 
     Vectors have the shape of the logits, [*batch, *rows, k]; numbers that of the costs,
-    [*batch], and speak of the gradient of one problem as one vector.
+    [*batch], and speak of the gradient of one problem as one vector. Gradients, and so
+    bias and deviation, are in the unit of the costs, logits having none.
 
     Attributes:
         exact: The exact gradient of E f(D).
@@ -148,9 +149,9 @@ def evaluate(
     Args:
         key: A random key; sample i has the noise of `fold_in(key, i)`, whatever the
             chunk.
-        f: Cost, from rows [*batch, *rows, k] to costs [*batch], as in
+        f: Cost, from rows [*batch, *rows, k] to costs [*batch], in any unit, as in
             `Estimator.expect`.
-        logits: Unnormalized log-probabilities, [*batch, *rows, k], floating.
+        logits: Unnormalized log-probabilities, [*batch, *rows, k], floating, no unit.
         estimator: An `Estimator`, or a list of them.
         num_samples: Estimates to draw where they are not enumerated, at least 2,
             static; None is 10 000.
@@ -169,6 +170,14 @@ def evaluate(
         ValueError: A problem has more than `max_configurations` draws; the shape of the
             costs is no prefix of that of the logits; a number is out of range; the list
             is empty.
+
+    Example:
+        >>> key, logits = jax.random.key(0), jnp.zeros(2)
+        >>> report = dk.evaluate(key, lambda row: row[0], logits, es.reinforce())
+        >>> report.exact.tolist(), report.bias.tolist(), bool(report.enumerated)
+        ([0.25, -0.25], [0.0, 0.0], True)
+        >>> round(float(report.snr), 3)  # Of the estimates [0.5, -0.5] and [0, 0].
+        1.0
 
     Source: Rainforth et al. 2018 (signal to noise), https://arxiv.org/abs/1802.04537;
         Chan, Golub & LeVeque 1983 (merging of variances),
@@ -299,16 +308,22 @@ def is_discrete(
     Args:
         key: A random key.
         f: Cost, as in `evaluate`; one that is not linear tells most.
-        logits: Unnormalized log-probabilities, [*batch, *rows, k], floating.
+        logits: Unnormalized log-probabilities, [*batch, *rows, k], floating, no unit.
         estimator: The `Estimator` to test, whatever its flag.
         num_samples: Estimates to compare, at least 1, static.
 
     Returns:
-        A boolean scalar; for an estimator without noise, true.
+        A boolean, []; for an estimator without noise, true.
 
     Raises:
         TypeError: As `evaluate`.
         ValueError: `num_samples` is below 1, or as `Estimator.expect`.
+
+    Example:
+        >>> problem = jax.random.key(0), lambda row: row[0] ** 2, jnp.zeros(3)
+        >>> records = es.reinmax(), es.gumbel_softmax(hard=True)
+        >>> [bool(dk.is_discrete(*problem, record)) for record in records]
+        [True, False]
 
     Source: Maddison, Tarlow & Minka 2014 (draws as an argmax of Gumbel noise),
         https://arxiv.org/abs/1411.0030

@@ -27,10 +27,16 @@ def straight_through(*, tau: ArrayLike = 1.0) -> Estimator:
         tau: Positive scalar, in the unit of the logits; may be traced.
 
     Returns:
-        An `Estimator` without noise.
+        An `Estimator` without noise, discrete: logits [..., k] to costs [*batch].
 
     Raises:
         ValueError: `tau` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> record, cost = es.straight_through(), lambda row: row[0]
+        >>> value_and_grad = jax.value_and_grad(lambda z: record.expect(cost, z))
+        >>> [a.tolist() for a in value_and_grad(jnp.zeros(2))]  # The mean cost is 0.5.
+        [1.0, [0.25, -0.25]]
 
     Source: Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432
     """
@@ -56,10 +62,16 @@ def sampled_straight_through(*, tau: ArrayLike = 1.0) -> Estimator:
         tau: Positive scalar, in the unit of the logits; may be traced.
 
     Returns:
-        An `Estimator` of one row of noise, discrete.
+        An `Estimator`, discrete: logits [..., k], noise [1, ..., k], costs [*batch].
 
     Raises:
         ValueError: `tau` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> key, record = jax.random.key(0), es.sampled_straight_through()
+        >>> report = dk.evaluate(key, lambda row: row[0], jnp.zeros(4), record)
+        >>> np.allclose(report.bias, 0, atol=1e-6)  # The cost is linear.
+        True
 
     Source: Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432
     """
@@ -85,10 +97,16 @@ def gumbel_softmax(*, tau: ArrayLike = 1.0, hard: bool = False) -> Estimator:
         hard: Whether the cost sees one-hot rows (straight-through Gumbel-softmax).
 
     Returns:
-        An `Estimator` of one row of noise.
+        An `Estimator`: logits [..., k], noise [1, ..., k], costs [*batch].
 
     Raises:
         ValueError: `tau` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> logits, noise = jnp.zeros(2), jnp.array([[0.0, 0.0]])
+        >>> records = es.gumbel_softmax(), es.gumbel_softmax(hard=True)
+        >>> [float(record.expect(jnp.max, logits, noise)) for record in records]
+        [0.5, 1.0]
 
     Source: Jang, Gu & Poole 2017, https://arxiv.org/abs/1611.01144
     """
@@ -124,11 +142,20 @@ def decoupled_gumbel_softmax(
         tau_backward: Positive scalar, in the unit of the logits; may be traced.
 
     Returns:
-        An `Estimator` of one row of noise.
+        An `Estimator`: logits [..., k], noise [1, ..., k], costs [*batch].
 
     Raises:
         ValueError: `tau` or `tau_backward` is not a scalar, or a number and not
             positive.
+
+    Example:
+        >>> logits, noise = jnp.zeros(2), jnp.zeros((1, 2))
+        >>> def first(z, tau):
+        ...     record = es.decoupled_gumbel_softmax(tau=0.1, tau_backward=tau)
+        ...     return record.expect(lambda row: row[0], z, noise)
+        >>> curve = jax.vmap(jax.grad(first), (None, 0))  # Over settings.
+        >>> curve(logits, jnp.array([0.5, 1.0])).tolist()
+        [[0.5, -0.5], [0.25, -0.25]]
 
     Source: Shah, Yan, Mozer & Liu 2024, https://arxiv.org/abs/2410.13331
     """
@@ -165,12 +192,19 @@ def gumbel_rao(*, tau: ArrayLike = 1.0, num_samples: int = 10) -> Estimator:
         num_samples: Conditional samples m, at least 1; static.
 
     Returns:
-        An `Estimator` of 1 + m rows of noise.
+        An `Estimator`: logits [..., k], noise [1 + m, ..., k], costs [*batch].
 
     Raises:
         TypeError: `num_samples` is no integer.
         ValueError: `num_samples` is below 1; `tau` is not a scalar, or a number and not
             positive.
+
+    Example:
+        >>> record, logits = es.gumbel_rao(num_samples=3), jnp.zeros((5, 2))
+        >>> noise = record.draw(jax.random.key(0), logits.shape)
+        >>> costs = record.expect(lambda rows: rows.max(-1), logits, noise)
+        >>> noise.shape, costs.tolist()
+        ((4, 5, 2), [1.0, 1.0, 1.0, 1.0, 1.0])
 
     Source: Paulus, Maddison & Krause 2021, https://arxiv.org/abs/2010.04838
     """
@@ -199,10 +233,17 @@ def gapped_straight_through(
             the gap to expect, row by row.
 
     Returns:
-        An `Estimator` of one row of noise, discrete.
+        An `Estimator`, discrete: logits [..., k], noise [1, ..., k], costs [*batch].
 
     Raises:
         ValueError: `tau` or `gap` is not a scalar, or a number out of range.
+
+    Example:
+        >>> record = es.gapped_straight_through(gap=jnp.log(3.0))
+        >>> def first(z):
+        ...     return record.expect(lambda row: row[0], z, jnp.array([[3.0, 0.0]]))
+        >>> [f"{v:.4f}" for v in jax.grad(first)(jnp.zeros(2))]  # As if p were 0.75.
+        ['0.1875', '-0.1875']
 
     Source: Fan, Chi, Rudnicky & Ramadge 2022, https://arxiv.org/abs/2206.07235
     """
@@ -233,10 +274,17 @@ def reinmax(*, tau: ArrayLike = 1.0) -> Estimator:
         tau: Positive scalar, in the unit of the logits; may be traced.
 
     Returns:
-        An `Estimator` of one row of noise, discrete.
+        An `Estimator`, discrete: logits [..., k], noise [1, ..., k], costs [*batch].
 
     Raises:
         ValueError: `tau` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> key, logits = jax.random.key(0), jnp.zeros(4)
+        >>> records = [es.sampled_straight_through(), es.reinmax()]
+        >>> reports = dk.evaluate(key, lambda row: row[0] ** 2, logits, records)
+        >>> [np.allclose(report.bias, 0, atol=1e-6) for report in reports]
+        [False, True]
 
     Source: Liu, Dong, Liu, Yu & Gao 2023, https://arxiv.org/abs/2304.08612
     """
@@ -263,10 +311,17 @@ def blackbox(*, strength: ArrayLike = 1.0) -> Estimator:
             traced.
 
     Returns:
-        An `Estimator` without noise.
+        An `Estimator` without noise, discrete: logits [..., k] to costs [*batch].
 
     Raises:
         ValueError: `strength` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> record = es.blackbox(strength=2.0)
+        >>> def mean(z):
+        ...     return jnp.mean(record.expect(lambda rows: rows[:, 0], z))
+        >>> jax.grad(mean)(jnp.array([[1.0, 0.0], [9.0, 0.0]])).tolist()  # 0.5 / 2
+        [[0.25, -0.25], [0.0, 0.0]]
 
     Source: Vlastelica et al. 2020, https://arxiv.org/abs/1912.02175
     """
@@ -296,10 +351,17 @@ def implicit_mle(*, strength: ArrayLike = 1.0, scaled: bool = False) -> Estimato
         scaled: Whether to divide by `strength`.
 
     Returns:
-        An `Estimator` of one row of noise.
+        An `Estimator`: logits [..., k], noise [1, ..., k], costs [*batch].
 
     Raises:
         ValueError: `strength` is not a scalar, or a number and not positive.
+
+    Example:
+        >>> record, noise = es.implicit_mle(strength=2.0), jnp.array([[1.0, 0.0]])
+        >>> def weighted(z):
+        ...     return 0.25 * record.expect(lambda row: row[0], z, noise)
+        >>> jax.grad(weighted)(jnp.zeros(2)).tolist()  # The map would give zero.
+        [0.25, -0.25]
 
     Source: Niepert, Minervini & Franceschi 2021, https://arxiv.org/abs/2106.01798
     """

@@ -39,19 +39,8 @@ class Estimator:
     jitted function, which compiles once for each estimator and never for a setting;
     `jax.vmap` maps over settings, and `jax.grad` differentiates in them.
 
-    Your own is a record too, its rule a function at module level:
-
-        def my_reinforce(f, logits, noise, *, scale):
-            row = dk.hard(logits + noise[0])
-            costs = f(row)
-            weight = costs.reshape(costs.shape + (1,) * (row.ndim - costs.ndim))
-            score = row - jax.nn.softmax(logits)
-            return attach(costs, logits, scale * weight * score)
-
-        mine = Estimator("mine", my_reinforce, {"scale": 1.0}, discrete=True)
-        assert dk.is_discrete(key, cost, logits, mine)
-
-    A rule that is differentiable as it stands returns `f(rows)`. One of hard rows that
+    Your own is a record too, its rule a function at module level, as in the example. A
+    rule that is differentiable as it stands returns `f(rows)`. One of hard rows that
     does neither has gradient zero.
 
     Attributes:
@@ -62,6 +51,20 @@ class Estimator:
         num_draws: Rows of noise that one estimate takes.
         discrete: Whether the noise matters only through argmax(logits + noise[i]), so
             that `evaluate` may enumerate the draws; `is_discrete` tests it.
+
+    Example:
+        >>> def my_reinforce(f, logits, noise, *, scale):
+        ...     row = dk.hard(logits + noise[0])
+        ...     costs = f(row)
+        ...     weight = costs.reshape(costs.shape + (1,) * (row.ndim - costs.ndim))
+        ...     score = row - jax.nn.softmax(logits)
+        ...     return es.attach(costs, logits, scale * weight * score)
+        >>> mine = es.Estimator("mine", my_reinforce, {"scale": 1.0}, discrete=True)
+        >>> problem = jax.random.key(0), lambda row: row[0], jnp.zeros(2)
+        >>> bool(dk.is_discrete(*problem, mine))
+        True
+        >>> dk.evaluate(*problem, mine).bias.tolist()
+        [0.0, 0.0]
     """
 
     name: str
@@ -116,8 +119,8 @@ class Estimator:
             f: Cost, from rows [*batch, *rows, k] to costs [*batch]. Axes that it keeps
                 are separate problems: a cost depends on the rows of its own problem. A
                 scalar is one problem.
-            logits: Unnormalized log-probabilities, [*batch, *rows, k], floating; −inf
-                is never drawn.
+            logits: Unnormalized log-probabilities, [*batch, *rows, k], floating, no
+                unit; −inf is never drawn.
             noise: Standard Gumbel noise, [num_draws, *batch, *rows, k], as from `draw`;
                 None for an estimator without any.
 
@@ -193,9 +196,10 @@ def attach(
     minimized over its settings.
 
     Args:
-        costs: Costs, [*batch], floating.
-        logits: The logits, [*batch, *rows, k], floating.
-        gradient: The estimate of the gradient of each cost, in the shape of `logits`.
+        costs: Costs, [*batch], floating, in any unit.
+        logits: The logits, [*batch, *rows, k], floating, no unit.
+        gradient: The estimate of the gradient of each cost, [*batch, *rows, k],
+            floating, in the unit of the costs.
 
     Returns:
         Costs, [*batch], in their dtype.
@@ -204,6 +208,12 @@ def attach(
         TypeError: An array is not floating.
         ValueError: `gradient` has not the shape of `logits`, or that of `costs` is no
             prefix of it.
+
+    Example:
+        >>> def cost(z):
+        ...     return es.attach(jnp.array(3.0), z, jnp.array([1.0, -1.0]))
+        >>> [a.tolist() for a in jax.value_and_grad(cost)(jnp.zeros(2))]
+        [3.0, [1.0, -1.0]]
 
     Source: Schulman et al. 2015 (stochastic computation graphs),
         https://arxiv.org/abs/1506.05254

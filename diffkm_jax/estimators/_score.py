@@ -30,11 +30,19 @@ def exact(*, max_configurations: int = 4096) -> Estimator:
         max_configurations: The largest k**r to accept, static.
 
     Returns:
-        An `Estimator` without noise.
+        An `Estimator` without noise: logits [..., k] to costs [*batch], in the unit of
+        the cost.
 
     Raises:
         TypeError: `max_configurations` is no integer.
         ValueError: `max_configurations` is below 1, or, when it is used, exceeded.
+
+    Example:
+        >>> def mean(z):
+        ...     return es.exact().expect(lambda row: jnp.sum(row * jnp.arange(4.0)), z)
+        >>> value, gradient = jax.value_and_grad(mean)(jnp.zeros(4))
+        >>> f"{value:.3f}", [f"{v:.3f}" for v in gradient]  # p (f - 1.5)
+        ('1.500', ['-0.375', '-0.125', '0.125', '0.375'])
 
     Source: Mohamed, Rosca, Figurnov & Mnih 2020 (a survey),
         https://arxiv.org/abs/1906.10652
@@ -128,11 +136,18 @@ def reinforce(*, baseline: ArrayLike = 0.0) -> Estimator:
             traced.
 
     Returns:
-        An `Estimator` of one row of noise, discrete.
+        An `Estimator`, discrete: logits [..., k], noise [1, ..., k], costs [*batch].
 
     Raises:
         ValueError: When it is used: `baseline` is no scalar and not of the shape of
             the costs.
+
+    Example:
+        >>> def cost(z, baseline):
+        ...     record = es.reinforce(baseline=baseline)
+        ...     return record.expect(lambda row: row[1], z, jnp.array([[0.0, 1.0]]))
+        >>> [jax.grad(cost)(jnp.zeros(2), b).tolist() for b in (0.0, 0.5)]
+        [[-0.5, 0.5], [-0.25, 0.25]]
 
     Source: Williams 1992, https://doi.org/10.1007/BF00992696
     """
@@ -167,11 +182,19 @@ def rloo(*, num_samples: int = 4) -> Estimator:
         num_samples: Draws n, at least 2; static.
 
     Returns:
-        An `Estimator` of n rows of noise, discrete.
+        An `Estimator`, discrete: logits [..., k], noise [n, ..., k], costs [*batch],
+        in the unit of the cost.
 
     Raises:
         TypeError: `num_samples` is no integer.
         ValueError: `num_samples` is below 2.
+
+    Example:
+        >>> def cost(z):  # Two draws, one of each.
+        ...     noise = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+        ...     return es.rloo(num_samples=2).expect(lambda row: row[1], z, noise)
+        >>> [a.tolist() for a in jax.value_and_grad(cost)(jnp.zeros(2))]
+        [0.5, [-0.5, 0.5]]
 
     Source: Kool, van Hoof & Welling 2019, https://openreview.net/forum?id=r1lgTGL5DE
     """
@@ -201,13 +224,22 @@ def rebar(*, tau: ArrayLike = 0.5, eta: ArrayLike = 1.0) -> Estimator:
 
     Args:
         tau: Positive scalar, in the unit of the logits; may be traced.
-        eta: Scalar, not negative, the weight of the control variate; may be traced.
+        eta: Scalar, not negative, no unit: the weight of the control variate; may be
+            traced.
 
     Returns:
-        An `Estimator` of two rows of noise.
+        An `Estimator`: logits [..., k], noise [2, ..., k], costs [*batch].
 
     Raises:
         ValueError: `tau` or `eta` is not a scalar, or a number out of range.
+
+    Example:
+        >>> def cost(z, eta):  # A constant cost; eta = 0 is REINFORCE.
+        ...     record = es.rebar(eta=eta)
+        ...     noise = record.draw(jax.random.key(0), z.shape)
+        ...     return record.expect(lambda row: 9 + 0 * row[0], z, noise)
+        >>> [abs(float(jax.grad(cost)(jnp.zeros(2), eta)[0])) for eta in (0.0, 1.0)]
+        [4.5, 0.0]
 
     Source: Tucker et al. 2017, https://arxiv.org/abs/1703.07370
     """
@@ -248,10 +280,18 @@ def disarm() -> Estimator:
     unbiased for any cost. The value is the mean of the two costs, unbiased.
 
     Returns:
-        An `Estimator` of one row of noise.
+        An `Estimator`: logits [..., 2], noise [1, ..., 2], costs [*batch], in the unit
+        of the cost.
 
     Raises:
         ValueError: When it is used: the logits have k other than 2.
+
+    Example:
+        >>> record, logits = es.disarm(), jnp.zeros(2)
+        >>> noise = record.draw(jax.random.key(0), logits.shape)
+        >>> cost = lambda z: record.expect(lambda row: row[1], z, noise)
+        >>> [a.tolist() for a in jax.value_and_grad(cost)(logits)]  # At any noise.
+        [0.5, [-0.25, 0.25]]
 
     Source: Dong, Mnih & Tucker 2020, https://arxiv.org/abs/2006.10680
     """

@@ -62,8 +62,8 @@ def compare_gradients(
             output in the tree that the functions return.
         jit: Whether the JAX function is compiled; if so it runs uncompiled as well, and
             both are compared.
-        tol: Tolerance relative to the largest entry of a row; one number, or one by
-            dtype. None is 1e-10 in float64 and 1e-4 in float32.
+        tol: Tolerance relative to the largest entry of a row, no unit; one number, or
+            one by dtype. None is 1e-10 in float64 and 1e-4 in float32.
         kwargs: Keyword arguments of both; in them only arrays are arrays.
         order: 2 compares the gradients of every gradient, too.
         forward: Whether to compare forward mode, too: the tangents of the outputs
@@ -72,7 +72,7 @@ def compare_gradients(
 
     Returns:
         A `Report`: prints as a table, `agree` is its verdict, `to_dict()` is for
-        machines.
+        machines. Its numbers are relative, without a unit.
 
     Raises:
         TypeError: A function is none, or returns what is no array or an array of
@@ -83,6 +83,16 @@ def compare_gradients(
             its inputs while the gradients of jax_fn are not zero; torch_fn returns
             something else when it is called again; a tensor is not on the CPU; an
             option has a value that there is not.
+
+    Example:
+        >>> from diffkm_torch.agreement import compare_gradients
+        >>> def doubled(points, centroids):
+        ...     return 2 * dt.kmeans_loss(points, centroids)
+        >>> x, c = np.array([[0.0], [1.0], [9.0]]), np.array([[2.0], [7.0]])
+        >>> for port in (dt.kmeans_loss, doubled):  # float64 needs JAX's x64 mode.
+        ...     compare_gradients(dk.kmeans_loss, port, x, c, dtypes=["float32"]).agree
+        True
+        False
 
     Source: the rule is this library's; the errors that it allows for are those of
         Higham, Accuracy and Stability of Numerical Algorithms, 2002,
@@ -120,8 +130,8 @@ def assert_gradients_agree(
         jax_fn: Function of JAX arrays.
         torch_fn: The same function of torch tensors.
         *args: The arrays of both; the gradient in each floating one is compared.
-        max_unjudged: The share of rows, 0 to 1, that rounding or a kink may leave
-            without a verdict; None is any.
+        max_unjudged: The share of rows, 0 to 1, no unit, that rounding or a kink may
+            leave without a verdict; None is any.
         **options: Those of `compare_gradients`.
 
     Returns:
@@ -131,6 +141,14 @@ def assert_gradients_agree(
         AssertionError: A value or a gradient disagrees, or too few rows are judged.
         TypeError: As `compare_gradients`.
         ValueError: As `compare_gradients`.
+
+    Example:
+        >>> from diffkm_torch.agreement import assert_gradients_agree
+        >>> x, y = np.array([3.0, 4.0]), np.array([1.0, 1.0])
+        >>> pair = dk.squared_euclidean, dt.squared_euclidean
+        >>> report = assert_gradients_agree(*pair, x, y, dtypes=["float32"])
+        >>> report.agree, float(report.unjudged)
+        (True, 0.0)
 
     Source: as `compare_gradients`.
     """

@@ -53,10 +53,11 @@ def jax_to_torch(fn: Callable[..., Any]) -> Callable[..., Any]:
             dicts, named tuples) to arrays and trees of them.
 
     Returns:
-        The same function of tensors of any shape, all on one device, where the results
-        are too. Python floats are traced: another value compiles nothing, and has no
-        gradient. What is neither (integers, strings, None, functions) is static, and
-        must be hashable. Results that are integers or booleans have no gradient.
+        The same function, in the units of `fn`, of tensors of any shape, all on one
+        device, where the results are too. Python floats are traced: another value
+        compiles nothing, and has no gradient. What is neither (integers, strings, None,
+        functions) is static, and must be hashable. Results that are integers or
+        booleans have no gradient.
 
     Raises:
         TypeError: `fn` is not a function; or, in a call: an argument is an array of
@@ -65,6 +66,14 @@ def jax_to_torch(fn: Callable[..., Any]) -> Callable[..., Any]:
         ValueError: In a call: no argument is a tensor; tensors are on several devices,
             or on one that JAX does not have; or one has 64 bits while JAX's x64 mode is
             off, which would round it.
+
+    Example:
+        >>> from diffkm_torch.bridge import jax_to_torch
+        >>> loss = jax_to_torch(dk.kmeans_loss)
+        >>> centroids = torch.tensor([[0.0], [10.0]], requires_grad=True)
+        >>> loss(torch.tensor([[0.0], [1.0], [9.0], [10.0]]), centroids).backward()
+        >>> centroids.grad.tolist()
+        [[-2.0], [2.0]]
 
     Source: DLPack, https://dmlc.github.io/dlpack/latest/; PyTorch, "Extending PyTorch",
         https://docs.pytorch.org/docs/stable/notes/extending.html

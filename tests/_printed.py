@@ -2,9 +2,9 @@
 
 import re
 
-NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
-# Below it a number is rounding, and of another size on another machine.
-ROUNDING = 1e-6
+NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?: %)?")
+# Rounding, and what is divided by it, are of another size on another machine.
+ROUNDING = 1e-6, 1e10
 
 
 def words(text):
@@ -13,11 +13,13 @@ def words(text):
 
 
 def assert_says_the_same(printed, said, *, tolerance):
-    """Numbers may differ by the tolerance, of what was said, or by 0.01."""
+    """Numbers may differ by the tolerance, of what was said, or 0.01; percentages by 3."""
     assert words(printed) == words(said)
     numbers = (NUMBER.findall(text.replace("−", "-")) for text in (printed, said))
+    low, high = ROUNDING
     for ours, theirs in zip(*numbers, strict=True):
-        a, b = float(ours), float(theirs)
-        is_rounding = max(abs(a), abs(b)) < ROUNDING
-        close = abs(a - b) <= tolerance * abs(b) + 0.01
+        a, b = (float(text.removesuffix(" %")) for text in (ours, theirs))
+        is_rounding = max(abs(a), abs(b)) < low or min(abs(a), abs(b)) > high
+        least = 3 if theirs.endswith("%") else 0.01
+        close = abs(a - b) <= tolerance * abs(b) + least
         assert is_rounding or close, f"{ours}, where {theirs} was printed:\n{printed}"

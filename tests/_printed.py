@@ -13,7 +13,7 @@ def words(text):
 
 
 def assert_says_the_same(printed, said, *, tolerance):
-    """Numbers may differ by the tolerance, of what was said, or 0.01; percentages by 3."""
+    """Numbers may be off by the tolerance, of what was said, or 0.01; shares by 3 %."""
     assert words(printed) == words(said)
     numbers = (NUMBER.findall(text.replace("−", "-")) for text in (printed, said))
     low, high = ROUNDING

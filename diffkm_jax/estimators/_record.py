@@ -63,8 +63,6 @@ class Estimator:
         >>> problem = jax.random.key(0), lambda row: row[0], jnp.zeros(2)
         >>> bool(dk.is_discrete(*problem, mine))
         True
-        >>> dk.evaluate(*problem, mine).bias.tolist()
-        [0.0, 0.0]
     """
 
     name: str

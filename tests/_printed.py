@@ -2,9 +2,10 @@
 
 import re
 
-NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?: %)?")
-# Rounding, and what is divided by it, are of another size on another machine.
-ROUNDING = 1e-6, 1e10
+NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+# Rounding, what is divided by it, and what stands in a line with them: other numbers on
+# another machine.
+LOW, HIGH = 1e-6, 1e10
 
 
 def words(text):
@@ -15,11 +16,16 @@ def words(text):
 def assert_says_the_same(printed, said, *, tolerance):
     """Numbers may be off by the tolerance, of what was said, or 0.01; shares by 3 %."""
     assert words(printed) == words(said)
-    numbers = (NUMBER.findall(text.replace("−", "-")) for text in (printed, said))
-    low, high = ROUNDING
-    for ours, theirs in zip(*numbers, strict=True):
-        a, b = (float(text.removesuffix(" %")) for text in (ours, theirs))
-        is_rounding = max(abs(a), abs(b)) < low or min(abs(a), abs(b)) > high
-        least = 3 if theirs.endswith("%") else 0.01
-        close = abs(a - b) <= tolerance * abs(b) + least
-        assert is_rounding or close, f"{ours}, where {theirs} was printed:\n{printed}"
+    for ours, theirs in zip(printed.splitlines(), said.splitlines(), strict=True):
+        pairs = list(zip(*map(numbers, (ours, theirs)), strict=True))
+        is_rounding = any(not LOW < abs(b) < HIGH for _, b in pairs if b)
+        least = 3 if "%" in theirs else 0
+        wrong = any(
+            abs(a - b) > max(tolerance * abs(b) + 0.01, least) for a, b in pairs
+        )
+        assert is_rounding or not wrong, f"{ours!r}, where it was {theirs!r}"
+
+
+def numbers(line):
+    """The numbers of a line."""
+    return [float(text) for text in NUMBER.findall(line.replace("−", "-"))]

@@ -505,3 +505,14 @@ def test_an_error_of_a_function_says_whose_it_is():
     with pytest.raises(ArithmeticError, match="mine") as caught:
         compare_gradients(same, fails, X)
     assert "torch_fn on arrays float64[20, 3]" in caught.value.__notes__[0]
+
+
+def test_the_error_shows_the_report_line_by_line():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 2))
+    ours, theirs = (lambda x: (x**2).sum()), (lambda x: 2 * (x**2).sum())
+    with pytest.raises(AssertionError) as failed:
+        assert_gradients_agree(ours, theirs, x, dtypes=["float64"])
+    assert str(failed.value).startswith("\nGRADIENTS DISAGREE")
+    with pytest.raises(AssertionError, match="more than -1\nGradients agree"):
+        assert_gradients_agree(ours, ours, x, dtypes=["float64"], max_unjudged=-1)

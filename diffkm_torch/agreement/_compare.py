@@ -154,10 +154,10 @@ def assert_gradients_agree(
     """
     report = compare_gradients(jax_fn, torch_fn, *args, **options)
     if not report.agree:
-        raise AssertionError(f"\\n{report}")
+        raise AssertionError(f"\n{report}")
     if max_unjudged is not None and report.unjudged > max_unjudged:
         share = f"{report.unjudged:.3g} of the rows are not judged"
-        raise AssertionError(f"{share}, more than {max_unjudged}\\n{report}")
+        raise AssertionError(f"{share}, more than {max_unjudged}\n{report}")
     return report
 
 

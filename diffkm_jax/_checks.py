@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import chex
@@ -10,14 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._problem import Plan, Problem
+
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
-
-
-def accumulation_dtype(*arrays: jax.Array | None) -> jnp.dtype:
-    """Float64 if any of the arrays is, else float32: the dtype of sums and losses."""
-    wide = any(a is not None and a.dtype == jnp.float64 for a in arrays)
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
 def check_floating(name: str, array: jax.Array) -> None:
@@ -30,6 +28,31 @@ def check_shape(name: str, array: jax.Array, shape: tuple, layout: str) -> None:
     """Raises ValueError unless `array` has `shape`, in which None fits any size."""
     message = f"{name} must be {layout}, got shape {array.shape}"
     chex.assert_shape(array, shape, custom_message=message, exception_type=ValueError)
+
+
+def as_problem(
+    points: ArrayLike,
+    centroids: ArrayLike,
+    *,
+    distance: Callable[[jax.Array, jax.Array], jax.Array],
+    weights: ArrayLike | None = None,
+    active: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Plan, Problem, jax.Array]:
+    """The arguments of a pass, checked: its static plan, its problem, the centroids."""
+    points, centroids = as_points_and_centroids(points, centroids)
+    weights = as_weights(weights, points.shape[0])
+    active = as_active(active, centroids.shape[0])
+    check_callable("distance", distance)
+    check_block_size(block_size)
+    if temperature is not None:
+        check_scalar("temperature", temperature)
+        dtype = accumulation_dtype(points, centroids, weights)
+        temperature = jnp.asarray(temperature, dtype)
+    plan = Plan(distance, block_size, axis_name)
+    return plan, Problem(points, weights, active, temperature), centroids
 
 
 def as_points_and_centroids(

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._blocks import anchor, inert, matmul, weigh
-from diffkm_jax._checks import accumulation_dtype, as_points, as_weights, check_integer
+from diffkm_jax._blocks import fill_inert, weigh
+from diffkm_jax._checks import as_points, as_weights, check_integer
+from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._geometry import anchor, matmul
 from diffkm_jax.distances import squared_euclidean
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ def _kmeans_plus_plus(
     acc = accumulation_dtype(points, weights)
     w = None if weights is None else lax.stop_gradient(weights).astype(acc)
     x = lax.stop_gradient(points).astype(acc)
-    x = inert(x, w, jnp.zeros((), acc))
+    x = fill_inert(x, w, jnp.zeros((), acc))
     x = x - anchor(x, None if w is None else w > 0)
     half = 0.5 * jnp.sum(x * x, axis=1)
     mass = jnp.ones(len(x), acc) if w is None else w

@@ -7,33 +7,16 @@ centroid, block by block, so that arrays the distance closes over have gradients
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from diffkm_jax._blocks import (
-    anchor,
-    block_for,
-    blocked,
-    inert,
-    live,
-    masked,
-    nearest,
-    psum,
-    row_weights,
-    weigh,
-)
-from diffkm_jax._checks import (
-    accumulation_dtype,
-    check_block_size,
-    check_callable,
-    check_scalar,
-)
+from diffkm_jax._blocks import fill_inert, weigh
+from diffkm_jax._checks import as_problem, check_callable, check_scalar
+from diffkm_jax._geometry import centered
+from diffkm_jax._pass import total_loss
 from diffkm_jax.distances import Distance, pairwise, squared_euclidean
-from diffkm_jax.statistics import Statistics, checked, statistics
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -95,15 +78,16 @@ def kmeans_loss(
     Source: Bottou & Bengio 1995,
         https://leon.bottou.org/papers/bottou-bengio-95
     """
-    return _loss(
-        points,
-        centroids,
-        distance,
-        weights=weights,
-        temperature=None,
-        active=active,
-        block_size=block_size,
-        axis_name=axis_name,
+    return total_loss(
+        *as_problem(
+            points,
+            centroids,
+            distance=distance,
+            weights=weights,
+            active=active,
+            block_size=block_size,
+            axis_name=axis_name,
+        )
     )
 
 
@@ -161,15 +145,17 @@ def soft_kmeans_loss(
     """
     if temperature is None:
         raise ValueError("temperature must be a number or a scalar array, got None")
-    return _loss(
-        points,
-        centroids,
-        distance,
-        weights=weights,
-        temperature=temperature,
-        active=active,
-        block_size=block_size,
-        axis_name=axis_name,
+    return total_loss(
+        *as_problem(
+            points,
+            centroids,
+            distance=distance,
+            weights=weights,
+            active=active,
+            temperature=temperature,
+            block_size=block_size,
+            axis_name=axis_name,
+        )
     )
 
 
@@ -222,106 +208,25 @@ def assigned_loss(
     Source: Jang, Gu & Poole 2017 (costs of a relaxed choice),
         https://arxiv.org/abs/1611.01144
     """
-    x, c, weights, active = checked(points, centroids, weights, active)
     check_callable("assignment", assignment)
     check_scalar("temperature", temperature)
-    acc = accumulation_dtype(x, c, weights)
-    c = c.astype(acc)
-    m = anchor(c, active)
-    x, c = inert(x.astype(acc), weights, m), live(c, active, m)
+    _, problem, centroids = as_problem(
+        points,
+        centroids,
+        distance=distance,
+        weights=weights,
+        active=active,
+        temperature=temperature,
+    )
+    c, m = centered(problem, centroids)
+    w = None if problem.weights is None else problem.weights.astype(c.dtype)
+    x = fill_inert(problem.points.astype(c.dtype), w, m)
     costs = pairwise(x, c, distance=distance)
-    logits = -costs / jnp.asarray(temperature, costs.dtype)
-    if active is not None:
-        logits = jnp.where(active[None], logits, -jnp.inf)
+    logits = -costs / problem.temperature.astype(costs.dtype)
+    if problem.active is not None:
+        logits = jnp.where(problem.active[None], logits, -jnp.inf)
     rows = assignment(logits)
     if rows.shape != logits.shape:
         shapes = f"{rows.shape} for logits {logits.shape}"
         raise ValueError(f"assignment must keep the shape of its logits, got {shapes}")
-    by_point = jnp.sum(rows.astype(costs.dtype) * costs, axis=1)
-    return jnp.sum(weigh(None if weights is None else weights.astype(acc), by_point))
-
-
-def _loss(
-    points: ArrayLike, centroids: ArrayLike, distance: Distance, **options: Any
-) -> jax.Array:
-    if distance is squared_euclidean:
-        return statistics(points, centroids, **options).loss
-    return _distance_loss(*_distance_args(points, centroids, distance, **options))
-
-
-def general_statistics(
-    points: ArrayLike, centroids: ArrayLike, distance: Distance, **options: Any
-) -> Statistics:
-    """The statistics of any distance: shifts are −½ ∂loss/∂centroids.
-
-    The options are all of those of `statistics`. For a distance other than the squared
-    Euclidean the derivatives are those of plain autodiff of a gradient.
-    """
-    if distance is squared_euclidean:
-        return statistics(points, centroids, **options)
-    args = _distance_args(points, centroids, distance, **options)
-    # The derivative in an offset added to all distances of a cluster is its count.
-    value_and_grad = jax.value_and_grad(_distance_loss, argnums=(1, 2))
-    loss, (gradient, counts) = value_and_grad(*args)
-    return Statistics(loss, counts, -0.5 * gradient.astype(loss.dtype))
-
-
-def _distance_args(
-    points: ArrayLike,
-    centroids: ArrayLike,
-    distance: Distance,
-    *,
-    weights: ArrayLike | None,
-    temperature: ArrayLike | None,
-    active: ArrayLike | None,
-    block_size: int | None,
-    axis_name: str | None,
-) -> tuple:
-    x, c, w, on = checked(points, centroids, weights, active)
-    check_callable("distance", distance)
-    check_block_size(block_size)
-    acc = accumulation_dtype(x, c, w)
-    if temperature is not None:
-        check_scalar("temperature", temperature)
-        temperature = jnp.asarray(temperature, acc)
-    block = block_size or block_for(1, c.size)
-    return x, c, jnp.zeros(len(c), acc), w, temperature, on, distance, block, axis_name
-
-
-@partial(jax.jit, static_argnames=("distance", "block_size", "axis_name"))
-def _distance_loss(
-    points: jax.Array,
-    centroids: jax.Array,
-    offsets: jax.Array,
-    weights: jax.Array | None,
-    temperature: jax.Array | None,
-    active: jax.Array | None,
-    distance: Distance,
-    block_size: int,
-    axis_name: str | None,
-) -> jax.Array:
-    """Σ w min_j (distance_ij + offset_j), or its free energy, by plain autodiff."""
-    acc = offsets.dtype
-    c = centroids.astype(acc)
-    m = anchor(c, active)
-    c, weights = live(c, active, m), row_weights(points, weights, acc)
-
-    def block(x: jax.Array, w: jax.Array | None, c: jax.Array, offsets: jax.Array):
-        x = inert(x.astype(acc), w, m)
-        costs = pairwise(x, c, distance=distance) + offsets[None, :]
-        if temperature is None:
-            label = nearest(masked(-lax.stop_gradient(costs).T, active))
-            cost = distance(x, c[label]) + offsets[label]
-        else:
-            score = masked((-costs / temperature).T, active)
-            cost = -temperature * jax.nn.logsumexp(score, axis=0)
-        return jnp.sum(weigh(None if w is None else w.astype(acc), cost)), None
-
-    block = jax.checkpoint(jax.checkpoint(block))
-    total, _ = blocked(
-        lambda x, w: block(x, w, c, offsets),
-        block_size,
-        (points, weights),
-        differentiable=True,
-    )
-    return psum(total, axis_name)
+    return jnp.sum(weigh(w, jnp.sum(rows.astype(costs.dtype) * costs, axis=1)))

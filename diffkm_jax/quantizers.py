@@ -15,16 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from diffkm_jax._blocks import anchor, block_for, inert, live, weigh
-from diffkm_jax._checks import (
-    accumulation_dtype,
-    check_block_size,
-    check_callable,
-    check_floating,
-    check_shape,
-)
-from diffkm_jax._passes import Plan, hard_pass
-from diffkm_jax.statistics import checked
+from diffkm_jax._blocks import fill_inert, weigh
+from diffkm_jax._checks import as_problem, check_callable, check_floating, check_shape
+from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._geometry import centered
+from diffkm_jax._pass import hard_pass
+from diffkm_jax._problem import Plan, Problem
+from diffkm_jax.distances import squared_euclidean
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -249,17 +246,23 @@ def quantize(
 
     Source: van den Oord, Vinyals & Kavukcuoglu 2017, https://arxiv.org/abs/1711.00937
     """
-    arrays = checked(points, centroids, weights, active)
     check_callable("method", method)
-    check_block_size(block_size)
-    points, centroids = arrays[:2]
-    x, nearest, *rest = _encode(block_size or block_for(*centroids.shape), *arrays)
+    plan, problem, centroids = as_problem(
+        points,
+        centroids,
+        distance=squared_euclidean,
+        weights=weights,
+        active=active,
+        block_size=block_size,
+    )
+    points = problem.points
+    x, nearest, *others = _encode(plan, problem, centroids)
     nearest = lax.stop_gradient(nearest).astype(centroids.dtype)
     values = method(x.astype(points.dtype), nearest)
     if values.shape != points.shape:
         shapes = f"{values.shape} for points {points.shape}"
         raise ValueError(f"method must keep the shape of the points, got {shapes}")
-    return Quantized(values, *rest)
+    return Quantized(values, *others)
 
 
 def nsvq(
@@ -309,36 +312,32 @@ def nsvq(
 
     Source: Vali & Bäckström 2022, https://doi.org/10.1109/ACCESS.2022.3147670
     """
-    arrays = checked(points, centroids, weights, active)
-    points, noise = arrays[0], jnp.asarray(noise)
+    plan, problem, centroids = as_problem(
+        points,
+        centroids,
+        distance=squared_euclidean,
+        weights=weights,
+        active=active,
+        block_size=block_size,
+    )
+    points, noise = problem.points, jnp.asarray(noise)
     check_floating("noise", noise)
     check_shape("noise", noise, points.shape, f"[n, d] as points {points.shape}")
-    check_block_size(block_size)
-    block = block_size or block_for(*arrays[1].shape)
-    x, nearest, *rest = _encode(block, *arrays)
+    x, nearest, *others = _encode(plan, problem, centroids)
     scale, length, _ = _polar(x - nearest)
     values = x + scale * length * _polar(noise.astype(x.dtype))[2]
-    return Quantized(values.astype(points.dtype), *rest)
+    return Quantized(values.astype(points.dtype), *others)
 
 
 @partial(jax.jit, static_argnums=0)
-def _encode(
-    block_size: int,
-    points: jax.Array,
-    centroids: jax.Array,
-    weights: jax.Array | None,
-    active: jax.Array | None,
-):
+def _encode(plan: Plan, problem: Problem, centroids: jax.Array):
     """Points and nearest centroids [n, d], labels [n], and the two losses."""
-    codebook_loss, _, _, labels = hard_pass(
-        Plan(block_size), lax.stop_gradient(points), centroids, weights, active
-    )
-    acc = codebook_loss.dtype
-    c = centroids.astype(acc)
-    nearest = live(c, active, anchor(c, active))[labels]
-    fixed = lax.stop_gradient(nearest)
-    x = inert(points.astype(acc), weights, fixed)
-    w = None if weights is None else weights.astype(acc)
+    held = problem._replace(points=lax.stop_gradient(problem.points))
+    codebook_loss, _, _, labels = hard_pass(plan, held, centroids)
+    nearest = centered(problem, centroids)[0][labels]
+    acc, fixed = nearest.dtype, lax.stop_gradient(nearest)
+    w = None if problem.weights is None else problem.weights.astype(acc)
+    x = fill_inert(problem.points.astype(acc), w, fixed)
     commitment_loss = jnp.sum(weigh(w, jnp.sum((x - fixed) ** 2, axis=1)))
     return x, nearest, labels, codebook_loss, commitment_loss
 

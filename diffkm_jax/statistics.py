@@ -6,25 +6,16 @@ they add: over blocks, over devices, over batches.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import export
 
-from diffkm_jax._blocks import anchor, block_for, blocked, live, masked, nearest
-from diffkm_jax._checks import (
-    accumulation_dtype,
-    as_active,
-    as_points_and_centroids,
-    as_weights,
-    check_block_size,
-    check_callable,
-    check_scalar,
-)
-from diffkm_jax._passes import Plan, hard_pass, soft_pass
-from diffkm_jax.distances import Distance, pairwise, squared_euclidean
+from diffkm_jax._checks import as_problem
+from diffkm_jax._pass import nearest_labels, sums
+from diffkm_jax._problem import Plan, Problem
+from diffkm_jax.distances import Distance, squared_euclidean
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -108,29 +99,39 @@ def statistics(
         https://leon.bottou.org/papers/bottou-bengio-95;
         Rose 1998 (free energy), https://doi.org/10.1109/5.726788
     """
-    points, centroids, weights, active = checked(points, centroids, weights, active)
-    check_block_size(block_size)
-    if temperature is not None:
-        check_scalar("temperature", temperature)
-        dtype = accumulation_dtype(points, centroids, weights)
-        temperature = jnp.asarray(temperature, dtype)
-    plan = Plan(block_size or block_for(*centroids.shape), axis_name)
-    return _statistics(plan, points, centroids, weights, temperature, active)
+    return statistics_of(
+        *as_problem(
+            points,
+            centroids,
+            distance=squared_euclidean,
+            weights=weights,
+            active=active,
+            temperature=temperature,
+            block_size=block_size,
+            axis_name=axis_name,
+        )
+    )
 
 
-@partial(jax.jit, static_argnums=0)
-def _statistics(
-    plan: Plan,
-    points: jax.Array,
-    centroids: jax.Array,
-    weights: jax.Array | None,
-    temperature: jax.Array | None,
-    active: jax.Array | None,
-) -> Statistics:
-    if temperature is None:
-        return Statistics(*hard_pass(plan, points, centroids, weights, active)[:3])
-    soft = soft_pass(plan, points, centroids, weights, temperature, active)
-    return Statistics(*soft[:3])
+def statistics_of(plan: Plan, problem: Problem, centroids: jax.Array) -> Statistics:
+    """The statistics of a problem at some centroids, under any distance.
+
+    Without a minimizer that is a mean, `shifts` is what it is for the others:
+    −½ ∂loss/∂centroids.
+    """
+    return Statistics(*sums(plan, problem, centroids))
+
+
+def full_step(stats: Statistics) -> jax.Array:
+    """shifts_j / counts_j, [k, d]; zero for clusters without weight."""
+    counts = stats.counts[:, None]
+    positive = counts > 0
+    return jnp.where(positive, stats.shifts / jnp.where(positive, counts, 1), 0)
+
+
+def residual_of(stats: Statistics) -> jax.Array:
+    """Σ_j ‖shifts_j / counts_j‖² over clusters with weight, []."""
+    return jnp.sum(full_step(stats) ** 2)
 
 
 def assign(
@@ -171,40 +172,12 @@ def assign(
 
     Source: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489
     """
-    points, centroids, _, active = checked(points, centroids, None, active)
-    check_callable("distance", distance)
-    check_block_size(block_size)
-    return _assign(points, centroids, active, distance, block_size)
-
-
-@partial(jax.jit, static_argnums=(3, 4))
-def _assign(
-    points: jax.Array,
-    centroids: jax.Array,
-    active: jax.Array | None,
-    distance: Distance,
-    block_size: int | None,
-) -> jax.Array:
-    k, d = centroids.shape
-    if distance is squared_euclidean:
-        plan = Plan(block_size or block_for(k, d))
-        return hard_pass(plan, points, centroids, None, active)[3]
-    centroids = live(centroids, active, anchor(centroids, active))
-
-    def block(x: jax.Array) -> tuple[tuple[()], jax.Array]:
-        score = -pairwise(x, centroids, distance=distance).T
-        return (), nearest(masked(score, active))
-
-    return blocked(block, block_size or block_for(1, k * d), (points,))[1]
-
-
-def checked(
-    points: ArrayLike,
-    centroids: ArrayLike,
-    weights: ArrayLike | None,
-    active: ArrayLike | None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
-    """The array arguments of every pass and loss, checked together."""
-    points, centroids = as_points_and_centroids(points, centroids)
-    weights = as_weights(weights, points.shape[0])
-    return points, centroids, weights, as_active(active, centroids.shape[0])
+    return nearest_labels(
+        *as_problem(
+            points,
+            centroids,
+            distance=distance,
+            active=active,
+            block_size=block_size,
+        )
+    )

@@ -8,7 +8,8 @@ import pytest
 from _fits import DIGITS, C, X, status
 
 import diffkm_jax as dk
-from diffkm_jax.fitting import _fit, _update
+from diffkm_jax.fitting._fit import fit_from
+from diffkm_jax.fitting._step import step
 
 
 @pytest.mark.parametrize("temperature", [None, 0.5])
@@ -50,10 +51,10 @@ def test_an_update_is_differentiable_through_the_pass():
 
 
 def test_a_fit_is_one_program_for_all_temperatures_tolerances_and_starts():
-    before = _fit._cache_size()
+    before = fit_from._cache_size()
     for temperature, tol in ((0.5, 1e-4), (0.7, 0.0), (jnp.asarray(0.9), 1e-3)):
         dk.fit(X[:150], C + temperature, temperature=temperature, tol=tol)
-    assert _fit._cache_size() == before + 1
+    assert fit_from._cache_size() == before + 1
 
 
 def test_a_fit_runs_under_jit_without_leaving_the_device():
@@ -158,10 +159,10 @@ def test_an_optimizer_without_extra_arguments_compiles_once():
     optimizer = optax.GradientTransformation(*optax.scale(-1e-3))
     state = dk.init(C, optimizer=optimizer)
     state, _ = dk.update(X, state, optimizer=optimizer)
-    before = _update._cache_size()
+    before = step._cache_size()
     for _ in range(3):
         state, _ = dk.update(X, state, optimizer=optimizer)
-    assert _update._cache_size() == before
+    assert step._cache_size() == before
 
 
 def test_restarts_return_the_first_draw_if_no_loss_is_finite():

@@ -14,13 +14,13 @@ import diffkm_torch
 
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
-    ["_checks", "_blocks", "_products", "agreement", "bridge"],
-    ["_passes", "distances", "assignments"],
+    ["_dtypes", "_problem", "_tangents"],
+    ["_checks", "_blocks", "_geometry", "_products", "agreement", "bridge"],
+    ["distances", "assignments"],
+    ["_soft_pass", "_distance_pass"],
+    ["_pass"],
     ["statistics"],
     ["losses", "initializers", "optimizers", "quantizers", "estimators"],
-    ["_update"],
-    ["_implicit"],
-    ["_loop"],
     ["fitting", "diagnostics"],
     ["modules"],
     ["__init__"],

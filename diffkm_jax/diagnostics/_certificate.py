@@ -9,27 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from diffkm_jax._blocks import (
-    anchor,
-    block_for,
-    blocked,
-    inert,
-    matmul,
-    psum,
-    row_weights,
-    weigh,
-)
-from diffkm_jax._checks import (
-    accumulation_dtype,
-    check_block_size,
-    check_integer,
-    check_scalar,
-)
-from diffkm_jax._passes import Plan
-from diffkm_jax._update import residual_of, step_of
+from diffkm_jax._blocks import block_for, over_points, psum, weigh
+from diffkm_jax._checks import as_problem, check_integer
+from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._geometry import anchor, matmul
+from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.diagnostics._curvature import hessian_product, smallest_eigenvalue
 from diffkm_jax.diagnostics._margins import margins
-from diffkm_jax.statistics import Statistics, checked, statistics
+from diffkm_jax.distances import squared_euclidean
+from diffkm_jax.statistics import Statistics, full_step, residual_of, statistics_of
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -167,120 +155,128 @@ def certificate(
         raise TypeError("centroids must be an array: pass result.centroids")
     if callable(temperature):
         raise TypeError("temperature must be a scalar: pass result.temperature")
-    points, centroids, weights, active = checked(points, centroids, weights, active)
     check_integer("num_iterations", num_iterations, minimum=1)
-    check_block_size(block_size)
-    if temperature is not None:
-        check_scalar("temperature", temperature)
-        dtype = accumulation_dtype(points, centroids, weights)
-        temperature = jnp.asarray(temperature, dtype)
-    plan = Plan(block_size or block_for(*centroids.shape), axis_name)
-    num_steps = min(num_iterations, centroids.size)
-    return _certificate(
-        plan, num_steps, points, centroids, weights, temperature, active
+    plan, problem, centroids = as_problem(
+        points,
+        centroids,
+        distance=squared_euclidean,
+        weights=weights,
+        active=active,
+        temperature=temperature,
+        block_size=block_size,
+        axis_name=axis_name,
     )
+    num_steps = min(num_iterations, centroids.size)
+    return certificate_of(plan, num_steps, problem, centroids)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _certificate(
-    plan: Plan,
-    num_steps: int,
-    points: jax.Array,
-    centroids: jax.Array,
-    weights: jax.Array | None,
-    temperature: jax.Array | None,
-    active: jax.Array | None,
+def certificate_of(
+    plan: Plan, num_steps: int, problem: Problem, centroids: jax.Array
 ) -> Certificate:
-    points, centroids, weights, temperature = lax.stop_gradient(
-        (points, centroids, weights, temperature)
-    )
-    acc = accumulation_dtype(points, centroids, weights)
-    weights = row_weights(points, weights, acc)
-    c = centroids.astype(acc)
-    of_data = plan, points, c, weights, active
-    stats = statistics(
-        points,
-        c,
-        weights=weights,
-        temperature=temperature,
-        active=active,
-        block_size=plan.block_size,
-        axis_name=plan.axis_name,
-    )
-    margin, radii = margins(*of_data)
+    """The certificate of a problem at some centroids, by so many Lanczos steps."""
+    problem, c = lax.stop_gradient((problem, centroids))
+    acc = accumulation_dtype(problem.points, c, problem.weights)
+    c = c.astype(acc)
+    stats = statistics_of(plan, problem, c)
+    margin, radii = margins(plan, problem, c)
     label_radius = jnp.min(radii)
     if plan.axis_name is not None:
         label_radius = lax.pmin(label_radius, plan.axis_name)
-    undecided = jnp.sum(radii == 0, dtype=jnp.int32)
-    residual = residual_of(stats)
-    gradient_norm = 2 * jnp.sqrt(jnp.sum(stats.shifts**2))
+    mean, covariance = mean_and_covariance(plan, problem, c, stats)
+    residual, gradient_norm = residual_of(stats), 2 * jnp.linalg.norm(stats.shifts)
     finite = jnp.isfinite(jnp.stack([stats.loss, residual, gradient_norm])).all()
-    mean, covariance = _mean_and_covariance(*of_data, stats)
-    weighty = stats.counts > 0
-    point_radius = error = jnp.zeros((), acc)
-    if temperature is None:
-        step = jnp.max(jnp.linalg.norm(step_of(stats), axis=1))
-        smallest = 2 * jnp.min(stats.counts, where=weighty, initial=jnp.inf)
-        distance = jnp.sqrt(residual)
-        valid = (step < label_radius) & weighty.any()
-        point_radius = jnp.where(valid, (label_radius - step) / 2, 0)
+    finite &= jnp.any(stats.counts > 0)
+    if problem.temperature is None:
+        found = hard_license(stats, label_radius)
     else:
-        of_pass = plan, points, c, weights, temperature, active
-        away = jnp.where(weighty[:, None], c - mean, 0)
-        spread = jnp.trace(covariance) + jnp.max(jnp.sum(away**2, axis=1))
-        smallest, error = _softest(of_pass, stats.counts, spread, num_steps)
-        positive = smallest > 0
-        distance = gradient_norm / jnp.where(positive, smallest, 1)
-        distance = jnp.where(positive, distance, jnp.inf)
-        valid = (smallest > error) & (temperature > 0) & weighty.any()
+        found = soft_license(plan, num_steps, problem, c, stats, mean, covariance)
     return Certificate(
         margin=margin,
         label_radius=label_radius,
-        num_undecided=psum(undecided, plan.axis_name),
+        num_undecided=psum(jnp.sum(radii == 0, dtype=jnp.int32), plan.axis_name),
         residual=residual,
         gradient_norm=gradient_norm,
-        smallest_eigenvalue=jnp.where(weighty.any(), smallest, 0),
-        eigenvalue_error=error,
+        smallest_eigenvalue=found.smallest_eigenvalue,
+        eigenvalue_error=found.eigenvalue_error,
         critical_temperature=2 * jnp.linalg.eigvalsh(covariance)[-1],
-        distance=distance,
-        point_radius=point_radius,
-        valid=valid & finite,
+        distance=found.distance,
+        point_radius=found.point_radius,
+        valid=found.valid & finite,
     )
 
 
-def _softest(
-    of_pass: tuple, counts: jax.Array, spread: jax.Array, num_steps: int
-) -> tuple[jax.Array, jax.Array]:
-    """The smallest eigenvalue of the soft loss, and its error with that of rounding."""
-    centroids, temperature = of_pass[2], of_pass[4]
-    start = jax.random.normal(jax.random.key(0), centroids.shape, centroids.dtype)
-    start = jnp.where(counts[:, None] > 0, start, 0)
-    product = partial(hessian_product, *of_pass)
-    value, error = smallest_eigenvalue(product, start, num_steps)
+class _License(NamedTuple):
+    """What of a certificate is another thing for hard and for soft assignment."""
+
+    smallest_eigenvalue: jax.Array
+    eigenvalue_error: jax.Array
+    distance: jax.Array
+    point_radius: jax.Array
+    valid: jax.Array
+
+
+def hard_license(stats: Statistics, label_radius: jax.Array) -> _License:
+    """Labels stand if every full step is shorter than the move that changes one."""
+    zero = jnp.zeros_like(stats.loss)
+    step = jnp.max(jnp.linalg.norm(full_step(stats), axis=1))
+    smallest = 2 * jnp.min(stats.counts, where=stats.counts > 0, initial=jnp.inf)
+    valid = step < label_radius
+    return _License(
+        smallest_eigenvalue=jnp.where(jnp.any(stats.counts > 0), smallest, 0),
+        eigenvalue_error=zero,
+        distance=jnp.sqrt(residual_of(stats)),
+        point_radius=jnp.where(valid, (label_radius - step) / 2, zero),
+        valid=valid,
+    )
+
+
+def soft_license(
+    plan: Plan,
+    num_steps: int,
+    problem: Problem,
+    c: jax.Array,
+    stats: Statistics,
+    mean: jax.Array,
+    covariance: jax.Array,
+) -> _License:
+    """The implicit function theorem asks for a Hessian that is positive."""
+    weighty = stats.counts[:, None] > 0
+    start = jax.random.normal(jax.random.key(0), c.shape, c.dtype)
+    product = partial(hessian_product, plan, problem, c)
+    smallest, error = smallest_eigenvalue(
+        product, jnp.where(weighty, start, 0), num_steps
+    )
+    away = jnp.where(weighty, c - mean, 0)
+    spread = jnp.trace(covariance) + jnp.max(jnp.sum(away**2, axis=1))
     # The Hessian is 2 counts minus something positive, and rounds as the two do; what
     # rounding does to distances, it does to logits by the temperature.
-    size = (2 * jnp.max(counts) + jnp.abs(value)) * (1 + spread / temperature)
-    return value, error + 8 * float(jnp.finfo(size.dtype).eps) * size
+    size = 2 * jnp.max(stats.counts) + jnp.abs(smallest)
+    size *= 1 + spread / problem.temperature
+    error += 8 * float(jnp.finfo(size.dtype).eps) * size
+    positive = smallest > 0
+    distance = 2 * jnp.linalg.norm(stats.shifts) / jnp.where(positive, smallest, 1)
+    return _License(
+        smallest_eigenvalue=jnp.where(weighty.any(), smallest, 0),
+        eigenvalue_error=error,
+        distance=jnp.where(positive, distance, jnp.inf),
+        point_radius=jnp.zeros_like(smallest),
+        valid=(smallest > error) & (problem.temperature > 0),
+    )
 
 
-def _mean_and_covariance(
-    plan: Plan,
-    points: jax.Array,
-    c: jax.Array,
-    weights: jax.Array | None,
-    active: jax.Array | None,
-    stats: Statistics,
+def mean_and_covariance(
+    plan: Plan, problem: Problem, c: jax.Array, stats: Statistics
 ) -> tuple[jax.Array, jax.Array]:
     """Of the points, [1, d] and [d, d]; the mean from the statistics."""
-    origin, counts = anchor(c, active), stats.counts[:, None]
+    origin, counts = anchor(c, problem.active), stats.counts[:, None]
     mass = stats.counts.sum()
     moments = stats.shifts + jnp.where(counts > 0, counts * (c - origin), 0)
     mean = origin + jnp.sum(moments, axis=0, keepdims=True) / mass
 
     def block(x: jax.Array, w: jax.Array | None):
-        w = None if w is None else w.astype(c.dtype)
-        e = inert(x.astype(c.dtype), w, mean) - mean
-        return matmul(e.T, weigh(w, e)), ()
+        return matmul((x - mean).T, weigh(w, x - mean)), ()
 
-    scatter, _ = blocked(block, plan.block_size, (points, weights))
+    block_size = plan.block_size or block_for(*c.shape)
+    scatter, _ = over_points(block, problem, block_size, mean)
     return mean, psum(scatter, plan.axis_name) / mass

@@ -7,28 +7,24 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffkm_jax._blocks import matmul
-from diffkm_jax._passes import Plan, _soft
+from diffkm_jax._blocks import block_for
+from diffkm_jax._geometry import matmul
+from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._soft_pass import soft_sums
 
 
 def hessian_product(
-    plan: Plan,
-    points: jax.Array,
-    centroids: jax.Array,
-    weights: jax.Array | None,
-    temperature: jax.Array,
-    active: jax.Array | None,
-    vector: jax.Array,
+    plan: Plan, problem: Problem, centroids: jax.Array, vector: jax.Array
 ) -> jax.Array:
     """The Hessian of the free energy in the centroids, times a vector [k, d].
 
     Of an inactive row nothing is read, and it is zero.
     """
+    block = plan.block_size or block_for(*centroids.shape)
 
     # Not `soft_pass`, whose rule is as fast but copies the points.
     def shifts(c: jax.Array) -> jax.Array:
-        of_pass = plan, points, c, weights, temperature, active
-        return _soft(*of_pass, differentiable=False)[2]
+        return soft_sums(plan, problem, c, block).shifts
 
     return -2 * jax.jvp(shifts, (centroids,), (vector,))[1]
 

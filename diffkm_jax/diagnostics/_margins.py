@@ -6,31 +6,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._blocks import anchor, blocked, inert, live, masked, nearest, scores
-from diffkm_jax._passes import Plan
+from diffkm_jax._blocks import block_for, over_points
+from diffkm_jax._geometry import centered, masked, nearest, scores
+from diffkm_jax._problem import Plan, Problem
 
 
 def margins(
-    plan: Plan,
-    points: jax.Array,
-    centroids: jax.Array,
-    weights: jax.Array | None,
-    active: jax.Array | None,
+    plan: Plan, problem: Problem, centroids: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The margin of every point, and how far centroids may move before its label does.
 
     Both [n] and infinite where there is one active cluster. The second is 0 where
     rounding may have chosen the label, and infinite in rows of weight zero.
     """
-    m = anchor(centroids, active)
-    c = live(centroids, active, m)
-    k, d = c.shape
+    c, m = centered(problem, centroids)
+    active, (k, d) = problem.active, c.shape
     farthest = jnp.sqrt(jnp.max(jnp.sum((c - m) ** 2, axis=1)))
     number = jnp.asarray(k) if active is None else active.sum()
 
     def block(x: jax.Array, w: jax.Array | None):
-        w = None if w is None else w.astype(c.dtype)
-        x = inert(x.astype(c.dtype), w, m)
         score = masked(scores(x, c, m), active)
         first = nearest(score)
         index = lax.broadcasted_iota(jnp.int32, score.shape, 0)
@@ -49,7 +43,7 @@ def margins(
             radius = jnp.where(w == 0, jnp.inf, radius)
         return (), (margin, radius)
 
-    return blocked(block, plan.block_size, (points, weights))[1]
+    return over_points(block, problem, plan.block_size or block_for(k, d), m)[1]
 
 
 def _gamma(d: int, dtype: jnp.dtype) -> float:

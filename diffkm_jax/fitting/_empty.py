@@ -1,0 +1,138 @@
+"""Clusters without weight: where they are set, and what the optimizer then knows.
+
+Two policies. `"farthest"` acts before the optimizer, on the statistics, so that the
+cluster that loses a point loses it in the same step. A function acts after the
+optimizer, on the new centroids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from diffkm_jax._pass import nearest_labels
+from diffkm_jax._problem import Plan, Problem
+from diffkm_jax.fitting._state import where_active, zero_inactive
+from diffkm_jax.statistics import Statistics, statistics_of
+
+EmptyPolicy = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def is_empty(counts: jax.Array, active: jax.Array | None) -> jax.Array:
+    """Which active clusters have no weight, [k]."""
+    return where_active(active, counts == 0, jnp.zeros_like(counts, bool))
+
+
+def fill_farthest(
+    plan: Plan, problem: Problem, c: jax.Array, stats: Statistics
+) -> tuple[Statistics, jax.Array, jax.Array]:
+    """Gives the i-th empty cluster the i-th costliest point, and takes it elsewhere.
+
+    Returns the statistics as if that point had been in the empty cluster, which
+    clusters were filled, and their new centroids.
+    """
+    empty = is_empty(stats.counts, problem.active)
+
+    def move() -> tuple[Statistics, jax.Array, jax.Array]:
+        rows, costs, weights = costliest(plan, problem, c)
+        rank = jnp.cumsum(empty) - 1
+        i = jnp.clip(rank, 0, len(rows) - 1)
+        # A point that costs nothing sits on a centroid: moving it would go on for ever.
+        filled = empty & (rank == i) & (costs[i] > 0)
+        given = jnp.zeros(len(rows), bool).at[i].max(filled)
+        moved = problem._replace(points=rows, weights=jnp.where(given, weights, 0))
+        # Every device has all the rows already: no sum over the mesh.
+        lost = statistics_of(plan._replace(axis_name=None), moved, c)
+        one = weights[i].astype(stats.counts.dtype)
+        shift = rows[i].astype(stats.shifts.dtype) - c.astype(stats.shifts.dtype)
+        left = stats.counts - lost.counts
+        # Rounding must not pass for weight in a cluster that gave all it had.
+        left = jnp.where(left > 8 * jnp.finfo(left.dtype).eps * stats.counts, left, 0)
+        counts = jnp.where(filled, one, left)
+        shifts = jnp.where(
+            filled[:, None], one[:, None] * shift, stats.shifts - lost.shifts
+        )
+        return Statistics(stats.loss, counts, shifts), filled, rows[i].astype(c.dtype)
+
+    def keep() -> tuple[Statistics, jax.Array, jax.Array]:
+        return stats, jnp.zeros_like(empty), c
+
+    return lax.cond(empty.any(), move, keep)
+
+
+def rows_of_policy(
+    policy: EmptyPolicy,
+    plan: Plan,
+    problem: Problem,
+    c: jax.Array,
+    new: jax.Array,
+    counts: jax.Array,
+) -> jax.Array:
+    """The centroids that a function of the new ones, [k, d], makes of them.
+
+    The costliest points that it is shown are those at `c`, before the step.
+    """
+    rows, costs, _ = costliest(plan, problem, c)
+    rows = policy(new, counts, rows, costs).astype(new.dtype)
+    return where_active(problem.active, rows, new)
+
+
+def costliest(
+    plan: Plan, problem: Problem, c: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The k points of largest cost [k, d], their costs and weights [k].
+
+    Fewer than k, where there are fewer points. A point of weight zero costs −∞.
+    """
+    x, n = problem.points, problem.points.shape[0]
+    costs = plan.distance(x, c[nearest_labels(plan, problem, c)])
+    weights = problem.weights
+    weights = jnp.ones(n, costs.dtype) if weights is None else weights
+    costs = jnp.where(weights == 0, -jnp.inf, costs)
+    costs, index = lax.top_k(costs, min(len(c), n))
+    found = x[index], costs, weights[index]
+    if plan.axis_name is None:
+        return found
+
+    def gather(a: jax.Array) -> jax.Array:
+        # By psum, not all_gather, so that the result is the same on every device.
+        every = jnp.zeros((lax.axis_size(plan.axis_name), *a.shape), a.dtype)
+        mine = every.at[lax.axis_index(plan.axis_name)].set(a)
+        return lax.psum(mine, plan.axis_name).reshape(-1, *a.shape[1:])
+
+    rows, costs, weights = jax.tree.map(gather, found)
+    costs, index = lax.top_k(costs, min(len(c), len(costs)))
+    return rows[index], costs, weights[index]
+
+
+def set_rows(
+    filled: jax.Array,
+    rows: jax.Array,
+    new: jax.Array,
+    optimizer: optax.GradientTransformation,
+    opt_state: Any,
+    active: jax.Array | None,
+) -> tuple[jax.Array, Any]:
+    """Centroids with the filled rows set, held constant, and forgotten by optimizers.
+
+    What an optimizer knows of a row is in leaves [..., k, d], and in leaves [k] that
+    are called counts: there it is as in a fresh state.
+    """
+    shape = new.shape
+    new = jnp.where(filled[:, None], lax.stop_gradient(rows.astype(new.dtype)), new)
+
+    def forget(path: tuple, leaf: jax.Array, fresh: jax.Array) -> jax.Array:
+        if leaf.shape[-2:] == shape:
+            return jnp.where(filled[:, None], fresh, leaf)
+        name = getattr(path[-1], "name", None) if path else None
+        if name == "counts" and leaf.shape == shape[:1]:
+            return jnp.where(filled, fresh, leaf)
+        return leaf
+
+    fresh = optimizer.init(zero_inactive(new, active))
+    return new, jax.tree_util.tree_map_with_path(forget, opt_state, fresh)

@@ -1,0 +1,237 @@
+"""The fit: checks, the loop, and one pass at the centroids that it returns."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import export, lax
+
+from diffkm_jax._checks import check_integer, check_scalar
+from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._pass import sums_and_labels
+from diffkm_jax._problem import Problem
+from diffkm_jax.distances import Distance, squared_euclidean
+from diffkm_jax.fitting._derivative import (
+    check_derivative,
+    differentiate,
+    differentiate_means,
+)
+from diffkm_jax.fitting._empty import EmptyPolicy, is_empty
+from diffkm_jax.fitting._loop import Progress, run
+from diffkm_jax.fitting._state import FitResult, State, Status, initial_state
+from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step, check_state
+from diffkm_jax.statistics import Statistics, residual_of
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Bool, Float
+
+
+def fit(
+    points: Float[ArrayLike, "n d"],
+    centroids: Float[ArrayLike, "k d"] | State,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    weights: Float[ArrayLike, " n"] | None = None,
+    active: Bool[ArrayLike, " k"] | None = None,
+    temperature: ArrayLike | optax.Schedule | None = None,
+    distance: Distance = squared_euclidean,
+    tol: ArrayLike = 1e-4,
+    max_steps: int = 300,
+    empty: str | EmptyPolicy = "keep",
+    derivative: str = "implicit",
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> FitResult:
+    """Fits centroids to points: updates until the centroids rest, as one program.
+
+    With the default optimizer this is Lloyd's algorithm, or EM at a temperature, and
+    stops where scikit-learn stops. A step is a pass at the centroids c and an update;
+    the fit stops after the step at which Σ_j ‖shifts_j / counts_j‖² at c is at most
+    `tol` times the mean variance of the features, or rounding. Under a temperature
+    schedule it does so only once the temperature has its final value.
+
+    The gradient of the returned centroids in points, weights and temperature is what
+    `derivative` says; `loss` and `counts` are functions of these centroids, and so is
+    their gradient. In the start it is zero, but for `"unrolled"`. It means what is said
+    there only of a fit that CONVERGED, and `certificate` says how far around; the
+    centroid of a cluster without weight has gradient zero.
+
+    Args:
+        points: Data, [n, d], floating, in data units.
+        centroids: Start, [k, d], floating, in data units; or the `State` of an earlier
+            fit with the same optimizer, to go on from there.
+        optimizer: Any optax transformation, static by identity; None is `newton()`.
+            Gradients are of the sum over points: plain gradient descent is stable at
+            a learning rate below 1 / max(counts).
+        weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
+            NaN. None is ones.
+        active: Clusters that exist, [k], bool, at least one true; None is all.
+        temperature: Positive scalar in squared data units, or a schedule of the step
+            (static by identity), for deterministic annealing; None is the hard
+            assignment. A schedule must come to rest (`exponential_decay` needs an
+            `end_value`), or the fit ends with MAX_STEPS. Centroids that merged above
+            the critical temperature stay merged: start below it, or chain
+            `optax.add_noise` after `newton()`.
+        distance: Function of two arrays [..., d]; static by identity. Other than the
+            squared Euclidean it needs a gradient optimizer, and `tol` a value of its
+            own: the residual is then Σ_j ‖∂loss/∂c_j / 2 counts_j‖², whose unit is not
+            that of a variance. Arrays it closes over are differentiated like points.
+        tol: Non-negative scalar, no unit, relative to the mean variance of the
+            features; 0 means to rounding.
+        max_steps: Limit of steps in this call, static; 0 evaluates the start.
+        empty: As in `update`: `"keep"`, `"farthest"` (scikit-learn's), or a function.
+        derivative: How the returned centroids are differentiated, static.
+            `"implicit"`: as the stationary point of the loss, whatever optimizer found
+            it in however many steps. Hard, these are the cluster means: exact at every
+            order while no label changes, for less than a pass. Soft, or under another
+            distance, by the implicit function theorem and a linear solve: about 2
+            passes for each of its iterations, of which there are some 10 where clusters
+            are distinct; off in proportion to the gradient that is left, so take `tol`
+            small. Where the Hessian cannot be solved with, as that of `manhattan`,
+            which is zero, numbers stay finite and LINEAR_SOLVE is set: return `status`
+            beside what is differentiated (`has_aux`), for only there it is tried.
+            `"one_step"`: as one more update, of centroids held constant: the same if
+            hard, else biased.
+            `"unrolled"`: through the steps of the optimizer, as one scan of
+            `max_steps`, recomputed in reverse so that only the centroids of each are
+            kept; also in the start, and after any number of steps. A row that `empty`
+            sets has derivative zero there.
+            `"none"`: zero; for the gradient of `loss` alone, which at a minimum is the
+            same, the cheapest.
+        block_size: Points in a block, static; None chooses it by shape.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
+
+    Returns:
+        A `FitResult`. Nothing raises at run time: read `status`. It cannot see squares
+        that underflow: scale data in units so small that they do (10⁻¹⁸ in float32).
+
+    Raises:
+        TypeError: An array is not floating, `active` is not bool, `distance` no
+            function, `optimizer` no optax transformation, `max_steps` no integer, or
+            `centroids` a `FitResult`.
+        ValueError: A shape does not fit; there are more centroids than points (and no
+            `active`); `temperature` or `tol` is a number out of range, or not a
+            scalar; `empty` or `derivative` is unknown; `derivative` is `"one_step"` and
+            `distance` not the squared Euclidean; `max_steps` is negative or
+            `block_size` below 1; a `State` is of another optimizer; or `distance` is
+            not the squared Euclidean and the optimizer needs counts.
+
+    Example:
+        >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])
+        >>> result = dk.fit(x, x[:2])
+        >>> result.centroids.tolist(), dk.Status(int(result.status)).name
+        ([[0.5], [9.5]], 'CONVERGED')
+        >>> jax.jacobian(lambda x: dk.fit(x, x[:2]).centroids[1, 0])(x).ravel().tolist()
+        [0.0, 0.0, 0.5, 0.5]
+
+    Source: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489; Rose 1998
+        (annealing), https://doi.org/10.1109/5.726788; Blondel et al. 2022 (implicit
+        differentiation), https://arxiv.org/abs/2105.15183
+    """
+    if isinstance(centroids, FitResult):
+        raise TypeError("centroids must be an array or a State: pass result.state")
+    goes_on = isinstance(centroids, State)
+    algorithm, problem, start = as_algorithm(
+        points,
+        centroids.centroids if goes_on else centroids,
+        optimizer=optimizer,
+        weights=weights,
+        active=active,
+        temperature=temperature,
+        distance=distance,
+        empty=empty,
+        block_size=block_size,
+        axis_name=axis_name,
+    )
+    check_derivative(derivative, algorithm.plan)
+    check_loop(tol, max_steps)
+    k, n = len(start), problem.points.shape[0]
+    known = active is None and axis_name is None and not export.is_symbolic_dim(n)
+    if known and k > n:
+        raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
+    if goes_on:
+        state, dtype = centroids, problem.points.dtype
+        check_state(state, algorithm.optimizer)
+    else:
+        acc = accumulation_dtype(problem.points, start, problem.weights)
+        state = initial_state(start.astype(acc), algorithm.optimizer, problem.active)
+        dtype = start.dtype
+    tol = as_tol(tol, problem)
+    return fit_from(algorithm, derivative, max_steps, dtype, problem, state, tol)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def fit_from(
+    algorithm: Algorithm,
+    derivative: str,
+    max_steps: int,
+    dtype: Any,
+    problem: Problem,
+    state: State,
+    tol: jax.Array,
+) -> FitResult:
+    """The fit that starts at a state; its result has centroids of `dtype`."""
+    unrolled = derivative == "unrolled"
+    progress = run(algorithm, max_steps, problem, state, tol, unrolled=unrolled)
+    return result_of(algorithm, derivative, dtype, problem, state.step, progress)
+
+
+def result_of(
+    algorithm: Algorithm,
+    derivative: str,
+    dtype: Any,
+    problem: Problem,
+    first_step: jax.Array,
+    progress: Progress,
+) -> FitResult:
+    """What a loop found, by a pass at the centroids as they are returned."""
+    plan, state = algorithm.plan, progress.state
+    problem = at_step(algorithm, problem, jnp.maximum(state.step - 1, first_step))
+    c, solved = differentiate(derivative, plan, problem, state.centroids)
+    found, labels = sums_and_labels(plan, problem, c.astype(dtype))
+    stats = Statistics(*found)
+    c, centroids, stats = differentiate_means(
+        derivative, plan, problem, c, c.astype(dtype), stats
+    )
+    num_steps, loss = progress.num_steps, lax.stop_gradient(stats.loss)
+    history = progress.history.astype(loss.dtype)
+    taken = jnp.arange(len(history), dtype=num_steps.dtype) < num_steps
+    failed = progress.failed | ~jnp.isfinite(loss)
+    if problem.temperature is not None:
+        failed |= ~(lax.stop_gradient(problem.temperature) > 0)
+    flags = {
+        Status.CONVERGED: progress.converged & ~failed,
+        Status.MAX_STEPS: ~progress.converged & ~failed,
+        Status.NON_FINITE: failed,
+        Status.EMPTY_CLUSTER: is_empty(stats.counts, problem.active).any(),
+        Status.LINEAR_SOLVE: ~solved,
+    }
+    status = sum(jnp.where(on, flag.value, 0) for flag, on in flags.items())
+    return FitResult(
+        centroids=centroids,
+        labels=labels,
+        loss=stats.loss,
+        counts=stats.counts,
+        residual=lax.stop_gradient(residual_of(stats)),
+        history=jnp.where(taken, history, loss),
+        num_steps=num_steps,
+        status=jnp.asarray(status, jnp.int32),
+        temperature=problem.temperature,
+        state=state._replace(centroids=c),
+    )
+
+
+def check_loop(tol: ArrayLike, max_steps: int) -> None:
+    """Raises ValueError or TypeError unless both are what a loop can stop by."""
+    check_scalar("tol", tol, zero=True)
+    check_integer("max_steps", max_steps, minimum=0)
+
+
+def as_tol(tol: ArrayLike, problem: Problem) -> jax.Array:
+    """The tolerance as a scalar array, so that another value is no other program."""
+    return jnp.asarray(tol, accumulation_dtype(problem.points, problem.weights))

@@ -1,0 +1,164 @@
+"""The loop around the step, and the rule that ends it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from diffkm_jax._blocks import block_for, over_points, psum, weigh
+from diffkm_jax._geometry import centered
+from diffkm_jax._problem import Plan, Problem
+from diffkm_jax.fitting._state import State, where_active
+from diffkm_jax.fitting._step import Algorithm, at_step, step
+
+
+class Progress(NamedTuple):
+    """How far a fit has come.
+
+    Attributes:
+        state: The state after the last step that was finite.
+        history: The loss before every step, [max_steps + 1], zero from `num_steps` on.
+        num_steps: Steps taken.
+        converged: Whether the stop rule was met.
+        failed: Whether a loss or a step was not finite.
+    """
+
+    state: State
+    history: jax.Array
+    num_steps: jax.Array
+    converged: jax.Array
+    failed: jax.Array
+
+
+class StopRule(NamedTuple):
+    """What decides whether a fit rests.
+
+    Attributes:
+        tol: Of the mean variance of the features, [].
+        variance: That variance, [], in squared data units.
+        temperature: The last of a schedule, or of the problem, or None if hard.
+    """
+
+    tol: jax.Array
+    variance: jax.Array
+    temperature: jax.Array | None
+
+
+def tolerance(rule: StopRule, c: jax.Array, active: jax.Array | None) -> jax.Array:
+    """The largest residual at rest: max(tol · v, ε² (Σ‖c‖² + 64 k d v)).
+
+    The second is what rounding leaves of a residual, so that tol = 0 is reached.
+    """
+    acc = rule.variance.dtype
+    eps = float(jnp.finfo(acc).eps)
+    # Scaled before it is squared, so as not to overflow before the loss does.
+    squares = (eps * c.astype(acc)) ** 2
+    floor = jnp.sum(where_active(active, squares, jnp.zeros_like(squares)))
+    floor += eps**2 * 64 * c.size * rule.variance
+    return jnp.maximum(rule.tol * rule.variance, floor)
+
+
+def has_converged(
+    rule: StopRule,
+    residual: jax.Array,
+    c: jax.Array,
+    active: jax.Array | None,
+    temperature: jax.Array | None,
+) -> jax.Array:
+    """Whether a step from c at a temperature, of this residual, is the last."""
+    bound = tolerance(rule, c, active)
+    rests = (residual <= bound) & jnp.isfinite(bound)
+    return rests if temperature is None else rests & (temperature == rule.temperature)
+
+
+def advance(
+    algorithm: Algorithm, problem: Problem, rule: StopRule, now: Progress
+) -> Progress:
+    """One step on; where that is not finite, the state stays as it is."""
+    old = now.state
+    new, stats, residual = step(algorithm, problem, old)
+    rows = jnp.isfinite(new.centroids).all(axis=1)
+    rows = where_active(problem.active, rows, jnp.ones_like(rows))
+    finite = jnp.isfinite(stats.loss) & rows.all()
+    temperature = at_step(algorithm, lax.stop_gradient(problem), old.step).temperature
+    rests = has_converged(rule, residual, old.centroids, problem.active, temperature)
+    return Progress(
+        lax.cond(finite, lambda: new, lambda: old),
+        now.history.at[now.num_steps].set(lax.stop_gradient(stats.loss)),
+        now.num_steps + finite.astype(jnp.int32),
+        finite & rests,
+        ~finite,
+    )
+
+
+def run(
+    algorithm: Algorithm,
+    max_steps: int,
+    problem: Problem,
+    state: State,
+    tol: Any,
+    *,
+    unrolled: bool,
+) -> Progress:
+    """Steps until the stop rule is met, which carry a derivative if `unrolled`."""
+    held, start = lax.stop_gradient((problem, state))
+    variance = mean_variance(algorithm.plan, held, start.centroids)
+    last = at_step(algorithm, held, start.step + max_steps).temperature
+    rule = StopRule(jnp.asarray(tol, variance.dtype), variance, last)
+    no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    history = jnp.zeros(max_steps + 1, variance.dtype)
+    begin = Progress(state, history, zero, no, no)
+
+    def goes_on(now: Progress) -> jax.Array:
+        return (now.num_steps < max_steps) & ~now.converged & ~now.failed
+
+    if not unrolled:
+        # Held at every step, because an optimizer, a schedule or a distance may close
+        # over what is differentiated.
+        return lax.while_loop(
+            goes_on,
+            lambda now: lax.stop_gradient(advance(algorithm, held, rule, now)),
+            lax.stop_gradient(begin),
+        )
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def advance_if_going_on(problem: Problem, now: Progress) -> Progress:
+        return lax.cond(
+            goes_on(now),
+            lambda problem, now: advance(algorithm, problem, rule, now),
+            lambda _, now: now,
+            problem,
+            now,
+        )
+
+    def body(now: Progress, _: None) -> tuple[Progress, None]:
+        return advance_if_going_on(problem, now), None
+
+    return lax.scan(body, begin, length=max_steps)[0]
+
+
+def mean_variance(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Array:
+    """The weighted variance of the features, averaged over them, [], in two passes."""
+    _, origin = centered(problem, centroids)
+    acc, d = origin.dtype, origin.shape[1]
+    weights = problem.weights
+    weights = jnp.ones(problem.points.shape[0], acc) if weights is None else weights
+    problem = problem._replace(weights=weights)
+
+    def moment(power: int, center: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Σ w and Σ w (x − center)^power, [] and [1, d]."""
+
+        def block(x: jax.Array, w: Any):
+            moments = weigh(w, (x - center) ** power)
+            return (w.sum(), jnp.sum(moments, axis=0, keepdims=True)), None
+
+        total, _ = over_points(block, problem, block_for(1, d), center)
+        return psum(total, plan.axis_name)
+
+    mass, first = moment(1, origin)
+    _, second = moment(2, origin + first / mass)
+    return jnp.sum(second) / (mass * d)

@@ -1,0 +1,157 @@
+"""Where a fit stands, how it ended, and what it returns."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import export
+
+from diffkm_jax._checks import as_points_and_centroids
+from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax.optimizers import newton
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float, Int
+
+
+class State(NamedTuple):
+    """Where a fit stands; with it a fit can go on.
+
+    Attributes:
+        centroids: [k, d], in the accumulation dtype, in data units.
+        opt_state: The optimizer's own state.
+        step: Number of updates so far, [], int32: the argument of a temperature
+            schedule.
+    """
+
+    centroids: Float[Array, "k d"]
+    opt_state: Any
+    step: Int[Array, ""]
+
+
+export.register_namedtuple_serialization(State, serialized_name="diffkm.State")
+
+
+class Status(enum.IntFlag):
+    """How a fit ended: flags, as in `Status(int(result.status))`.
+
+    Of a batch of fits, `[Status(int(s)) for s in result.status]`.
+
+    Attributes:
+        CONVERGED: It stopped by the residual rule.
+        MAX_STEPS: It used all its steps without meeting that rule.
+        NON_FINITE: A loss or a step was NaN or infinite, and the centroids are the last
+            that were finite themselves; or the temperature was not positive. A
+            derivative need not be finite then.
+        EMPTY_CLUSTER: An active cluster of the returned centroids has no weight.
+        LINEAR_SOLVE: The implicit derivative of the centroids cannot be trusted: its
+            linear system did not get solved, because the Hessian is singular, not
+            positive, or too badly conditioned. Found only where the centroids are
+            differentiated: read it next to the gradient, as an auxiliary output.
+    """
+
+    CONVERGED = 1
+    MAX_STEPS = 2
+    NON_FINITE = 4
+    EMPTY_CLUSTER = 8
+    LINEAR_SOLVE = 16
+
+    def __str__(self) -> str:
+        """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""
+        return self.name or "0"
+
+
+class FitResult(NamedTuple):
+    """What a fit returns.
+
+    `loss` and `counts` are differentiable functions of the returned centroids, points,
+    weights and temperature; `history` and `residual` carry no gradient.
+
+    Attributes:
+        centroids: [k, d], in the dtype of the centroids given (of the points, if a
+            `State` was), in data units.
+        labels: Index of the nearest returned centroid, [n], int32.
+        loss: The loss at the returned centroids, [], accumulation dtype.
+        counts: Weight of every cluster there, [k], accumulation dtype.
+        residual: Σ_j ‖shifts_j / counts_j‖² there, [], in squared data units.
+        history: Loss after t steps, [max_steps + 1], padded with `loss`.
+        num_steps: Steps taken in this call, [], int32.
+        status: Flags of `Status`, [], int32.
+        temperature: The last one used, [], or None if the fit was hard.
+        state: The `State` at the end, to go on from.
+    """
+
+    centroids: Float[Array, "k d"]
+    labels: Int[Array, " n"]
+    loss: Float[Array, ""]
+    counts: Float[Array, " k"]
+    residual: Float[Array, ""]
+    history: Float[Array, " steps"]
+    num_steps: Int[Array, ""]
+    status: Int[Array, ""]
+    temperature: Float[Array, ""] | None
+    state: State
+
+
+export.register_namedtuple_serialization(FitResult, serialized_name="diffkm.FitResult")
+
+
+def init(
+    centroids: Float[ArrayLike, "k d"],
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+) -> State:
+    """Starts a fit: the centroids in the accumulation dtype and a new optimizer state.
+
+    The gradient is the identity, in the centroids.
+
+    Args:
+        centroids: Start, [k, d], floating, in data units.
+        optimizer: Any optax transformation; None is `newton()`.
+
+    Returns:
+        The `State` of step 0.
+
+    Raises:
+        TypeError: `centroids` is not floating.
+        ValueError: `centroids` is not [k, d] with k at least 1.
+
+    Example:
+        >>> state = dk.init(jnp.zeros((2, 3), jnp.bfloat16), optimizer=optax.adam(0.1))
+        >>> state.centroids.dtype.name, int(state.step)
+        ('float32', 0)
+
+    Source: the (init, update) pair of optax, https://optax.readthedocs.io
+    """
+    centroids, _ = as_points_and_centroids(centroids, centroids)
+    centroids = centroids.astype(accumulation_dtype(centroids))
+    return initial_state(centroids, newton() if optimizer is None else optimizer)
+
+
+def initial_state(
+    centroids: jax.Array,
+    optimizer: optax.GradientTransformation,
+    active: jax.Array | None = None,
+) -> State:
+    """The state of step 0."""
+    opt_state = optimizer.init(zero_inactive(centroids, active))
+    return State(centroids, opt_state, jnp.zeros((), jnp.int32))
+
+
+def zero_inactive(centroids: jax.Array, active: jax.Array | None) -> jax.Array:
+    """Centroids as an optimizer sees them: zero where inactive, whatever they hold."""
+    return where_active(active, centroids, jnp.zeros_like(centroids))
+
+
+def where_active(
+    active: jax.Array | None, rows: jax.Array, others: jax.Array
+) -> jax.Array:
+    """The rows [k, ...] of active clusters, and the others of the inactive."""
+    if active is None:
+        return rows
+    return jnp.where(active.reshape(-1, *(1,) * (rows.ndim - 1)), rows, others)

@@ -1,0 +1,214 @@
+"""One step of a fit: a pass, a step of the optimizer, and what becomes of the empty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffkm_jax._checks import as_problem
+from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._pass import is_expanded, total_loss
+from diffkm_jax._problem import Plan, Problem
+from diffkm_jax.distances import Distance, squared_euclidean
+from diffkm_jax.fitting._empty import (
+    EmptyPolicy,
+    fill_farthest,
+    rows_of_policy,
+    set_rows,
+)
+from diffkm_jax.fitting._state import State, where_active, zero_inactive
+from diffkm_jax.optimizers import macqueen, newton
+from diffkm_jax.statistics import Statistics, residual_of, statistics_of
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Bool, Float
+
+
+class Algorithm(NamedTuple):
+    """What is static about a step; functions count by identity.
+
+    Attributes:
+        plan: Of its pass.
+        optimizer: Any optax transformation.
+        empty: What becomes of clusters without weight, as in `update`.
+        schedule: Temperature as a function of the step, or None where the temperature
+            of the problem holds at every step.
+    """
+
+    plan: Plan
+    optimizer: optax.GradientTransformation
+    empty: str | EmptyPolicy
+    schedule: Callable[[jax.Array], ArrayLike] | None
+
+
+def update(
+    points: Float[ArrayLike, "n d"],
+    state: State,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    weights: Float[ArrayLike, " n"] | None = None,
+    active: Bool[ArrayLike, " k"] | None = None,
+    temperature: ArrayLike | optax.Schedule | None = None,
+    distance: Distance = squared_euclidean,
+    empty: str | EmptyPolicy = "keep",
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[State, Statistics]:
+    """One pass over the points and one step of the optimizer.
+
+    The optimizer is called as `optimizer.update(gradient, opt_state, centroids,
+    counts=, value=, grad=, value_fn=)`, with the gradient of the loss (a sum over
+    points) in the centroids; `counts` is None for a distance other than the squared
+    Euclidean. The gradient of the new centroids is that of the formulas: through the
+    pass and through the optimizer, labels held constant.
+
+    Args:
+        points: A batch or all of the data, [n, d], floating, in data units.
+        state: The `State` of `init` or of the last update, of the same optimizer.
+        optimizer: Any optax transformation, static by identity; None is `newton()`.
+        weights: Non-negative, [n], any unit; None is ones.
+        active: Clusters that exist, [k], bool; the others do not move. None is all.
+        temperature: Positive scalar in squared data units, or a schedule of
+            `state.step` (static by identity); None is the hard assignment.
+        distance: Function of two arrays [..., d]; static by identity.
+        empty: What becomes of active clusters without weight: `"keep"` leaves them;
+            `"farthest"` sets the i-th of them to the point of the i-th largest cost;
+            or a function of (new centroids, counts, rows [k, d], costs [k]), the rows
+            those of largest cost, that returns centroids. A row that is set has its
+            optimizer state zeroed and derivative zero.
+        block_size: Points in a block, static; None chooses it by shape.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
+
+    Returns:
+        The new state, and the `Statistics` at the centroids given.
+
+    Raises:
+        TypeError: An array is not floating, `active` is not bool, `distance` no
+            function, or `optimizer` no optax transformation.
+        ValueError: A shape does not fit; `temperature` is a number and not positive
+            and finite, or not a scalar; `empty` is unknown; `block_size` is below 1;
+            `state` is of another optimizer; or `distance` is not the squared Euclidean
+            and the optimizer needs counts, as `newton` and `macqueen` do.
+
+    Example:
+        >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])
+        >>> state, stats = dk.update(x, dk.init(x[1:3]))
+        >>> state.centroids.tolist(), float(stats.loss)  # The new ones, the old loss.
+        ([[0.5], [9.5]], 2.0)
+
+    Source: Bottou & Bengio 1995,
+        https://leon.bottou.org/papers/bottou-bengio-95
+    """
+    algorithm, problem, _ = as_algorithm(
+        points,
+        state.centroids,
+        optimizer=optimizer,
+        weights=weights,
+        active=active,
+        temperature=temperature,
+        distance=distance,
+        empty=empty,
+        block_size=block_size,
+        axis_name=axis_name,
+    )
+    check_state(state, algorithm.optimizer)
+    state, stats, _ = step(algorithm, problem, state)
+    return state, stats
+
+
+@partial(jax.jit, static_argnums=0)
+def step(
+    algorithm: Algorithm, problem: Problem, state: State
+) -> tuple[State, Statistics, jax.Array]:
+    """The state after a step, the statistics before it, and the residual of these.
+
+    A relocation counts as a step in the residual, so that a fit does not end on one.
+    """
+    plan, empty = algorithm.plan, algorithm.empty
+    c, dtype, active = state.centroids, state.centroids.dtype, problem.active
+    problem = at_step(algorithm, problem, state.step)
+    stats = used = statistics_of(plan, problem, c)
+    filled, rows = None, c
+    if empty == "farthest":
+        used, filled, rows = fill_farthest(plan, problem, c, stats)
+
+    def value_fn(params: jax.Array, counts: Any = None) -> jax.Array:
+        del counts  # Named, because optax passes on only the arguments it finds.
+        return total_loss(plan, problem, params).astype(dtype)
+
+    gradient = (-2 * used.shifts).astype(dtype)
+    # Wrapped here: a wrapper made at every call would be a new program at every call.
+    optimizer = optax.with_extra_args_support(algorithm.optimizer)
+    visible = zero_inactive(c, active)
+    updates, opt_state = optimizer.update(
+        gradient,
+        state.opt_state,
+        visible,
+        counts=used.counts.astype(dtype) if is_expanded(plan) else None,
+        value=stats.loss.astype(dtype),
+        grad=gradient,
+        value_fn=value_fn,
+    )
+    new = jnp.asarray(optax.apply_updates(visible, updates), dtype)
+    residual = residual_of(used)
+    if callable(empty):
+        rows = rows_of_policy(empty, plan, problem, c, new, stats.counts)
+        filled = jnp.any(rows != new, axis=1)
+        residual += jnp.sum((rows - new).astype(residual.dtype) ** 2)
+    if filled is not None:
+        new, opt_state = set_rows(filled, rows, new, optimizer, opt_state, active)
+    new = where_active(active, new, c)
+    return State(new, opt_state, state.step + 1), stats, residual
+
+
+def at_step(algorithm: Algorithm, problem: Problem, index: jax.Array) -> Problem:
+    """The problem at the temperature of a step."""
+    if algorithm.schedule is None:
+        return problem
+    dtype = accumulation_dtype(problem.points, problem.weights)
+    temperature = jnp.asarray(algorithm.schedule(index), dtype)
+    return problem._replace(temperature=temperature)
+
+
+def as_algorithm(
+    points: ArrayLike,
+    centroids: ArrayLike,
+    *,
+    optimizer: optax.GradientTransformation | None,
+    empty: str | EmptyPolicy,
+    temperature: Any,
+    **of_pass: Any,
+) -> tuple[Algorithm, Problem, jax.Array]:
+    """The arguments of a step, checked: its algorithm, its problem, the centroids."""
+    if not callable(empty) and empty not in ("keep", "farthest"):
+        expected = "'keep', 'farthest' or a function"
+        raise ValueError(f"empty must be {expected}, got {empty!r}")
+    if optimizer is None:
+        optimizer = newton()
+    if not isinstance(optimizer, optax.GradientTransformation):
+        hint = ": call it" if optimizer in (newton, macqueen) else ""
+        expected = f"an optax transformation, got {optimizer!r}{hint}"
+        raise TypeError(f"optimizer must be {expected}")
+    schedule: Any = temperature if callable(temperature) else None
+    scalar: Any = None if schedule else temperature
+    plan, problem, centroids = as_problem(
+        points, centroids, temperature=scalar, **of_pass
+    )
+    return Algorithm(plan, optimizer, empty, schedule), problem, centroids
+
+
+def check_state(state: State, optimizer: optax.GradientTransformation) -> None:
+    """Raises ValueError unless the state is one of the optimizer."""
+    expected = jax.tree.structure(jax.eval_shape(optimizer.init, state.centroids))
+    found = jax.tree.structure(state.opt_state)
+    if expected != found:
+        raise ValueError(
+            f"state must be of the optimizer given, whose state is {expected}, "
+            f"got {found}"
+        )

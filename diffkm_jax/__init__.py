@@ -5,6 +5,8 @@ In the examples of the docstrings `import jax, jax.numpy as jnp, numpy as np, op
 package also `import torch, diffkm_torch as dt`.
 """
 
+from importlib.metadata import version
+
 from diffkm_jax import estimators
 from diffkm_jax.assignments import (
     blackbox,
@@ -61,6 +63,8 @@ from diffkm_jax.quantizers import (
     straight_through_vector,
 )
 from diffkm_jax.statistics import Statistics, assign, statistics
+
+__version__ = version("diffkm")
 
 __all__ = [
     "Certificate",

@@ -8,6 +8,8 @@ except ImportError as error:
         'pip install "diffkm[torch]"; its CPU build alone is much smaller'
     ) from error
 
+from importlib.metadata import version
+
 from diffkm_torch import estimators
 from diffkm_torch.assignments import (
     blackbox,
@@ -49,6 +51,8 @@ from diffkm_torch.quantizers import (
     straight_through_vector,
 )
 from diffkm_torch.statistics import Statistics, assign, statistics
+
+__version__ = version("diffkm")
 
 __all__ = [
     "FitResult",

@@ -1,0 +1,40 @@
+"""What a distance is, and what it takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from diffkm_jax._checks import check_floating
+from diffkm_jax._dtypes import accumulation_dtype
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+
+
+class Distance(Protocol):
+    """A function of two arrays [..., d] that returns distances [...]."""
+
+    def __call__(self, x: ArrayLike, y: ArrayLike, /) -> jax.Array:
+        """The distance of `x` and `y` over the last axis."""
+        ...
+
+
+def operands(x: ArrayLike, y: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """The two, checked, in the accumulation dtype and of a common shape."""
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    check_floating("x", x)
+    check_floating("y", y)
+    if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-1]:
+        shapes = f"{x.shape} and {y.shape}"
+        raise ValueError(f"x and y must share their last axis d, got shapes {shapes}")
+    dtype = accumulation_dtype(x, y)
+    try:
+        shape = jnp.broadcast_shapes(x.shape, y.shape)
+    except ValueError as error:
+        shapes = f"{x.shape} and {y.shape}"
+        raise ValueError(f"x and y must broadcast, got shapes {shapes}") from error
+    x, y = x.astype(dtype), y.astype(dtype)
+    return jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)

@@ -1,0 +1,115 @@
+"""The parts of a fit, each called alone: the stop rule, one advance, the variance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffkm_jax as dk
+from diffkm_jax._problem import Plan, Problem
+from diffkm_jax.distances import squared_euclidean
+from diffkm_jax.fitting._empty import set_rows
+from diffkm_jax.fitting._loop import (
+    Progress,
+    StopRule,
+    advance,
+    has_converged,
+    mean_variance,
+    tolerance,
+)
+from diffkm_jax.fitting._step import Algorithm
+
+C = jnp.array([[3.0, 0.0], [0.0, 4.0]])
+X = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 5.0]])
+EPS = float(jnp.finfo(jnp.float64).eps)
+ALGORITHM = Algorithm(Plan(squared_euclidean), dk.newton(), "keep", None)
+
+
+def rule(tol=0.0, variance=2.0, temperature=None):
+    return StopRule(jnp.asarray(tol), jnp.asarray(variance), temperature)
+
+
+def at_start(centroids):
+    no, state = jnp.zeros((), bool), dk.init(centroids)
+    return Progress(state, jnp.zeros(4), jnp.zeros((), jnp.int32), no, no)
+
+
+def test_the_tolerance_is_relative_to_the_variance_and_never_below_rounding():
+    assert tolerance(rule(tol=0.25), C, None) == 0.5
+    floor = EPS**2 * (9 + 16 + 64 * 2 * 2 * 2.0)
+    np.testing.assert_allclose(tolerance(rule(), C, None), floor, rtol=1e-14)
+    active = jnp.array([True, False])
+    floor = EPS**2 * (9 + 64 * 2 * 2 * 2.0)
+    np.testing.assert_allclose(tolerance(rule(), C, active), floor, rtol=1e-14)
+
+
+def test_a_residual_at_the_tolerance_is_the_last():
+    assert has_converged(rule(tol=0.25), jnp.asarray(0.5), C, None, None)
+    above = jnp.nextafter(jnp.asarray(0.5), 1.0)
+    assert not has_converged(rule(tol=0.25), above, C, None, None)
+
+
+@pytest.mark.parametrize("variance", [jnp.inf, jnp.nan])
+def test_nothing_converges_by_a_tolerance_that_is_not_finite(variance):
+    found = has_converged(rule(0.1, variance), jnp.asarray(0.0), C, None, None)
+    assert not found
+
+
+def test_a_fit_that_is_not_yet_at_its_last_temperature_has_not_converged():
+    cold = rule(tol=0.25, temperature=jnp.asarray(0.5))
+    zero = jnp.asarray(0.0)
+    assert has_converged(cold, zero, C, None, jnp.asarray(0.5))
+    assert not has_converged(cold, zero, C, None, jnp.asarray(0.6))
+
+
+def test_an_advance_is_one_step_and_writes_down_the_loss_before_it():
+    new = advance(ALGORITHM, Problem(X), rule(), at_start(C))
+    np.testing.assert_array_equal(new.state.centroids, [[1.0, 0.0], [0.0, 4.0]])
+    assert (int(new.num_steps), int(new.state.step)) == (1, 1)
+    # (0, 0) is nearer to (3, 0) than to (0, 4).
+    np.testing.assert_array_equal(new.history, [9 + 1 + 1 + 1, 0, 0, 0])
+    assert not new.converged
+    assert not new.failed
+    rests = advance(ALGORITHM, Problem(X), rule(), new)
+    assert rests.converged
+    np.testing.assert_array_equal(rests.history, [12, 4, 0, 0])
+
+
+def test_an_advance_that_is_not_finite_keeps_the_state_and_counts_no_step():
+    start = at_start(C)
+    bad = advance(ALGORITHM, Problem(X.at[0].set(jnp.nan)), rule(tol=1.0), start)
+    assert bad.failed
+    assert not bad.converged
+    assert int(bad.num_steps) == 0
+    np.testing.assert_array_equal(bad.state.centroids, start.state.centroids)
+
+
+def test_an_inactive_centroid_may_be_nan_without_a_failure():
+    start = at_start(jnp.concatenate([C, jnp.full((1, 2), jnp.nan)]))
+    active = jnp.array([True, True, False])
+    new = advance(ALGORITHM, Problem(X, active=active), rule(), start)
+    assert not new.failed
+    np.testing.assert_array_equal(new.state.centroids[:2], [[1.0, 0.0], [0.0, 4.0]])
+    assert jnp.isnan(new.state.centroids[2]).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_the_variance_is_the_weighted_one_far_from_the_origin_too(offset):
+    x = jax.random.normal(jax.random.key(0), (300, 4)) + offset
+    w = jax.random.uniform(jax.random.key(1), (300,))
+    found = mean_variance(Plan(squared_euclidean), Problem(x, w), x[:2])
+    centered = np.asarray(x) - offset
+    mean = np.average(centered, axis=0, weights=w)
+    expected = np.average((centered - mean) ** 2, axis=0, weights=w).mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_a_row_that_is_set_is_forgotten_by_its_optimizer_and_no_other():
+    optimizer = dk.macqueen()
+    state, _ = dk.update(X, dk.init(C, optimizer=optimizer), optimizer=optimizer)
+    filled = jnp.array([False, True])
+    rows = jnp.full((2, 2), 7.0)
+    old, seen = state.centroids, state.opt_state
+    new, seen = set_rows(filled, rows, old, optimizer, seen, None)
+    np.testing.assert_array_equal(new, [old[0], [7.0, 7.0]])
+    np.testing.assert_array_equal(seen.counts, [2.0, 0.0])

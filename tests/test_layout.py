@@ -14,7 +14,7 @@ import diffkm_torch
 
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
-    ["_checks", "_blocks", "_products", "agreement", "bridge"],
+    ["_checks", "_numerics", "_blocks", "_products", "agreement", "bridge"],
     ["_passes", "distances", "assignments"],
     ["statistics"],
     ["losses", "initializers", "optimizers", "quantizers", "estimators"],

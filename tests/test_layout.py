@@ -14,7 +14,7 @@ import diffkm_torch
 
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
-    ["_dtypes", "_problem", "_tangents"],
+    ["_dtypes", "_numerics", "_problem", "_tangents"],
     ["_checks", "_blocks", "_geometry", "_products", "agreement", "bridge"],
     ["distances", "assignments"],
     ["_soft_pass", "_distance_pass"],

@@ -16,12 +16,9 @@ from diffkm_jax._checks import (
     check_floating,
     check_shape,
 )
+from diffkm_jax.assignments._declared import declared, gradient_of
 from diffkm_jax.assignments._softmax import relaxed
-from diffkm_jax.assignments._straight_through import (
-    chosen,
-    perturbed,
-    with_gradient_of,
-)
+from diffkm_jax.assignments._straight_through import chosen, perturbed
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -74,7 +71,7 @@ def gumbel_softmax(
     noise = as_noise(noise, logits)
     tau = as_tau(tau, logits, noise)
     if hard:
-        return with_gradient_of(chosen, _relaxed_draw, logits, noise, tau)
+        return declared(chosen, gradient_of(_relaxed_draw), logits, noise, tau)
     return _relaxed_draw(logits, noise, tau).astype(logits.dtype)
 
 
@@ -128,7 +125,7 @@ def decoupled_gumbel_softmax(
         as_tau(value, logits, noise, name=name)
         for name, value in (("tau", tau), ("tau_backward", tau_backward))
     ]
-    return with_gradient_of(_at_tau, _at_tau_backward, logits, noise, *both)
+    return declared(_at_tau, gradient_of(_at_tau_backward), logits, noise, *both)
 
 
 def _at_tau(
@@ -259,7 +256,7 @@ def gumbel_rao(
     logits = as_logits(logits)
     noise = as_noise(noise, logits, draws=2)
     tau = as_tau(tau, logits, noise)
-    return with_gradient_of(_first_draw, _conditional_mean, logits, noise, tau)
+    return declared(_first_draw, gradient_of(_conditional_mean), logits, noise, tau)
 
 
 def _first_draw(logits: jax.Array, noise: jax.Array, tau: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._checks import accumulation_dtype, as_logits, as_noise, as_tau
+from diffkm_jax.assignments._declared import declared
 from diffkm_jax.assignments._straight_through import chosen
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def blackbox(
     """
     logits = as_logits(logits)
     strength = as_tau(strength, logits, name="strength")
-    return _chosen_by_solver(True, logits, None, strength)
+    return declared(chosen, partial(_target_rule, True), logits, None, strength)
 
 
 def implicit_mle(
@@ -98,32 +99,20 @@ def implicit_mle(
     logits = as_logits(logits)
     noise = as_noise(noise, logits)
     strength = as_tau(strength, logits, noise, name="strength")
-    return _chosen_by_solver(bool(scaled), logits, noise, strength)
+    return declared(
+        chosen, partial(_target_rule, bool(scaled)), logits, noise, strength
+    )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chosen_by_solver(
-    scaled: bool, logits: jax.Array, noise: jax.Array | None, strength: jax.Array
-) -> jax.Array:
-    del scaled
-    return chosen(logits, noise, strength)
-
-
-def _forward(
-    scaled: bool, logits: jax.Array, noise: jax.Array | None, strength: jax.Array
-):
-    residuals = logits, noise, strength
-    return _chosen_by_solver(scaled, *residuals), residuals
-
-
-def _backward(scaled: bool, residuals: tuple, cotangent: jax.Array):
-    logits, noise, strength = residuals
+def _target_rule(
+    scaled: bool,
+    cotangent: jax.Array,
+    logits: jax.Array,
+    noise: jax.Array | None,
+    strength: jax.Array,
+) -> tuple[jax.Array, None, None]:
     gradient = to_target(logits, noise, strength, cotangent, scaled=scaled)
-    no_noise = None if noise is None else jnp.zeros_like(noise)
-    return gradient.astype(logits.dtype), no_noise, jnp.zeros_like(strength)
-
-
-_chosen_by_solver.defvjp(_forward, _backward)
+    return gradient.astype(logits.dtype), None, None
 
 
 def to_target(

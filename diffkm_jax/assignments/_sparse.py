@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._checks import as_logits, as_tau
+from diffkm_jax._numerics import safe_sqrt
 from diffkm_jax.assignments._softmax import below_largest
 
 if TYPE_CHECKING:
@@ -134,6 +135,4 @@ def _sparsemax_threshold(
 def _entmax15_threshold(
     mean: jax.Array, variance: jax.Array, size: jax.Array
 ) -> jax.Array:
-    room = 1 / size - variance
-    positive = room > 0
-    return mean - jnp.where(positive, jnp.sqrt(jnp.where(positive, room, 1)), 0)
+    return mean - safe_sqrt(1 / size - variance)

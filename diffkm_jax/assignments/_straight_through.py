@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,32 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._checks import accumulation_dtype, as_logits, as_noise, as_tau
+from diffkm_jax._numerics import nonzero
+from diffkm_jax.assignments._declared import declared, gradient_of
 from diffkm_jax.assignments._softmax import hard, relaxed
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from jaxtyping import Array, Float
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def with_gradient_of(value: Callable, surrogate: Callable, *arrays: Any) -> jax.Array:
-    """The value of one function of the arrays, with the gradient of another."""
-    del surrogate
-    return value(*arrays)
-
-
-def _forward(value: Callable, surrogate: Callable, *arrays: Any):
-    # The decorated function, so that a second derivative meets the rule again.
-    return with_gradient_of(value, surrogate, *arrays), arrays
-
-
-def _backward(value: Callable, surrogate: Callable, arrays: tuple, cotangent: Any):
-    del value
-    soft, pullback = jax.vjp(surrogate, *arrays)
-    return pullback(cotangent.astype(soft.dtype))
-
-
-with_gradient_of.defvjp(_forward, _backward)
 
 
 def perturbed(logits: jax.Array, noise: jax.Array) -> jax.Array:
@@ -86,7 +65,8 @@ def straight_through(
     Source: Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432
     """
     logits = as_logits(logits)
-    return with_gradient_of(chosen, _softened, logits, None, as_tau(tau, logits))
+    tau = as_tau(tau, logits)
+    return declared(chosen, gradient_of(_softened), logits, None, tau)
 
 
 def sampled_straight_through(
@@ -128,7 +108,7 @@ def sampled_straight_through(
     logits = as_logits(logits)
     noise = as_noise(noise, logits)
     tau = as_tau(tau, logits, noise)
-    return with_gradient_of(chosen, _softened, logits, noise, tau)
+    return declared(chosen, gradient_of(_softened), logits, noise, tau)
 
 
 def _softened(logits: jax.Array, noise: jax.Array | None, tau: jax.Array) -> jax.Array:
@@ -183,7 +163,7 @@ def gapped_straight_through(
     tau = as_tau(tau, logits, noise)
     if gap is not None:
         gap = as_tau(gap, logits, noise, name="gap", zero=True)
-    return with_gradient_of(chosen, _gapped, logits, noise, tau, gap)
+    return declared(chosen, gradient_of(_gapped), logits, noise, tau, gap)
 
 
 def _gapped(
@@ -199,7 +179,7 @@ def _gapped(
         p = jnp.sum(jnp.where(drawn, jnp.exp(z - everyone), 0), axis=-1, keepdims=True)
         # Minus the logarithm of 1 − p, which is lost to rounding at either end.
         wide = jnp.where(p < 0.5, -jnp.log1p(-p), everyone - others)
-        gap = jnp.where(p > 0, wide / jnp.where(p > 0, p, 1), 1)
+        gap = jnp.where(p > 0, wide / nonzero(p), 1)
     shifted = jnp.where(drawn, top, jnp.minimum(z, top - gap))
     change = jnp.where(jnp.isneginf(z), 0, shifted - z)
     return relaxed(z + lax.stop_gradient(change), tau)
@@ -244,29 +224,19 @@ def reinmax(
     """
     logits = as_logits(logits)
     noise = as_noise(noise, logits)
-    return _reinmax(logits, noise, as_tau(tau, logits, noise))
+    tau = as_tau(tau, logits, noise)
+    return declared(chosen, _second_order, logits, noise, tau)
 
 
-@jax.custom_vjp
-def _reinmax(logits: jax.Array, noise: jax.Array, tau: jax.Array) -> jax.Array:
-    return chosen(logits, noise, tau)
-
-
-def _reinmax_forward(logits: jax.Array, noise: jax.Array, tau: jax.Array):
-    return _reinmax(logits, noise, tau), (logits, noise, tau)
-
-
-def _reinmax_backward(residuals: tuple, cotangent: jax.Array):
-    logits, noise, tau = residuals
+def _second_order(
+    cotangent: jax.Array, logits: jax.Array, noise: jax.Array, tau: jax.Array
+) -> tuple[jax.Array, None, None]:
     g = cotangent.astype(tau.dtype)
     p = relaxed(logits, jnp.ones_like(tau))
     q = 0.5 * (relaxed(logits, tau) + chosen(logits, noise).astype(tau.dtype))
     gradient = 2 * covariance(q, g) - 0.5 * covariance(p, g)
     gradient = jnp.where(jnp.isneginf(logits), 0, gradient)
-    return gradient.astype(logits.dtype), jnp.zeros_like(noise), jnp.zeros_like(tau)
-
-
-_reinmax.defvjp(_reinmax_forward, _reinmax_backward)
+    return gradient.astype(logits.dtype), None, None
 
 
 def covariance(p: jax.Array, g: jax.Array) -> jax.Array:

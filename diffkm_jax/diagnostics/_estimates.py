@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from diffkm_jax._checks import accumulation_dtype
-from diffkm_jax.diagnostics._moments import nonzero
-from diffkm_jax.estimators._record import Cost, Estimator, over_rows
-from diffkm_jax.estimators._score import configuration
+from diffkm_jax._numerics import polar
+from diffkm_jax.estimators._enumeration import configuration
+from diffkm_jax.estimators._estimator import Cost, Estimator
 
 
 class Sample(NamedTuple):
@@ -58,31 +58,24 @@ def judged(found: tuple, truth: tuple) -> Sample:
         gradient,
         error,
         jnp.zeros_like(error),
-        dot(error, error, cost.ndim),
+        jnp.sum(_flat(error, cost.ndim) ** 2, axis=-1),
         cosine(gradient, exact_gradient, cost.ndim),
         cost,
     )
 
 
-def dot(a: jax.Array, b: jax.Array, kept: int) -> jax.Array:
-    """The inner product of each problem, over all axes but the first `kept`."""
-    return jnp.sum(a * b, axis=tuple(range(kept, a.ndim)))
-
-
 def norm(a: jax.Array, kept: int) -> jax.Array:
-    """The length of each problem's vector; its squares neither over- nor underflow."""
-    axes = tuple(range(kept, a.ndim))
-    scale = jnp.max(jnp.abs(a), axis=axes)
-    unit = a / over_rows(nonzero(scale), a)
-    return scale * root(dot(unit, unit, kept))
-
-
-def root(a: jax.Array) -> jax.Array:
-    """The square root, with derivative 0 at 0."""
-    return jnp.where(a > 0, jnp.sqrt(jnp.where(a > 0, a, 1)), 0)
+    """The length of each problem's vector."""
+    scale, length, _ = polar(_flat(a, kept))
+    return (scale * length)[..., 0]
 
 
 def cosine(a: jax.Array, b: jax.Array, kept: int) -> jax.Array:
     """The cosine of each problem's angle, 0 where a vector is zero."""
-    a, b = (v / nonzero(over_rows(norm(v, kept), v)) for v in (a, b))
-    return dot(a, b, kept)
+    a, b = (polar(_flat(v, kept))[2] for v in (a, b))
+    return jnp.sum(a * b, axis=-1)
+
+
+def _flat(a: jax.Array, kept: int) -> jax.Array:
+    """The vector of each problem as one axis, after the first `kept`."""
+    return a.reshape(*a.shape[:kept], -1)

@@ -3,78 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, overload
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from diffkm_jax._checks import as_logits, check_integer
-from diffkm_jax.assignments import hard
-from diffkm_jax.diagnostics._estimates import (
-    Sample,
-    cosine,
-    estimate,
-    joint_draw,
-    judged,
-    norm,
-    root,
+from diffkm_jax.diagnostics._estimates import Sample, estimate, joint_draw, judged
+from diffkm_jax.diagnostics._moments import moments
+from diffkm_jax.diagnostics._report import Report, report_of
+from diffkm_jax.estimators._enumeration import batch_axes, exact, num_configurations
+from diffkm_jax.estimators._estimator import (
+    Cost,
+    Estimator,
+    check_estimator,
+    checked_cost,
 )
-from diffkm_jax.diagnostics._moments import moments, nonzero
-from diffkm_jax.estimators import Estimator, exact
-from diffkm_jax.estimators._record import Cost, check_estimator, checked_cost
-from diffkm_jax.estimators._score import batch_axes, num_configurations
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Float
 
 DEFAULT_SAMPLES = 10_000
-
-
-class Report(NamedTuple):
-    """What `evaluate` found, of each independent problem of the batch.
-
-    Vectors have the shape of the logits, [*batch, *rows, k]; numbers that of the costs,
-    [*batch], and speak of the gradient of one problem as one vector. Gradients, and so
-    bias and deviation, are in the unit of the costs, logits having none.
-
-    Attributes:
-        exact: The exact gradient of E f(D).
-        mean: The mean of the estimates.
-        bias: mean − exact.
-        bias_error: The standard error of the bias; 0 if enumerated.
-        variance: The variance of each component of an estimate.
-        total_variance: Its sum over the components.
-        mse: The mean of ‖estimate − exact‖²: ‖bias‖² + total_variance, this times
-            1 − 1/n for n samples.
-        cosine: Of the angle between mean and exact; 0 if either is zero.
-        mean_cosine: The mean of the cosines between estimate and exact.
-        snr: Signal to noise, ‖mean‖ / √total_variance: infinite without variance, 0 if
-            the mean is zero.
-        enumerated: Whether the draws were enumerated, so that nothing here has a Monte
-            Carlo error.
-        exact_value: The exact E f(D).
-        mean_value: The mean of the costs that the estimator returned.
-        difference: mean − the mean of the first estimator of the list.
-        difference_error: Its standard error, paired where both were sampled.
-    """
-
-    exact: Float[Array, "*batch_rows k"]
-    mean: Float[Array, "*batch_rows k"]
-    bias: Float[Array, "*batch_rows k"]
-    bias_error: Float[Array, "*batch_rows k"]
-    variance: Float[Array, "*batch_rows k"]
-    total_variance: Float[Array, "*batch"]
-    mse: Float[Array, "*batch"]
-    cosine: Float[Array, "*batch"]
-    mean_cosine: Float[Array, "*batch"]
-    snr: Float[Array, "*batch"]
-    enumerated: Bool[Array, ""]
-    exact_value: Float[Array, "*batch"]
-    mean_value: Float[Array, "*batch"]
-    difference: Float[Array, "*batch_rows k"]
-    difference_error: Float[Array, "*batch_rows k"]
 
 
 @overload
@@ -236,116 +186,5 @@ def evaluate(
         else:
             (found,) = moments(enumerated(record), count, chunk_size)
         first = reports[0] if reports else None
-        reports.append(_report(found, truth, count, num_samples, first, paired))
+        reports.append(report_of(found, truth, count, num_samples, first, paired))
     return tuple(reports) if several else reports[0]
-
-
-def _report(
-    found: Sample,
-    truth: tuple,
-    count: int | None,
-    num_samples: int,
-    first: Report | None,
-    paired: bool,
-) -> Report:
-    """The report of an estimator; `count` is None if it was sampled."""
-    exact_value, exact_gradient = truth
-    kept = exact_value.ndim
-    bias = found.error.mean
-    mean, squares = found.gradient.mean, found.gradient.squares
-    divisor = found.gradient.weight if count else found.gradient.weight - 1
-    variance = squares / divisor
-    total_variance = jnp.sum(variance, axis=tuple(range(kept, variance.ndim)))
-    length = norm(mean, kept)
-    deviation = root(total_variance)
-    snr = jnp.where(deviation > 0, length / nonzero(deviation), jnp.inf)
-    bias_error = jnp.zeros_like(bias)
-    if count is None:
-        bias_error = root(variance / num_samples)
-    if first is None:
-        difference = difference_error = jnp.zeros_like(bias)
-    elif paired and count is None:
-        difference = found.difference.mean
-        difference_error = root(found.difference.squares / divisor / num_samples)
-    else:
-        difference = bias - first.bias
-        difference_error = root(bias_error**2 + first.bias_error**2)
-    return Report(
-        exact=exact_gradient,
-        mean=mean,
-        bias=bias,
-        bias_error=bias_error,
-        variance=variance,
-        total_variance=total_variance,
-        mse=found.squared_error.mean,
-        cosine=cosine(mean, exact_gradient, kept),
-        mean_cosine=found.cosine.mean,
-        snr=jnp.where(length == 0, 0, snr),
-        enumerated=jnp.asarray(count is not None),
-        exact_value=exact_value,
-        mean_value=found.cost.mean,
-        difference=difference,
-        difference_error=difference_error,
-    )
-
-
-def is_discrete(
-    key: jax.Array,
-    f: Cost,
-    logits: Float[ArrayLike, "*batch_rows k"],
-    estimator: Estimator,
-    *,
-    num_samples: int = 16,
-) -> Bool[Array, ""]:
-    """Whether an estimator's noise matters only through the draws it makes.
-
-    Compares estimates under random noise with those under noise that says nothing but
-    the same argmax(logits + noise[i]), in value and gradient. That is what the flag
-    `discrete` of a record claims, and what `evaluate` relies on: a wrong flag would
-    make it report no variance. Passing for one cost and a few samples is no proof. The
-    result has no gradient.
-
-    Args:
-        key: A random key.
-        f: Cost, as in `evaluate`; one that is not linear tells most.
-        logits: Unnormalized log-probabilities, [*batch, *rows, k], floating, no unit.
-        estimator: The `Estimator` to test, whatever its flag.
-        num_samples: Estimates to compare, at least 1, static.
-
-    Returns:
-        A boolean, []; for an estimator without noise, true.
-
-    Raises:
-        TypeError: As `evaluate`.
-        ValueError: `num_samples` is below 1, or as `Estimator.expect`.
-
-    Example:
-        >>> problem = jax.random.key(0), lambda row: row[0] ** 2, jnp.zeros(3)
-        >>> records = es.reinmax(), es.gumbel_softmax(hard=True)
-        >>> [bool(dk.is_discrete(*problem, record)) for record in records]
-        [True, False]
-
-    Source: Maddison, Tarlow & Minka 2014 (draws as an argmax of Gumbel noise),
-        https://arxiv.org/abs/1411.0030
-    """
-    check_estimator(estimator)
-    check_integer("num_samples", num_samples, minimum=1)
-    logits, cost = as_logits(logits), checked_cost(f)
-
-    def same(i: jax.Array) -> jax.Array:
-        noise = estimator.draw(jax.random.fold_in(key, i), logits.shape, logits.dtype)
-        drawn = hard(logits.astype(noise.dtype)[None] + noise)
-        bare = jnp.where(drawn > 0, 0, -jnp.inf).astype(noise.dtype)
-        pairs = zip(
-            estimate(estimator, cost, logits, noise),
-            estimate(estimator, cost, logits, bare),
-            strict=True,
-        )
-        return jnp.stack([_close(a, b) for a, b in pairs]).all()
-
-    return lax.map(same, jnp.arange(num_samples)).all()
-
-
-def _close(a: jax.Array, b: jax.Array) -> jax.Array:
-    limit = 1000 * jnp.finfo(a.dtype).eps * jnp.max(jnp.abs(a))
-    return (jnp.abs(a - b) <= limit).all()

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax.estimators._record import over_rows
+from diffkm_jax._numerics import nonzero
+from diffkm_jax.estimators._attach import over_rows
 
 
 class Moments(NamedTuple):
@@ -76,8 +77,3 @@ def _merged(a: Moments, b: Moments) -> Moments:
     step = b.mean - a.mean
     squares = a.squares + b.squares + a.weight * share * step**2
     return Moments(total, a.mean + share * step, squares)
-
-
-def nonzero(a: jax.Array) -> jax.Array:
-    """The array with 1 for 0, to divide by."""
-    return jnp.where(a == 0, 1, a)

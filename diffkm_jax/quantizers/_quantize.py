@@ -1,9 +1,4 @@
-"""Vector quantization: the nearest centroid as a value, with a declared gradient.
-
-The nearest centroid of a point is constant between ties, so that a loss of it tells an
-encoder nothing. `quantize` takes the rule that puts a gradient there as a function;
-what moves the centroids is their own loss, which is k-means'.
-"""
+"""Points replaced by values of a codebook: `quantize` and NSVQ, with their losses."""
 
 from __future__ import annotations
 
@@ -17,17 +12,16 @@ from jax import export, lax
 
 from diffkm_jax._blocks import fill_inert, weigh
 from diffkm_jax._checks import as_problem, check_callable, check_floating, check_shape
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import centered
+from diffkm_jax._numerics import polar
 from diffkm_jax._pass import hard_pass
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import squared_euclidean
+from diffkm_jax.quantizers._vector_maps import straight_through_vector
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from jaxtyping import Array, Bool, Float, Int
-
-__all__ = ["Quantized", "nsvq", "quantize", "rotation_trick", "straight_through_vector"]
 
 Method = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -53,148 +47,6 @@ class Quantized(NamedTuple):
 
 
 export.register_namedtuple_serialization(Quantized, serialized_name="diffkm.Quantized")
-
-
-def straight_through_vector(
-    points: Float[ArrayLike, "*batch d"], nearest: Float[ArrayLike, "*batch d"]
-) -> Float[Array, "*batch d"]:
-    """The nearest centroid as a value, with the gradient of the point itself.
-
-    The gradient in `points` is the cotangent, as if nothing had been quantized: biased
-    by design, reverse mode only. That in `nearest` is zero.
-
-    Args:
-        points: Data, [..., d], floating, in data units.
-        nearest: Its nearest centroids, [..., d], floating, in data units.
-
-    Returns:
-        Exactly `nearest`, [..., d], in its dtype.
-
-    Raises:
-        TypeError: `points` or `nearest` is not floating, or forward mode is asked for.
-        ValueError: `points` has no coordinate, or `nearest` another shape.
-
-    Example:
-        >>> x, q = jnp.array([0.75, 2.5]), jnp.array([1.0, 2.0])
-        >>> cost = lambda x: jnp.sum(dk.straight_through_vector(x, q) ** 2)
-        >>> float(cost(x)), jax.grad(cost)(x).tolist()  # Those at q.
-        (5.0, [2.0, 4.0])
-
-    Source: van den Oord, Vinyals & Kavukcuoglu 2017, https://arxiv.org/abs/1711.00937
-    """
-    points, nearest = _as_pair(points, nearest)
-    return _straight_through(points.astype(nearest.dtype), nearest)
-
-
-@jax.custom_vjp
-def _straight_through(points: jax.Array, nearest: jax.Array) -> jax.Array:
-    del points  # The value does not depend on it.
-    return nearest
-
-
-def _straight_through_forward(points: jax.Array, nearest: jax.Array):
-    # The decorated function, so that a second derivative meets the rule again.
-    return _straight_through(points, nearest), None
-
-
-def _straight_through_backward(_: None, cotangent: jax.Array):
-    return cotangent, None
-
-
-_straight_through.defvjp(_straight_through_forward, _straight_through_backward)
-
-
-def rotation_trick(
-    points: Float[ArrayLike, "*batch d"], nearest: Float[ArrayLike, "*batch d"]
-) -> Float[Array, "*batch d"]:
-    """The nearest centroid as a value, with the gradient of a rotation to it.
-
-    The value is the point x, turned and scaled to its centroid q, and the gradient in
-    `points` that of this map, held constant. With unit vectors x̂, q̂, r along x̂ + q̂ and
-    cotangent g it is ‖q‖/‖x‖ [g − 2 r⟨r, g⟩ + 2 x̂⟨q̂, g⟩]: biased by design, reverse
-    mode only. That in `nearest` is zero.
-
-    Where there is no such map, it is g, the straight-through gradient, at x = 0 or
-    an x that is not finite; zero at q = 0; and without the term in r, which makes it
-    a reflection to the same q, where q̂ = −x̂ to half the digits. The ratio of the norms
-    is at most the largest number of its dtype.
-
-    Args:
-        points: Data, [..., d], floating, in data units.
-        nearest: Its nearest centroids, [..., d], floating, in data units.
-
-    Returns:
-        Exactly `nearest`, [..., d], in its dtype.
-
-    Raises:
-        TypeError: `points` or `nearest` is not floating, or forward mode is asked for.
-        ValueError: `points` has no coordinate, or `nearest` another shape.
-
-    Example:
-        >>> x, q = jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])
-        >>> gradient = jax.grad(lambda x: dk.rotation_trick(x, q)[1])(x)
-        >>> np.allclose(gradient, [2.0, 0.0], atol=1e-6)  # From along q to along x.
-        True
-
-    Source: Fifty et al. 2024, https://arxiv.org/abs/2410.06424
-    """
-    return _rotate(*_as_pair(points, nearest))
-
-
-@jax.custom_vjp
-def _rotate(points: jax.Array, nearest: jax.Array) -> jax.Array:
-    del points
-    return nearest
-
-
-def _rotate_forward(points: jax.Array, nearest: jax.Array):
-    return _rotate(points, nearest), (points, nearest)
-
-
-def _rotate_backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array):
-    # Held constant, so that a second derivative goes through the cotangent only.
-    points, nearest = lax.stop_gradient(residuals)
-    dtype = accumulation_dtype(points, nearest)
-    ratio, r, x, q = _rotation(points.astype(dtype), nearest.astype(dtype))
-    g = cotangent.astype(dtype)
-    r_g, q_g = (jnp.sum(a * g, axis=-1, keepdims=True) for a in (r, q))
-    return (ratio * (g - 2 * r * r_g + 2 * x * q_g)).astype(points.dtype), None
-
-
-_rotate.defvjp(_rotate_forward, _rotate_backward)
-
-
-def _rotation(points: jax.Array, nearest: jax.Array):
-    """The factor [..., 1] and the vectors r, x̂, q̂ [..., d] of the map."""
-    limits = jnp.finfo(points.dtype)
-    x_scale, x_length, x = _polar(points)
-    q_scale, q_length, q = _polar(nearest)
-    usable = (x_scale > 0) & jnp.isfinite(x_length)
-    ratio = q_scale / jnp.where(usable, x_scale, 1) * (q_length / x_length)
-    ratio = jnp.where(usable, jnp.minimum(ratio, limits.max), 1)
-    x = jnp.where(usable, x, 0)
-    squared = jnp.sum((x + q) ** 2, axis=-1, keepdims=True)
-    # Nearer to opposite than √ε, rounding would decide where r points.
-    dropped = ~usable | (squared < limits.eps)
-    r = jnp.where(dropped, 0, (x + q) / jnp.sqrt(jnp.where(dropped, 1, squared)))
-    return ratio, r, x, q
-
-
-def _polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The norm of x as a product of two, [..., 1], and its direction, [..., d].
-
-    The first is about the largest entry, in whose units squares neither overflow nor
-    underflow. Norm, direction and their gradients are zero at zero.
-    """
-    tiny = float(jnp.finfo(x.dtype).tiny)
-    scale = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
-    zero = scale < tiny
-    # A division is by the reciprocal, which must not underflow either.
-    scale = jnp.minimum(scale, 0.25 / tiny)
-    x = jnp.where(zero, 0, x / jnp.where(zero, 1, scale))
-    squared = jnp.sum(x * x, axis=-1, keepdims=True)
-    length = jnp.sqrt(jnp.where(zero, 1, squared))
-    return jnp.where(zero, 0, scale), length, x / length
 
 
 def quantize(
@@ -324,8 +176,8 @@ def nsvq(
     check_floating("noise", noise)
     check_shape("noise", noise, points.shape, f"[n, d] as points {points.shape}")
     x, nearest, *others = _encode(plan, problem, centroids)
-    scale, length, _ = _polar(x - nearest)
-    values = x + scale * length * _polar(noise.astype(x.dtype))[2]
+    scale, length, _ = polar(x - nearest)
+    values = x + scale * length * polar(noise.astype(x.dtype))[2]
     return Quantized(values.astype(points.dtype), *others)
 
 
@@ -340,15 +192,3 @@ def _encode(plan: Plan, problem: Problem, centroids: jax.Array):
     x = fill_inert(problem.points.astype(acc), w, fixed)
     commitment_loss = jnp.sum(weigh(w, jnp.sum((x - fixed) ** 2, axis=1)))
     return x, nearest, labels, codebook_loss, commitment_loss
-
-
-def _as_pair(points: ArrayLike, nearest: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    points, nearest = jnp.asarray(points), jnp.asarray(nearest)
-    check_floating("points", points)
-    check_floating("nearest", nearest)
-    if points.ndim == 0 or points.shape[-1] == 0:
-        found = f"got shape {points.shape}"
-        raise ValueError(f"points must be [..., d] with d at least 1, {found}")
-    layout = f"[..., d] as points {points.shape}"
-    check_shape("nearest", nearest, points.shape, layout)
-    return points, nearest

@@ -1,14 +1,14 @@
-"""The record of an estimator, and the means to declare a gradient for a cost."""
+"""The record of an estimator: what it is, what a cost and a setting of it must be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from diffkm_torch._checks import (
     as_logits,
@@ -91,64 +91,27 @@ def checked_cost(f: Cost, shapes: list[tuple[int, ...]]) -> Cost:
     return cost
 
 
-def attach(costs: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
-    """Mirrors `diffkm_jax.estimators.attach`: costs with a declared gradient."""
-    logits = as_logits(logits)
-    check_floating("costs", costs)
-    check_floating("gradient", gradient)
-    shape = tuple(logits.shape)
-    check_shape("gradient", gradient, shape, f"of the shape of logits {shape}")
-    prefix = shape[: min(costs.ndim, logits.ndim - 1)]
-    check_shape("costs", costs, prefix, f"a prefix {prefix} of logits {shape}")
-    return _Attach.apply(costs, logits.to(gradient.dtype), gradient)  # type: ignore[return-value]
-
-
-class _Attach(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(costs: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
-        del logits, gradient
-        return costs.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        del output
-        ctx.save_for_backward(inputs[2])
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        (gradient,) = ctx.saved_tensors
-        weight = over_rows(cotangent, gradient).to(gradient.dtype)
-        return cotangent, weight * gradient, None
-
-
-def over_rows(costs: Tensor, rows: Tensor) -> Tensor:
-    """Costs [*batch] with axes of length 1 for those of the rows [*batch, *rows, k]."""
-    return costs.reshape(costs.shape + (1,) * (rows.ndim - costs.ndim))
-
-
-def value_and_gradient(f: Cost, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Costs and their gradient in the rows, itself differentiable.
-
-    A new node stands for the rows, so that what else depends on them does not count.
-    """
-    with torch.enable_grad():
-        rows = rows.view_as(rows) if rows.requires_grad else rows.detach()
-        rows = rows if rows.requires_grad else rows.requires_grad_()
-        if torch.compiler.is_compiling():
-            # In one graph with the rows, the costs would seem not to depend on them.
-            torch._dynamo.graph_break()
-        costs = f(rows)
-        if not costs.requires_grad:
-            return costs, torch.zeros_like(rows)
-        (gradient,) = torch.autograd.grad(
-            costs.sum(), rows, create_graph=True, allow_unused=True
-        )
-    return costs, torch.zeros_like(rows) if gradient is None else gradient
-
-
 def setting(name: str, value: float | Tensor, *, zero: bool = False) -> float | Tensor:
     """A checked scalar."""
     check_scalar(name, value, zero=zero)
     return value
+
+
+def through(assignment: Callable[..., Tensor], **static: Any) -> Rule:
+    """The rule that differentiates the cost at the rows of an assignment map.
+
+    A map of several draws takes their noise as it is, [num_draws, ..., k]; one of a
+    single draw takes it without that axis, one without a draw takes none.
+    """
+    return partial(_through, assignment, **static)
+
+
+def _through(
+    assignment: Callable[..., Tensor],
+    f: Cost,
+    logits: Tensor,
+    noise: Tensor,
+    **options: Any,
+) -> Tensor:
+    draws = (noise,) if len(noise) > 1 else tuple(noise)
+    return f(assignment(logits, *draws, **options))

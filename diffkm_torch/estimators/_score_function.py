@@ -2,75 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
-from math import prod
-
 import torch
 from torch import Tensor
 
 import diffkm_torch.assignments as maps
 from diffkm_torch._checks import accumulation_dtype, as_scalar, check_integer
-from diffkm_torch.assignments._softmax import relaxed
 from diffkm_torch.assignments._straight_through import chosen
-from diffkm_torch.estimators._record import (
-    Cost,
-    Estimator,
-    attach,
-    over_rows,
-    setting,
-    value_and_gradient,
-)
+from diffkm_torch.estimators._attach import attach, over_rows, value_and_gradient
+from diffkm_torch.estimators._enumeration import probabilities
+from diffkm_torch.estimators._estimator import Cost, Estimator, setting
 
 Scalar = float | Tensor
 
 
-def exact(*, max_configurations: int = 4096) -> Estimator:
-    """Mirrors `diffkm_jax.estimators.exact`, by a loop over all draws of a problem."""
-    check_integer("max_configurations", max_configurations, minimum=1)
-    return Estimator("exact", _exact_rule(max_configurations), {}, 0, True)
-
-
-@cache
-def _exact_rule(max_configurations: int):
-    return partial(_exact, max_configurations=max_configurations)
-
-
-def _exact(
-    f: Cost, logits: Tensor, noise: Tensor, *, max_configurations: int
-) -> Tensor:
-    del noise
-    best = maps.hard(logits)
-    likeliest = f(best)
-    k, kept = logits.shape[-1], likeliest.ndim
-    rows = tuple(logits.shape[kept:-1])
-    num = k ** prod(rows)
-    if num > max_configurations:
-        raise ValueError(
-            f"a problem of rows {rows} has k**r = {k}**{prod(rows)} configurations, "
-            f"more than max_configurations={max_configurations}: a cost that keeps the "
-            "axes of independent rows takes far fewer"
-        )
-    p = _probabilities(logits)
-    acc = accumulation_dtype(logits, likeliest)
-    origin = likeliest.detach().to(acc)
-    terms = []
-    for code in range(num):
-        digits = [code // k**place % k for place in range(prod(rows))]
-        one_hot = torch.eye(k, dtype=logits.dtype)[digits].reshape(*rows, k)
-        drawn = one_hot.to(logits.device).expand(logits.shape)
-        probability = (p * drawn.to(p.dtype)).sum(-1)
-        for _ in rows:
-            probability = probability.prod(-1)
-        possible = over_rows(probability > 0, drawn)
-        costs = f(torch.where(possible, drawn, best)).to(acc)
-        above = torch.where(probability > 0, costs - origin, 0)
-        terms.append(probability.to(acc) * above)
-    return (origin + torch.stack(terms).sum(0)).to(likeliest.dtype)
-
-
 def reinforce(*, baseline: Scalar = 0.0) -> Estimator:
     """Mirrors `diffkm_jax.estimators.reinforce`: (f(D) − baseline) (D − p)."""
-    return Estimator("reinforce", _reinforce, {"baseline": baseline}, 1, True)
+    return Estimator("reinforce", _reinforce, {"baseline": baseline}, discrete=True)
 
 
 def _reinforce(f: Cost, logits: Tensor, noise: Tensor, *, baseline: Scalar) -> Tensor:
@@ -90,7 +37,7 @@ def _reinforce(f: Cost, logits: Tensor, noise: Tensor, *, baseline: Scalar) -> T
 def rloo(*, num_samples: int = 4) -> Estimator:
     """Mirrors `diffkm_jax.estimators.rloo`: the other draws are the baseline."""
     check_integer("num_samples", num_samples, minimum=2)
-    return Estimator("rloo", _rloo, {}, num_samples, True)
+    return Estimator("rloo", _rloo, {}, num_draws=num_samples, discrete=True)
 
 
 def _rloo(f: Cost, logits: Tensor, noise: Tensor) -> Tensor:
@@ -106,7 +53,7 @@ def _rloo(f: Cost, logits: Tensor, noise: Tensor) -> Tensor:
 def rebar(*, tau: Scalar = 0.5, eta: Scalar = 1.0) -> Estimator:
     """Mirrors `diffkm_jax.estimators.rebar`: the relaxed cost as a control variate."""
     settings = {"tau": setting("tau", tau), "eta": setting("eta", eta, zero=True)}
-    return Estimator("rebar", _rebar, settings, 2)
+    return Estimator("rebar", _rebar, settings, num_draws=2)
 
 
 def _rebar(
@@ -145,7 +92,7 @@ def _disarm(f: Cost, logits: Tensor, noise: Tensor) -> Tensor:
     drawn, other = (chosen(logits, g) for g in (noise[0], noise[0].flip(-1)))
     found = f(drawn)
     costs, others = _wide(found), _wide(f(other))
-    p = _probabilities(logits)
+    p = probabilities(logits)
     larger = (maps.hard(p) * p).sum(-1, keepdim=True)
     direction = larger * (drawn - other).to(p.dtype)
     direction = direction.masked_fill(logits.isneginf(), 0)
@@ -153,14 +100,9 @@ def _disarm(f: Cost, logits: Tensor, noise: Tensor) -> Tensor:
     return attach((0.5 * (costs + others)).to(found.dtype), logits, gradient)
 
 
-def _probabilities(logits: Tensor) -> Tensor:
-    one = torch.ones((), dtype=accumulation_dtype(logits), device=logits.device)
-    return relaxed(logits, one)
-
-
 def _score(logits: Tensor, drawn: Tensor) -> Tensor:
     """D − p, the derivative of log p(D) in the logits, float32 or wider."""
-    p = _probabilities(logits)
+    p = probabilities(logits)
     return (drawn.to(p.dtype) - p).masked_fill(logits.isneginf(), 0)
 
 

@@ -1,4 +1,4 @@
-"""The record of an estimator, and the means to declare a gradient for a cost."""
+"""The record of an estimator: what it is, what a cost and a setting of it must be."""
 
 from __future__ import annotations
 
@@ -24,6 +24,19 @@ if TYPE_CHECKING:
 
 Cost = Callable[[jax.Array], jax.Array]
 Rule = Callable[..., jax.Array]
+
+
+class HashablePartial(partial):
+    """A function with arguments fixed, equal to another of the same: static in jit."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HashablePartial) and self._held() == other._held()
+
+    def __hash__(self) -> int:
+        return hash(self._held())
+
+    def _held(self) -> tuple:
+        return self.func, self.args, frozenset(self.keywords.items())
 
 
 @partial(
@@ -181,77 +194,27 @@ def checked_cost(f: Cost, shapes: list[tuple[int, ...]] | None = None) -> Cost:
     return cost
 
 
-def attach(
-    costs: Float[Array, "*batch"],
-    logits: Float[ArrayLike, "*batch_rows k"],
-    gradient: Float[Array, "*batch_rows k"],
-) -> Float[Array, "*batch"]:
-    """Costs with a declared gradient in the logits: what a score-function rule returns.
-
-    The value is `costs`. The derivative in `logits` is `gradient`, in `costs` it is 1,
-    in `gradient` none; reverse mode only. A second derivative is that of `gradient`
-    itself, in all that it was computed from: so the variance of an estimate can be
-    minimized over its settings.
-
-    Args:
-        costs: Costs, [*batch], floating, in any unit.
-        logits: The logits, [*batch, *rows, k], floating, no unit.
-        gradient: The estimate of the gradient of each cost, [*batch, *rows, k],
-            floating, in the unit of the costs.
-
-    Returns:
-        Costs, [*batch], in their dtype.
-
-    Raises:
-        TypeError: An array is not floating.
-        ValueError: `gradient` has not the shape of `logits`, or that of `costs` is no
-            prefix of it.
-
-    Example:
-        >>> def cost(z):
-        ...     return es.attach(jnp.array(3.0), z, jnp.array([1.0, -1.0]))
-        >>> [a.tolist() for a in jax.value_and_grad(cost)(jnp.zeros(2))]
-        [3.0, [1.0, -1.0]]
-
-    Source: Schulman et al. 2015 (stochastic computation graphs),
-        https://arxiv.org/abs/1506.05254
-    """
-    costs, gradient = jnp.asarray(costs), jnp.asarray(gradient)
-    logits = as_logits(logits)
-    check_floating("costs", costs)
-    check_floating("gradient", gradient)
-    layout = f"of the shape of logits {logits.shape}"
-    check_shape("gradient", gradient, logits.shape, layout)
-    prefix = logits.shape[: min(costs.ndim, logits.ndim - 1)]
-    check_shape("costs", costs, prefix, f"a prefix {prefix} of logits {logits.shape}")
-    # Cast here, so that the product with a cotangent is rounded once.
-    return _attach(costs, logits.astype(gradient.dtype), gradient)
-
-
-@jax.custom_vjp
-def _attach(costs: jax.Array, logits: jax.Array, gradient: jax.Array) -> jax.Array:
-    del logits, gradient
-    return costs
-
-
-def _forward(costs: jax.Array, logits: jax.Array, gradient: jax.Array):
-    return _attach(costs, logits, gradient), gradient
-
-
-def _backward(gradient: jax.Array, cotangent: jax.Array):
-    weight = over_rows(cotangent, gradient).astype(gradient.dtype)
-    return cotangent, weight * gradient, jnp.zeros_like(gradient)
-
-
-_attach.defvjp(_forward, _backward)
-
-
-def over_rows(costs: jax.Array, rows: jax.Array) -> jax.Array:
-    """Costs [*batch] with axes of length 1 for those of the rows [*batch, *rows, k]."""
-    return costs.reshape(costs.shape + (1,) * (rows.ndim - costs.ndim))
-
-
 def setting(name: str, value: ArrayLike, *, zero: bool = False) -> jax.Array:
     """A checked scalar as a leaf, always of one dtype, so that no value recompiles."""
     check_scalar(name, value, zero=zero)
     return jnp.asarray(value).astype(jax.dtypes.canonicalize_dtype(float))
+
+
+def through(assignment: Callable[..., jax.Array], **static: Any) -> Rule:
+    """The rule that differentiates the cost at the rows of an assignment map.
+
+    A map of several draws takes their noise as it is, [num_draws, ..., k]; one of a
+    single draw takes it without that axis, one without a draw takes none.
+    """
+    return HashablePartial(_through, assignment, **static)
+
+
+def _through(
+    assignment: Callable[..., jax.Array],
+    f: Cost,
+    logits: jax.Array,
+    noise: jax.Array,
+    **options: Any,
+) -> jax.Array:
+    draws = (noise,) if len(noise) > 1 else tuple(noise)
+    return f(assignment(logits, *draws, **options))

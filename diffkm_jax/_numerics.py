@@ -1,0 +1,35 @@
+"""Square roots, quotients and norms that are safe at zero, with their derivatives."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def nonzero(x: jax.Array) -> jax.Array:
+    """The array with 1 for 0, to divide by."""
+    return jnp.where(x == 0, 1, x)
+
+
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """√max(x, 0), with derivative 0 where x is not positive."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+def polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The norm of x as a product of two, [..., 1], and its direction, [..., d].
+
+    The first is about the largest entry, in whose units squares neither overflow nor
+    underflow. Norm, direction and their gradients are zero at zero.
+    """
+    tiny = float(jnp.finfo(x.dtype).tiny)
+    scale = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    zero = scale < tiny
+    # A division is by the reciprocal, which must not underflow either.
+    scale = jnp.minimum(scale, 0.25 / tiny)
+    x = jnp.where(zero, 0, x / jnp.where(zero, 1, scale))
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    length = jnp.sqrt(jnp.where(zero, 1, squared))
+    return jnp.where(zero, 0, scale), length, x / length

@@ -1,0 +1,81 @@
+"""Costs with an estimate as their gradient in the logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from diffkm_jax._checks import as_logits, check_floating, check_shape
+from diffkm_jax.assignments._declared import declared
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float
+
+
+def attach(
+    costs: Float[Array, "*batch"],
+    logits: Float[ArrayLike, "*batch_rows k"],
+    gradient: Float[Array, "*batch_rows k"],
+) -> Float[Array, "*batch"]:
+    """Costs with a declared gradient in the logits: what a score-function rule returns.
+
+    The value is `costs`. The derivative in `logits` is `gradient`, in `costs` it is 1,
+    in `gradient` none; reverse mode only. A second derivative is that of `gradient`
+    itself, in all that it was computed from: so the variance of an estimate can be
+    minimized over its settings.
+
+    Args:
+        costs: Costs, [*batch], floating, in any unit.
+        logits: The logits, [*batch, *rows, k], floating, no unit.
+        gradient: The estimate of the gradient of each cost, [*batch, *rows, k],
+            floating, in the unit of the costs.
+
+    Returns:
+        Costs, [*batch], in their dtype.
+
+    Raises:
+        TypeError: An array is not floating.
+        ValueError: `gradient` has not the shape of `logits`, or that of `costs` is no
+            prefix of it.
+
+    Example:
+        >>> def cost(z):
+        ...     return es.attach(jnp.array(3.0), z, jnp.array([1.0, -1.0]))
+        >>> [a.tolist() for a in jax.value_and_grad(cost)(jnp.zeros(2))]
+        [3.0, [1.0, -1.0]]
+
+    Source: Schulman et al. 2015 (stochastic computation graphs),
+        https://arxiv.org/abs/1506.05254
+    """
+    costs, gradient = jnp.asarray(costs), jnp.asarray(gradient)
+    logits = as_logits(logits)
+    check_floating("costs", costs)
+    check_floating("gradient", gradient)
+    layout = f"of the shape of logits {logits.shape}"
+    check_shape("gradient", gradient, logits.shape, layout)
+    prefix = logits.shape[: min(costs.ndim, logits.ndim - 1)]
+    check_shape("costs", costs, prefix, f"a prefix {prefix} of logits {logits.shape}")
+    # Cast here, so that the product with a cotangent is rounded once.
+    logits = logits.astype(gradient.dtype)
+    return declared(_costs, _estimate, costs, logits, gradient)
+
+
+def _costs(costs: jax.Array, logits: jax.Array, gradient: jax.Array) -> jax.Array:
+    del logits, gradient
+    return costs
+
+
+def _estimate(
+    cotangent: jax.Array, costs: jax.Array, logits: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    del costs, logits
+    weight = over_rows(cotangent, gradient).astype(gradient.dtype)
+    return cotangent, weight * gradient, None
+
+
+def over_rows(costs: jax.Array, rows: jax.Array) -> jax.Array:
+    """Costs [*batch] with axes of length 1 for those of the rows [*batch, *rows, k]."""
+    return costs.reshape(costs.shape + (1,) * (rows.ndim - costs.ndim))

@@ -1,0 +1,11 @@
+"""Vector quantization: the nearest centroid as a value, with a declared gradient.
+
+The nearest centroid of a point is constant between ties, so that a loss of it tells an
+encoder nothing. `quantize` takes the rule that puts a gradient there as a function;
+what moves the centroids is their own loss, which is k-means'.
+"""
+
+from diffkm_jax.quantizers._quantize import Quantized, nsvq, quantize
+from diffkm_jax.quantizers._vector_maps import rotation_trick, straight_through_vector
+
+__all__ = ["Quantized", "nsvq", "quantize", "rotation_trick", "straight_through_vector"]

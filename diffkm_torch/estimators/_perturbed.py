@@ -1,0 +1,49 @@
+"""Perturbation estimators: the choice less the choice at logits of a lower cost."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from diffkm_torch._checks import accumulation_dtype, as_scalar
+from diffkm_torch.assignments._perturbed import to_target
+from diffkm_torch.assignments._straight_through import chosen
+from diffkm_torch.estimators._attach import attach, value_and_gradient
+from diffkm_torch.estimators._estimator import Cost, Estimator, setting
+
+Scalar = float | Tensor
+
+
+def blackbox(*, strength: Scalar = 1.0) -> Estimator:
+    """Mirrors `diffkm_jax.estimators.blackbox`."""
+    settings = {"strength": setting("strength", strength)}
+    return Estimator("blackbox", _blackbox, settings, num_draws=0, discrete=True)
+
+
+def _blackbox(f: Cost, logits: Tensor, noise: Tensor, *, strength: Scalar) -> Tensor:
+    del noise
+    return _to_target(f, logits, None, strength, scaled=True)
+
+
+def implicit_mle(*, strength: Scalar = 1.0, scaled: bool = False) -> Estimator:
+    """Mirrors `diffkm_jax.estimators.implicit_mle`."""
+    settings = {"strength": setting("strength", strength)}
+    rule = partial(_implicit_mle, scaled=bool(scaled))
+    name = "implicit_mle_scaled" if scaled else "implicit_mle"
+    return Estimator(name, rule, settings)
+
+
+def _implicit_mle(
+    f: Cost, logits: Tensor, noise: Tensor, *, strength: Scalar, scaled: bool
+) -> Tensor:
+    return _to_target(f, logits, noise[0], strength, scaled=scaled)
+
+
+def _to_target(
+    f: Cost, logits: Tensor, noise: Tensor | None, strength: Scalar, *, scaled: bool
+) -> Tensor:
+    costs, g = value_and_gradient(f, chosen(logits, noise))
+    strength = as_scalar("strength", strength, accumulation_dtype(logits, noise))
+    gradient = to_target(logits, noise, strength, g, scaled=scaled)
+    return attach(costs, logits, gradient)

@@ -66,6 +66,7 @@ def table():
     )
 
 
+@pytest.mark.slow
 def test_every_mirrored_function_passes(table):
     assert table.returncode == 0, table.stdout[-2000:] + table.stderr[-2000:]
     rows = json.loads(table.stdout)
@@ -78,6 +79,7 @@ def test_every_mirrored_function_passes(table):
             assert (space + name in named) == is_function
 
 
+@pytest.mark.slow
 def test_nearly_all_rows_of_the_table_are_judged_and_have_gradients(table):
     rows = json.loads(table.stdout)
     wide = [p for r in rows for p in r["report"]["pairs"] if p["dtype"] == "float64"]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from _maps import MAPS, ONE_DRAW, SEVERAL_DRAWS, gumbel, noise_for, scalar
+from maps import MAPS, ONE_DRAW, SEVERAL_DRAWS, gumbel, noise_for, scalar
 
 import diffkm_jax as dk
 import diffkm_torch as dt

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _fits import DIGITS, C, X, lloyd, start, status
+from problems import DIGITS, C, X, lloyd, start, status
 
 import diffkm_jax as dk
 

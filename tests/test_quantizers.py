@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from _pulls import BOTH, field
+from twins import BOTH, field
 
 import diffkm_jax as dk
 import diffkm_torch as dt

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -144,7 +145,7 @@ def test_it_runs_as_a_module_from_the_folder_of_the_functions(folder):
             *(sys.executable, "-m", "diffkm_torch", "compare", "--no-jit"),
             *("pairs_of_a_user:ours", "pairs_of_a_user:theirs", "--args", "args.npz"),
         ],
-        env={"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

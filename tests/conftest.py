@@ -1,13 +1,28 @@
-"""Strict JAX for every test: x64, no silent promotion, several virtual devices."""
+"""Strict JAX for every test: x64, no silent promotion, several virtual devices.
 
-import itertools
+Most of a test is compiling. So programs are kept on disk, for all workers and for the
+processes that tests start, and are compiled at the lowest level of optimization: not
+where memory, speed or the last digits are at stake, in `optimized/` and in the slow
+tests, which are run as `XLA_FLAGS= python -m pytest -m slow`.
+"""
+
 import os
+import shutil
+from pathlib import Path
 
-import jax
-import pytest
+CACHE = Path(__file__).parents[1] / ".jax_cache"
+CACHE_BYTES = 2e9
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-# The float32 suite is a second process: see test_float32_suite.py.
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# The suites of other settings are further processes: see test_other_settings.py.
 X64 = os.environ.get("DIFFKM_TEST_X64", "1") == "1"
+SUITES = ["float32", "optimized"]
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
@@ -15,14 +30,19 @@ jax.config.update("jax_enable_x64", X64)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-collect_ignore = ["float32"] if X64 else []
-
-_finished = itertools.count(1)
+collect_ignore = SUITES if X64 else []
 
 
-@pytest.fixture(autouse=True)
+def pytest_configure(config):
+    """Empties the folder of programs when it has grown: once, before the workers."""
+    if hasattr(config, "workerinput") or not CACHE.is_dir():
+        return
+    if sum(path.stat().st_size for path in CACHE.iterdir()) > CACHE_BYTES:
+        shutil.rmtree(CACHE)
+
+
+@pytest.fixture(autouse=True, scope="module")
 def few_programs():
-    """Forgets compiled programs now and then: thousands of them are gigabytes."""
+    """Forgets the programs of a file: thousands of them are gigabytes."""
     yield
-    if next(_finished) % 50 == 0:
-        jax.clear_caches()
+    jax.clear_caches()

@@ -1,6 +1,6 @@
 """JAX and torch: every mirrored function, values and gradients in every argument."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 import torch
-from _agreement import compare
-from _cases import NAMES, TIED, problem
+from problems import NAMES, TIED, problem
+from twins import compare, pair
 
 import diffkm_jax as dk
 import diffkm_torch as dt
@@ -26,16 +26,29 @@ DISTANCES = [
 POSITIVE = {"kl_divergence", "itakura_saito"}
 
 
-def pair(name, **options):
-    return [partial(getattr(module, name), **options) for module in (dk, dt)]
-
-
 def unresolved_limit(name, dtype):
     """The share of rows in which rounding may exceed 1 % of the gradient."""
     if dtype == "float64":
         return 0.01
     # At an offset of 10⁴ one float32 ulp is 10⁻³ of a point's size.
     return 1.0 if name == "offset" else 0.2
+
+
+@cache
+def assigned(assignment):
+    def on(module):
+        def loss(points, centroids, temperature, **options):
+            return module.assigned_loss(
+                points,
+                centroids,
+                getattr(module, assignment),
+                temperature=temperature,
+                **options,
+            )
+
+        return loss
+
+    return on(dk), on(dt)
 
 
 def agree(functions, name, arrays, limit=0.0):
@@ -76,22 +89,9 @@ def test_losses_agree(name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("assignment", ["hard", "softmax", "straight_through"])
 def test_assigned_losses_agree(assignment, name):
-    def on(module):
-        def loss(points, centroids, temperature, **options):
-            return module.assigned_loss(
-                points,
-                centroids,
-                getattr(module, assignment),
-                temperature=temperature,
-                **options,
-            )
-
-        return loss
-
     for dtype in DTYPES:
         arrays = problem(name, dtype) | {"temperature": np.asarray(0.7, dtype)}
-        limit = unresolved_limit(name, dtype)
-        agree([on(dk), on(dt)], name, arrays, limit)
+        agree(assigned(assignment), name, arrays, unresolved_limit(name, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -156,18 +156,6 @@ def test_losses_of_other_distances_agree(distance, temperature, dtype):
     assert compare(on(dk), on(dt), **arrays) <= unresolved_limit(distance, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tau", [0.1, 1.0, 10.0])
-@pytest.mark.parametrize("name", ["hard", "softmax", "straight_through"])
-def test_assignments_agree(name, tau, dtype):
-    logits = np.random.default_rng(2).normal(size=(4, 6, 5)).astype(dtype)
-    logits[0, 0, 1] = -np.inf
-    if name == "hard":
-        assert compare(*pair(name), logits=logits) == 0
-    else:
-        compare(*pair(name), logits=logits, tau=np.asarray(tau, dtype))
-
-
 def penalty(gradient):
     return (gradient**2).sum()
 
@@ -193,28 +181,6 @@ def test_second_derivatives_agree(name, temperature):
         return sum(map(penalty, torch.autograd.grad(loss, inputs, create_graph=True)))
 
     agree([ours, theirs], name, arrays)
-
-
-def test_second_derivatives_of_straight_through_agree():
-    logits = np.random.default_rng(3).normal(size=(4, 5))
-    target = np.random.default_rng(4).normal(size=(4, 5))
-
-    def cost(rows, target):
-        return ((rows - target) ** 3).sum()
-
-    def ours(logits, tau, target):
-        def f(z):
-            return cost(dk.straight_through(z, tau=tau), target)
-
-        return penalty(jax.grad(f)(logits))
-
-    def theirs(logits, tau, target):
-        loss = cost(dt.straight_through(logits, tau=tau), target)
-        (g,) = torch.autograd.grad(loss, logits, create_graph=True)
-        return penalty(g)
-
-    arrays = {"logits": logits, "tau": np.asarray(0.8), "target": target}
-    assert compare(ours, theirs, **arrays) == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _mapped import COTANGENT, LOGITS, gradient, mapped
-from _maps import MAPS, RULED, noise_for, scalar
+from maps import COTANGENT, LOGITS, MAPS, RULED, gradient, mapped, noise_for, scalar
 
 import diffkm_jax as dk
 

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _mapped import COTANGENT, LOGITS, gradient, mapped
-from _maps import DISCRETE, SOFT, gumbel, noise_for
+from maps import COTANGENT, DISCRETE, LOGITS, SOFT, gradient, gumbel, mapped, noise_for
 
 import diffkm_jax as dk
 

@@ -5,7 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from _layers import RNG, C, V, W, X, close, exact, with_gradients
+from problems import layer_data
+from torch.testing import assert_close as close
+from twins import exact, with_gradients
 
 import diffkm_torch as dt
 
@@ -17,7 +19,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
 ]
 
-ROOT = torch.tensor(RNG.normal(size=(3, 3)), dtype=torch.float32)
+X, C, W, V = layer_data()
+ROOT = V[:3]
 MAHALANOBIS = dt.mahalanobis(ROOT @ ROOT.T)
 LOSS, QUANTIZER = dt.KMeansLoss, dt.VectorQuantizer
 bfloat16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from _maps import noise_for
+from maps import noise_for
 
 import diffkm_jax as dk
 import diffkm_torch as dt

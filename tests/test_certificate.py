@@ -474,15 +474,6 @@ def test_everything_is_in_the_accumulation_dtype(temperature, dtype):
         assert leaf.dtype == other.get(name, acc), name
 
 
-@LAWS
-def test_memory_is_far_below_that_of_all_distances(temperature):
-    n, k, d = 200_000, 256, 8
-    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (k, d))]
-    f = jax.jit(partial(dk.certificate, temperature=temperature))
-    memory = f.lower(*shapes).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < n * k * 4 / 16
-
-
 # Errors.
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _fits import C, X, lloyd, status
+from problems import C, X, lloyd, status
 
 import diffkm_jax as dk
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from _agreement import compare
-from _maps import gumbel
+from maps import gumbel
+from twins import compare
 
 import diffkm_jax as dk
 import diffkm_torch as dt

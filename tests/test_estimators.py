@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _maps import gumbel
+from maps import gumbel
 
 import diffkm_jax as dk
 from diffkm_jax import estimators as es

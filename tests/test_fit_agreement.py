@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from _fits import DIGITS, start
+from problems import DIGITS, start
 
 import diffkm_jax as dk
 import diffkm_torch as dt

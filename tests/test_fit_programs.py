@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _fits import DIGITS, C, X, status
+from problems import DIGITS, C, X, status
 
 import diffkm_jax as dk
 from diffkm_jax.fitting._fit import fit_from

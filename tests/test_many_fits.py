@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _fits import status
+from problems import status
 
 import diffkm_jax as dk
 

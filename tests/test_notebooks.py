@@ -78,6 +78,7 @@ def test_without_a_package_the_first_cell_says_what_to_install(
         exec(code_cells(read(path))[0].source, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])
 def test_they_run_and_print_what_they_say(path, tmp_path):
     committed, notebook = read(path), read(path)

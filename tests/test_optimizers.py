@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from _cases import problem
+from problems import problem
 from sklearn.cluster import MiniBatchKMeans
 
 import diffkm_jax as dk

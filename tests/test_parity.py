@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def table():
     )
 
 
+@pytest.mark.slow
 def test_every_mirrored_function_passes(table):
     assert table.returncode == 0, table.stdout[-2000:] + table.stderr[-2000:]
     rows = json.loads(table.stdout)
@@ -78,6 +80,7 @@ def test_every_mirrored_function_passes(table):
             assert (space + name in named) == is_function
 
 
+@pytest.mark.slow
 def test_nearly_all_rows_of_the_table_are_judged_and_have_gradients(table):
     rows = json.loads(table.stdout)
     wide = [p for r in rows for p in r["report"]["pairs"] if p["dtype"] == "float64"]
@@ -142,7 +145,7 @@ def test_it_runs_as_a_module_from_the_folder_of_the_functions(folder):
             *(sys.executable, "-m", "diffkm_torch", "compare", "--no-jit"),
             *("pairs_of_a_user:ours", "pairs_of_a_user:theirs", "--args", "args.npz"),
         ],
-        env={"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

@@ -12,6 +12,8 @@ from sklearn.metrics import normalized_mutual_info_score
 import diffkm_jax as dk
 from benchmarks import pipelines
 
+pytestmark = pytest.mark.slow
+
 POINTS, CLASSES = pipelines.digits("float64")
 POINTS, CLASSES = POINTS[:300], CLASSES[:300]
 K = 4

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from _pulls import BOTH, field
+from twins import BOTH, field
 
 import diffkm_jax as dk
 import diffkm_torch as dt
@@ -249,12 +249,3 @@ def test_a_method_of_the_user(module, pull):
     np.testing.assert_allclose(value, 0.5 * (X + C[np.asarray(dk.assign(X, C))]))
     np.testing.assert_array_equal(grads[0], 0.5 * G)
     np.testing.assert_array_equal(grads[1], 0)
-
-
-def test_no_array_of_every_pair_is_built():
-    n, k, d = 1 << 16, 256, 8
-    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (k, d), (n, d))]
-    for f in (dk.nsvq, lambda x, c, _: dk.quantize(x, c, method=dk.rotation_trick)):
-        gradient = jax.jit(jax.grad(lambda *a, f=f: sum_of(f(*a)), (0, 1)))
-        memory = gradient.lower(*shapes).compile().memory_analysis()
-        assert memory.temp_size_in_bytes < n * k

@@ -1,12 +1,14 @@
 """Quantizers in JAX and in torch: values, gradients, second derivatives, errors."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from _agreement import compare
-from _cases import NAMES, TIED, problem
+from problems import NAMES, TIED, problem
+from twins import compare
 
 import diffkm_jax as dk
 import diffkm_torch as dt
@@ -54,10 +56,10 @@ def test_second_derivatives_of_the_maps_agree(name):
     assert (np.abs(second).max(axis=1) > 1e-3).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("function", [*METHODS, "nsvq"])
-def test_the_quantizers_agree(function, name, dtype):
+@cache
+def quantizers(function):
+    """All that a quantizer returns but its labels, of both packages."""
+
     def on(module):
         def outcome(noise, **kw):
             if function == "nsvq":
@@ -68,12 +70,18 @@ def test_the_quantizers_agree(function, name, dtype):
 
         return outcome
 
+    return on(dk), on(dt)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("function", [*METHODS, "nsvq"])
+def test_the_quantizers_agree(function, name, dtype):
     arrays = problem(name, dtype)
     shape = arrays["points"].shape
     noise = np.random.default_rng(2).normal(size=shape).astype(dtype)
-    unresolved = compare(
-        on(dk), on(dt), perturb=name not in TIED, noise=noise, **arrays
-    )
+    perturb = name not in TIED
+    unresolved = compare(*quantizers(function), perturb=perturb, noise=noise, **arrays)
     # At an offset of 10⁴ one float32 ulp is 10⁻³ of a point's size.
     assert unresolved <= (1.0 if (name, dtype) == ("offset", "float32") else 0.2)
 

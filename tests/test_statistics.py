@@ -303,52 +303,7 @@ def test_mixed_dtypes_accumulate_in_the_widest():
     assert stats.loss.dtype == jnp.float64
 
 
-# Memory and meshes.
-
-
-def temp_bytes(f, *shapes):
-    args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
-    return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
-
-
-BIG = (100_003, 8), (512, 8)
-NK_BYTES = 4 * BIG[0][0] * BIG[1][0]
-
-
-def soft_loss(x, c):
-    return dk.soft_kmeans_loss(x, c, temperature=1.0)
-
-
-def hvp_fwd_rev(loss):
-    def f(x, c):
-        return jax.jvp(lambda c: jax.grad(loss, 1)(x, c), (c,), (jnp.cos(c),))[1]
-
-    return f
-
-
-def hvp_rev_rev(loss):
-    def f(x, c):
-        return jax.grad(lambda c: jnp.sum(jax.grad(loss, 1)(x, c) * jnp.cos(c)))(c)
-
-    return f
-
-
-@pytest.mark.parametrize("loss", [dk.kmeans_loss, soft_loss], ids=["hard", "soft"])
-@pytest.mark.parametrize(
-    "derivative",
-    [lambda f: jax.value_and_grad(f, (0, 1)), hvp_fwd_rev, hvp_rev_rev],
-    ids=["gradient", "forward over reverse", "reverse over reverse"],
-)
-def test_no_derivative_up_to_second_order_builds_an_n_by_k_array(loss, derivative):
-    assert temp_bytes(derivative(loss), *BIG) < NK_BYTES / 8
-
-
-@pytest.mark.parametrize("distance", [dk.manhattan, dk.euclidean])
-def test_other_distances_build_no_n_by_k_array(distance):
-    def loss(x, c):
-        return dk.kmeans_loss(x, c, distance=distance)
-
-    assert temp_bytes(jax.value_and_grad(loss, (0, 1)), *BIG) < NK_BYTES / 8
+# Meshes.
 
 
 def sharded(f, *specs, out=None):

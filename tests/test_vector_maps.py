@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _pulls import BOTH, field, jacobian, jax_pull
 from jax.test_util import check_grads
+from twins import BOTH, field, jacobian, jax_pull
 
 import diffkm_jax as dk
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _agreement import compare
-from _cases import problem
-from _maps import MAPS, noise_for, scalar
+from maps import MAPS, noise_for, scalar
+from problems import problem
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
+from twins import compare
 
 import diffkm_jax as dk
 import diffkm_torch as dt

@@ -1,4 +1,7 @@
-"""Do a JAX and a torch function agree? Values and gradients, judged row by row.
+"""Both packages side by side: values and gradients, compared row by row.
+
+`compare` asks whether a JAX and a torch function agree, by a plainer rule than that of
+`diffkm_torch.agreement`, which is tested apart.
 
 The noise floor of a row is the largest change of it, on either side, when every input
 is moved by one unit in the last place, and at least eps times its largest entry. Two
@@ -10,11 +13,18 @@ A row whose 1000 floors exceed 1 % of it is unresolved: agreement there means no
 so the share of such rows is returned, and a caller who expects none says so.
 """
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
+import diffkm_jax as dk
+import diffkm_torch as dt
+
+exact = partial(torch.testing.assert_close, rtol=0, atol=0)
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 
 
@@ -22,29 +32,48 @@ def _is_float(array):
     return isinstance(array, np.ndarray) and array.dtype.kind == "f"
 
 
-def _jax_side(function, arrays, wrt, cotangents):
-    arrays = {name: jnp.asarray(a) for name, a in arrays.items()}
-    fixed = {name: a for name, a in arrays.items() if name not in wrt}
-    leaves, pullback = jax.vjp(
-        lambda moving: jax.tree.leaves(function(**moving, **fixed)),
-        {name: arrays[name] for name in wrt},
-    )
-    grads = []
-    for i in range(len(leaves)):
-        seeds = [
-            jnp.asarray(ct, leaf.dtype) if i == j else jnp.zeros_like(leaf)
-            for j, (leaf, ct) in enumerate(zip(leaves, cotangents, strict=True))
+@cache
+def pair(name, **options):
+    """A function of both packages: the same objects, and so one program, every time."""
+    return tuple(partial(getattr(module, name), **options) for module in (dk, dt))
+
+
+@cache
+def _compiled(function, wrt):
+    @jax.jit
+    def outputs_and_gradients(arrays, cotangents):
+        fixed = {name: a for name, a in arrays.items() if name not in wrt}
+        leaves, pullback = jax.vjp(
+            lambda moving: jax.tree.leaves(function(**moving, **fixed)),
+            {name: arrays[name] for name in wrt},
+        )
+        zeros = [jnp.zeros_like(leaf) for leaf in leaves]
+        found = zip(leaves, cotangents, strict=True)
+        seeds = [cotangent.astype(leaf.dtype) for leaf, cotangent in found]
+        grads = [
+            pullback([*zeros[:i], seed, *zeros[i + 1 :]])[0]
+            for i, seed in enumerate(seeds)
         ]
-        grads.append({k: np.asarray(v) for k, v in pullback(seeds)[0].items()})
-    return [np.asarray(leaf) for leaf in leaves], grads
+        return leaves, grads
+
+    return outputs_and_gradients
 
 
-def _torch_side(function, arrays, wrt, cotangents):
+def _jax_side(function, arrays, wrt, cotangents):
+    found = _compiled(function, tuple(wrt))(arrays, cotangents)
+    return jax.tree.map(np.asarray, found)
+
+
+def _torch_outputs(function, arrays, wrt):
     tensors = {name: torch.tensor(a) for name, a in arrays.items()}
     for name in wrt:
         tensors[name].requires_grad_()
     out = function(**tensors)
-    leaves = list(out) if isinstance(out, tuple) else [out]
+    return tensors, list(out) if isinstance(out, tuple) else [out]
+
+
+def _torch_side(function, arrays, wrt, cotangents):
+    tensors, leaves = _torch_outputs(function, arrays, wrt)
     inputs = [tensors[name] for name in wrt]
     grads = []
     for leaf, ct in zip(leaves, cotangents, strict=True):
@@ -87,11 +116,8 @@ def compare(ours, theirs, *, perturb=True, seed=0, size_of_gradient=0.0, **array
     rng = np.random.default_rng(seed)
     wrt = [name for name, a in arrays.items() if _is_float(a)]
     dtype = arrays[wrt[0]].dtype
-    shapes = jax.eval_shape(
-        lambda **kw: jax.tree.leaves(ours(**kw)),
-        **{name: jnp.asarray(a) for name, a in arrays.items()},
-    )
-    cotangents = [rng.normal(size=s.shape).astype(dtype) for s in shapes]
+    _, outputs = _torch_outputs(theirs, arrays, wrt)
+    cotangents = [np.asarray(rng.normal(size=o.shape), dtype) for o in outputs]
     sides = _jax_side, _torch_side
     functions = ours, theirs
 
@@ -138,3 +164,48 @@ def compare(ours, theirs, *, perturb=True, seed=0, size_of_gradient=0.0, **array
         rows += size.size
         unresolved += int((floor > 0.01 * np.maximum(size, 1e-300)).sum())
     return unresolved / rows
+
+
+# A value and its gradients, from either package.
+
+
+def jax_pull(f, cotangent, *arrays):
+    value, pullback = jax.vjp(f, *map(jnp.asarray, arrays))
+    grads = pullback(jnp.asarray(cotangent, value.dtype))
+    return np.asarray(value), [np.asarray(g) for g in grads]
+
+
+def torch_pull(f, cotangent, *arrays):
+    tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+    value = f(*tensors)
+    cotangent = torch.as_tensor(cotangent).to(value.dtype)
+    grads = torch.autograd.grad(value, tensors, cotangent, materialize_grads=True)
+    return value.detach().numpy(), [g.numpy() for g in grads]
+
+
+# A package, and its way to a value and its gradients by arrays.
+BOTH = pytest.mark.parametrize(
+    ("module", "pull"), [(dk, jax_pull), (dt, torch_pull)], ids=["jax", "torch"]
+)
+
+
+def jacobian(pull, f, *arrays):
+    """The matrix of one row [1, d] in the first argument."""
+    rows = [pull(f, e[None], *arrays)[1][0][0] for e in np.eye(arrays[0].shape[1])]
+    return np.stack(rows)
+
+
+def field(name, function, **options):
+    """One field of a quantizer as a function of its arrays."""
+    return lambda *arrays: getattr(function(*arrays, **options), name)
+
+
+def with_gradients(f, *tensors):
+    """All outputs of a torch function, and the gradients of a weighted sum of them."""
+    tensors = [t.detach().clone().requires_grad_() for t in tensors]
+    out = f(*tensors)
+    out = (out,) if isinstance(out, torch.Tensor) else tuple(out)
+    moving = [o for o in out if o.requires_grad]
+    total = sum((o * torch.arange(1, o.numel() + 1).view_as(o)).sum() for o in moving)
+    grads = torch.autograd.grad(total, tensors, allow_unused=True)
+    return [o.detach() for o in out], [g for g in grads if g is not None]

@@ -1,6 +1,12 @@
-"""The assignment maps, with the noise that each takes: for both packages."""
+"""The assignment maps, the noise that each takes, and one problem for all of them."""
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+import diffkm_jax as dk
 
 DETERMINISTIC = ["hard", "softmax", "sparsemax", "entmax15", "straight_through"]
 ONE_DRAW = [
@@ -54,3 +60,19 @@ def noise_for(name, shape, seed=0, dtype=np.float64):
     if name in SEVERAL_DRAWS:
         return {"noise": gumbel((4, *shape), seed, dtype)}
     return {}
+
+
+LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)))
+COTANGENT = jnp.asarray(np.random.default_rng(1).normal(size=(6, 5)))
+
+
+def mapped(name, value=None, **more):
+    """A map of the logits alone, its noise and its scalar fixed."""
+    noise = {k: jnp.asarray(v) for k, v in noise_for(name, LOGITS.shape).items()}
+    if value is not None and scalar(name):
+        more[scalar(name)] = value
+    return partial(getattr(dk, name), **noise, **more)
+
+
+def gradient(f, logits=LOGITS, cotangent=COTANGENT):
+    return jax.grad(lambda z: jnp.sum(f(z) * cotangent))(logits)

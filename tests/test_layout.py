@@ -111,6 +111,7 @@ def test_the_public_names_are_those_imported(package):
         alias.name
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
+        and str(node.module).startswith(package.__name__)
         for alias in node.names
     ]
     assert sorted(names) == sorted(package.__all__)

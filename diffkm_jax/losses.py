@@ -78,17 +78,16 @@ def kmeans_loss(
     Source: Bottou & Bengio 1995,
         https://leon.bottou.org/papers/bottou-bengio-95
     """
-    return total_loss(
-        *as_problem(
-            points,
-            centroids,
-            distance=distance,
-            weights=weights,
-            active=active,
-            block_size=block_size,
-            axis_name=axis_name,
-        )
+    plan, problem, centroids = as_problem(
+        points,
+        centroids,
+        distance=distance,
+        weights=weights,
+        active=active,
+        block_size=block_size,
+        axis_name=axis_name,
     )
+    return total_loss(plan, problem, centroids)
 
 
 def soft_kmeans_loss(
@@ -145,18 +144,17 @@ def soft_kmeans_loss(
     """
     if temperature is None:
         raise ValueError("temperature must be a number or a scalar array, got None")
-    return total_loss(
-        *as_problem(
-            points,
-            centroids,
-            distance=distance,
-            weights=weights,
-            active=active,
-            temperature=temperature,
-            block_size=block_size,
-            axis_name=axis_name,
-        )
+    plan, problem, centroids = as_problem(
+        points,
+        centroids,
+        distance=distance,
+        weights=weights,
+        active=active,
+        temperature=temperature,
+        block_size=block_size,
+        axis_name=axis_name,
     )
+    return total_loss(plan, problem, centroids)
 
 
 def assigned_loss(

@@ -99,18 +99,17 @@ def statistics(
         https://leon.bottou.org/papers/bottou-bengio-95;
         Rose 1998 (free energy), https://doi.org/10.1109/5.726788
     """
-    return statistics_of(
-        *as_problem(
-            points,
-            centroids,
-            distance=squared_euclidean,
-            weights=weights,
-            active=active,
-            temperature=temperature,
-            block_size=block_size,
-            axis_name=axis_name,
-        )
+    plan, problem, centroids = as_problem(
+        points,
+        centroids,
+        distance=squared_euclidean,
+        weights=weights,
+        active=active,
+        temperature=temperature,
+        block_size=block_size,
+        axis_name=axis_name,
     )
+    return statistics_of(plan, problem, centroids)
 
 
 def statistics_of(plan: Plan, problem: Problem, centroids: jax.Array) -> Statistics:
@@ -172,12 +171,11 @@ def assign(
 
     Source: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489
     """
-    return nearest_labels(
-        *as_problem(
-            points,
-            centroids,
-            distance=distance,
-            active=active,
-            block_size=block_size,
-        )
+    plan, problem, centroids = as_problem(
+        points,
+        centroids,
+        distance=distance,
+        active=active,
+        block_size=block_size,
     )
+    return nearest_labels(plan, problem, centroids)

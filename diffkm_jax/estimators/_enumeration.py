@@ -107,8 +107,13 @@ def configuration(
     digit = (code // k**place) % k
     one_hot = jax.nn.one_hot(digit, k, dtype=logits.dtype)
     drawn = jnp.broadcast_to(one_hot, logits.shape)
-    p = relaxed(logits, jnp.ones((), accumulation_dtype(logits)))
+    p = probabilities(logits)
     of_rows = jnp.sum(p * drawn.astype(p.dtype), axis=-1)
     probability = jnp.prod(of_rows, axis=tuple(range(kept, of_rows.ndim)))
     possible = over_rows(probability > 0, drawn)
     return jnp.where(possible, drawn, maps.hard(logits)), probability
+
+
+def probabilities(logits: jax.Array) -> jax.Array:
+    """Of the clusters, softmax(logits), float32 or wider."""
+    return relaxed(logits, jnp.ones((), accumulation_dtype(logits)))

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 import diffkm_jax.assignments as maps
 from diffkm_jax._checks import accumulation_dtype, check_integer
-from diffkm_jax.assignments._softmax import relaxed
 from diffkm_jax.assignments._straight_through import chosen
 from diffkm_jax.estimators._attach import attach, over_rows
+from diffkm_jax.estimators._enumeration import probabilities
 from diffkm_jax.estimators._estimator import Cost, Estimator, setting
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _disarm(f: Cost, logits: jax.Array, noise: jax.Array) -> jax.Array:
     drawn, other = (chosen(logits, g) for g in (noise[0], noise[0, ..., ::-1]))
     found = f(drawn)
     costs, others = _wide(found), _wide(f(other))
-    p = relaxed(logits, jnp.ones((), accumulation_dtype(logits)))
+    p = probabilities(logits)
     larger = jnp.sum(maps.hard(p) * p, axis=-1, keepdims=True)
     direction = larger * (drawn - other).astype(p.dtype)
     direction = jnp.where(jnp.isneginf(logits), 0, direction)
@@ -209,7 +209,7 @@ def _disarm(f: Cost, logits: jax.Array, noise: jax.Array) -> jax.Array:
 
 def _score(logits: jax.Array, drawn: jax.Array) -> jax.Array:
     """D − p, the derivative of log p(D) in the logits, float32 or wider."""
-    p = relaxed(logits, jnp.ones((), accumulation_dtype(logits)))
+    p = probabilities(logits)
     return jnp.where(jnp.isneginf(logits), 0, drawn.astype(p.dtype) - p)
 
 

@@ -56,5 +56,6 @@ def _exact(
 
 
 def probabilities(logits: Tensor) -> Tensor:
+    """Of the clusters, softmax(logits), float32 or wider."""
     one = torch.ones((), dtype=accumulation_dtype(logits), device=logits.device)
     return relaxed(logits, one)

@@ -23,6 +23,16 @@ import pytest  # noqa: E402
 # The suites of other settings are further processes: see test_other_settings.py.
 X64 = os.environ.get("DIFFKM_TEST_X64", "1") == "1"
 SUITES = ["float32", "optimized"]
+LONGEST = {
+    "test_other_settings.py",
+    "test_agreement.py",
+    "test_assignment_agreement.py",
+    "test_compare.py",
+    "test_docstrings.py",
+    "test_estimators.py",
+    "test_fit_derivatives.py",
+    "test_torch_derivatives.py",
+}
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
@@ -39,6 +49,11 @@ def pytest_configure(config):
         return
     if sum(path.stat().st_size for path in CACHE.iterdir()) > CACHE_BYTES:
         shutil.rmtree(CACHE)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker begins one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True, scope="module")

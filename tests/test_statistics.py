@@ -107,8 +107,8 @@ def test_jacobians_of_every_output_in_every_argument(law, mode):
     args = LAWS[law]
     every = tuple(range(len(args)))
     close(
-        mode(partial(ours, block_size=8), argnums=every)(*args),
-        jax.jacrev(dense, argnums=every)(*args),
+        jax.jit(mode(partial(ours, block_size=8), argnums=every))(*args),
+        jax.jit(jax.jacrev(dense, argnums=every))(*args),
     )
 
 
@@ -126,8 +126,8 @@ def test_second_derivatives_of_every_output_in_every_pair_of_arguments(law, mode
     args = x[:11], c[:3], w[:11], *t
     every = tuple(range(len(args)))
     close(
-        mode(partial(ours, block_size=4), every)(*args),
-        jax.jacrev(jax.jacrev(dense, every), every)(*args),
+        jax.jit(mode(partial(ours, block_size=4), every))(*args),
+        jax.jit(jax.jacrev(jax.jacrev(dense, every), every))(*args),
         atol=1e-9,
     )
 
@@ -140,7 +140,7 @@ def test_third_derivatives(law):
         def along(s):
             return f(x, c + s * jnp.cos(c), w, *t).loss
 
-        return jax.grad(jax.grad(jax.grad(along)))(0.3)
+        return jax.jit(jax.grad(jax.grad(jax.grad(along))))(0.3)
 
     close(third(partial(ours, block_size=8)), third(dense), atol=1e-8)
 
@@ -153,9 +153,7 @@ def test_the_hessian_of_the_hard_loss_is_twice_the_counts():
 
 @pytest.mark.parametrize("law", LAWS)
 def test_numerical_derivatives(law):
-    def f(*args):
-        return ours(*args, block_size=8).loss
-
+    f = jax.jit(lambda *args: ours(*args, block_size=8).loss)
     jax.test_util.check_grads(f, LAWS[law], order=2, modes=("fwd", "rev"), eps=1e-5)
 
 
@@ -199,7 +197,7 @@ def test_the_derivative_in_a_weight_of_zero_is_the_formulas(law):
             in_c = jax.grad(lambda c: f(x, c, w, *t).loss)(c)
             return jnp.sum(in_c**2) + f(x, c, w, *t).loss
 
-        return jax.value_and_grad(g)(w), jax.hessian(g)(w)
+        return jax.jit(lambda w: (jax.value_and_grad(g)(w), jax.hessian(g)(w)))(w)
 
     close(penalty(partial(ours, block_size=8)), penalty(dense), atol=1e-9)
 

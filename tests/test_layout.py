@@ -14,7 +14,9 @@ import diffkm_torch
 
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
+    ["_problem"],
     ["_checks", "_blocks", "_products", "agreement", "bridge"],
+    ["_geometry"],
     ["_passes", "distances", "assignments"],
     ["statistics"],
     ["losses", "initializers", "optimizers", "quantizers", "estimators"],

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from diffkm_torch._problem import Problem
 
 
 def accumulation_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -31,6 +34,27 @@ def check_shape(name: str, tensor: Tensor, shape: tuple, layout: str) -> None:
     )
     if not fits:
         raise ValueError(f"{name} must be {layout}, got shape {found}")
+
+
+def as_problem(
+    points: Tensor,
+    centroids: Tensor,
+    *,
+    distance: Callable[[Tensor, Tensor], Tensor],
+    weights: Tensor | None = None,
+    active: Tensor | None = None,
+    temperature: float | Tensor | None = None,
+    block_size: int | None = None,
+) -> Problem:
+    """The arguments of a pass over points, checked: the problem they are."""
+    points, centroids = as_points_and_centroids(points, centroids)
+    weights = as_weights(weights, len(points))
+    active = as_active(active, len(centroids))
+    check_callable("distance", distance)
+    check_block_size(block_size)
+    if temperature is not None:
+        check_scalar("temperature", temperature)
+    return Problem(points, weights, active, temperature, distance, block_size)
 
 
 def as_points_and_centroids(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:

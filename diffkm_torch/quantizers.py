@@ -13,12 +13,15 @@ from torch import Tensor
 
 from diffkm_torch._checks import (
     accumulation_dtype,
-    check_block_size,
+    as_problem,
     check_callable,
     check_floating,
     check_shape,
 )
-from diffkm_torch.statistics import assign, prepared
+from diffkm_torch._geometry import fill_inert, prepare
+from diffkm_torch._problem import Problem
+from diffkm_torch.distances import squared_euclidean
+from diffkm_torch.statistics import labels_of
 
 __all__ = ["Quantized", "nsvq", "quantize", "rotation_trick", "straight_through_vector"]
 
@@ -95,16 +98,22 @@ def quantize(
     block_size: int | None = None,
 ) -> Quantized:
     """Mirrors `diffkm_jax.quantize`: nearest centroids, a method's gradient, losses."""
-    problem = prepared(points, centroids, weights, active)
+    problem = as_problem(
+        points,
+        centroids,
+        distance=squared_euclidean,
+        weights=weights,
+        active=active,
+        block_size=block_size,
+    )
     check_callable("method", method)
-    check_block_size(block_size)
-    x, nearest, *rest = _encode(points, *problem, block_size)
+    x, nearest, *others = _encode(problem, centroids)
     nearest = nearest.detach().to(centroids.dtype)
     values = method(x.to(points.dtype), nearest)
     if values.shape != points.shape:
         shapes = f"{tuple(values.shape)} for points {tuple(points.shape)}"
         raise ValueError(f"method must keep the shape of the points, got {shapes}")
-    return Quantized(values, *rest)
+    return Quantized(values, *others)
 
 
 def nsvq(
@@ -117,31 +126,33 @@ def nsvq(
     block_size: int | None = None,
 ) -> Quantized:
     """Mirrors `diffkm_jax.nsvq`: x + ‖x − q‖ v/‖v‖, with gradient to x and q."""
-    problem = prepared(points, centroids, weights, active)
+    problem = as_problem(
+        points,
+        centroids,
+        distance=squared_euclidean,
+        weights=weights,
+        active=active,
+        block_size=block_size,
+    )
     check_floating("noise", noise)
     shape = tuple(points.shape)
     check_shape("noise", noise, shape, f"[n, d] as points {shape}")
-    check_block_size(block_size)
-    x, nearest, *rest = _encode(points, *problem, block_size)
+    x, nearest, *others = _encode(problem, centroids)
     scale, length, _ = _polar(x - nearest)
     values = x + scale * length * _polar(noise.to(x.dtype))[2]
-    return Quantized(values.to(points.dtype), *rest)
+    return Quantized(values.to(points.dtype), *others)
 
 
 def _encode(
-    points: Tensor,
-    x: Tensor,
-    c: Tensor,
-    w: Tensor,
-    active: Tensor | None,
-    block_size: int | None,
+    problem: Problem, centroids: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Points and nearest centroids [n, d], labels [n], and the two losses."""
-    labels = assign(x, c, active=active, block_size=block_size)
+    x, c, w, _ = prepare(problem, centroids)
+    labels = labels_of(problem._replace(points=x), centroids)
     nearest = c[labels]
     fixed = nearest.detach()
-    x = points.to(x.dtype)
-    x = torch.where(x.isfinite() | (w != 0)[:, None], x, fixed)
+    # What is not finite where the weight is zero becomes the value itself.
+    x = fill_inert(problem.points.to(c.dtype), problem.weights, fixed)
     codebook_loss = (w * ((x.detach() - nearest) ** 2).sum(1)).sum()
     commitment_loss = (w * ((x - fixed) ** 2).sum(1)).sum()
     return x, nearest, labels, codebook_loss, commitment_loss

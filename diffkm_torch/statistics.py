@@ -11,15 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import (
-    accumulation_dtype,
-    as_active,
-    as_points_and_centroids,
-    as_scalar,
-    as_weights,
-    check_block_size,
-    check_callable,
-)
+from diffkm_torch._checks import as_problem, as_scalar
+from diffkm_torch._geometry import masked, prepare
+from diffkm_torch._problem import Problem
 from diffkm_torch._products import product
 from diffkm_torch.distances import Distance, pairwise, squared_euclidean
 
@@ -44,42 +38,16 @@ def statistics(
     block_size: int | None = None,
 ) -> Statistics:
     """Mirrors `diffkm_jax.statistics`; `block_size` None takes all points at once."""
-    x, c, w, active = prepared(points, centroids, weights, active)
-    check_block_size(block_size)
-    if temperature is not None:
-        temperature = as_scalar("temperature", temperature, x.dtype)
-    m = anchor(c, active)
-    size = block_size or len(x)
-    parts = [
-        _block(rows, c, mass, temperature, active, m)
-        for rows, mass in zip(x.split(size), w.split(size), strict=True)
-    ]
-    fields = zip(*parts, strict=True)
-    return Statistics(*(torch.stack(field).sum(0) for field in fields))
-
-
-def _block(
-    x: Tensor,
-    c: Tensor,
-    w: Tensor,
-    temperature: Tensor | None,
-    active: Tensor | None,
-    m: Tensor,
-) -> Statistics:
-    score = scores(x, c, m)
-    if temperature is None:
-        labels = masked(score.detach(), active).argmax(1)
-        e = x - c[labels]
-        loss = (w * (e * e).sum(1)).sum()
-        counts = x.new_zeros(len(c)).index_add(0, labels, w)
-        shifts = torch.zeros_like(c).index_add(0, labels, w[:, None] * e)
-        return Statistics(loss, counts, shifts)
-    score = masked(score * (2 / temperature), active)
-    free = ((x - m) ** 2).sum(1) - temperature * score.logsumexp(1)
-    wr = w[:, None] * score.softmax(1)
-    counts = wr.sum(0)
-    shifts = product(wr.T, x - m) - counts[:, None] * (c - m)
-    return Statistics((w * free).sum(), counts, shifts)
+    problem = as_problem(
+        points,
+        centroids,
+        distance=squared_euclidean,
+        weights=weights,
+        active=active,
+        temperature=temperature,
+        block_size=block_size,
+    )
+    return statistics_of(problem, centroids)
 
 
 def assign(
@@ -91,58 +59,114 @@ def assign(
     block_size: int | None = None,
 ) -> Tensor:
     """Mirrors `diffkm_jax.assign`: labels [n], int64, ties to the lowest index."""
-    x, c, _, active = prepared(points, centroids, None, active)
-    check_callable("distance", distance)
-    check_block_size(block_size)
+    problem = as_problem(
+        points, centroids, distance=distance, active=active, block_size=block_size
+    )
+    return labels_of(problem, centroids)
+
+
+def statistics_of(problem: Problem, centroids: Tensor) -> Statistics:
+    """The statistics at some centroids; of every distance shifts = −½ ∂loss/∂c."""
+    if problem.distance is squared_euclidean:
+        return Statistics(*_sums(problem, centroids))
+
+    def loss(c: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        loss, counts = _sums(problem, c)
+        return loss, (loss, counts)
+
+    # Not autograd.grad, which is silently constant in what torch.compile made.
+    gradient, (value, counts) = torch.func.grad(loss, has_aux=True)(centroids)
+    return Statistics(value, counts, -0.5 * gradient.to(value.dtype))
+
+
+def loss_of(problem: Problem, centroids: Tensor) -> Tensor:
+    """The loss at some centroids, [], for autograd to differentiate."""
+    return _sums(problem, centroids)[0]
+
+
+def labels_of(problem: Problem, centroids: Tensor) -> Tensor:
+    """The nearest centroid of every point, [n], whatever its weight."""
     labels = []
     with torch.no_grad():
-        m = anchor(c, active)
-        for rows in x.split(block_size or len(x)):
-            if distance is squared_euclidean:
-                score = scores(rows, c, m)
+        x, c, _, m = prepare(problem._replace(weights=None), centroids)
+        for rows in x.split(problem.block_size or len(x)):
+            if problem.distance is squared_euclidean:
+                score = _scores(rows, c, m)
             else:
-                score = -pairwise(rows, c, distance=distance)
-            labels.append(masked(score, active).argmax(1))
+                score = -pairwise(rows, c, distance=problem.distance)
+            labels.append(masked(score, problem.active).argmax(1))
     return torch.cat(labels)
 
 
-def prepared(
-    points: Tensor, centroids: Tensor, weights: Tensor | None, active: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The arguments checked, in the accumulation dtype, and without what is inert.
+def full_step(stats: Statistics) -> Tensor:
+    """shifts_j / counts_j, [k, d]: to the mean; zero for clusters without weight."""
+    positive = stats.counts[:, None] > 0
+    steps = stats.shifts / torch.where(positive, stats.counts[:, None], 1)
+    return torch.where(positive, steps, 0)
 
-    Inert is what is not finite in a row of weight zero, and an inactive centroid.
+
+def residual_of(stats: Statistics) -> Tensor:
+    """Σ_j ‖shifts_j / counts_j‖² over clusters with weight, []."""
+    return (full_step(stats) ** 2).sum()
+
+
+def _sums(problem: Problem, centroids: Tensor) -> tuple[Tensor, ...]:
+    """Loss [] and counts [k]; if squared Euclidean, shifts [k, d] too."""
+    squared = problem.distance is squared_euclidean
+    block = _squared_euclidean_block if squared else _distance_block
+    x, c, w, m = prepare(problem, centroids)
+    temperature = problem.temperature
+    if temperature is not None:
+        # Checked here too, because it may be what a schedule returned.
+        temperature = as_scalar("temperature", temperature, x.dtype)
+    problem = problem._replace(temperature=temperature)
+    size = problem.block_size or len(x)
+    parts = [
+        block(problem, rows, c, mass, m)
+        for rows, mass in zip(x.split(size), w.split(size), strict=True)
+    ]
+    return tuple(torch.stack(field).sum(0) for field in zip(*parts, strict=True))
+
+
+def _squared_euclidean_block(
+    problem: Problem, x: Tensor, c: Tensor, w: Tensor, m: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shifts are Σ_i w_i r_ij (x_i − c_j), r one-hot or softmax(−distance / T)."""
+    score, t = _scores(x, c, m), problem.temperature
+    if t is None:
+        labels = masked(score.detach(), problem.active).argmax(1)
+        e = x - c[labels]
+        loss = (w * (e * e).sum(1)).sum()
+        counts = x.new_zeros(len(c)).index_add(0, labels, w)
+        shifts = torch.zeros_like(c).index_add(0, labels, w[:, None] * e)
+        return loss, counts, shifts
+    score = masked(score * (2 / t), problem.active)
+    # −T log Σ_j exp(−‖x − c_j‖² / T)
+    free = ((x - m) ** 2).sum(1) - t * score.logsumexp(1)
+    wr = w[:, None] * score.softmax(1)
+    counts = wr.sum(0)
+    shifts = product(wr.T, x - m) - counts[:, None] * (c - m)
+    return (w * free).sum(), counts, shifts
+
+
+def _distance_block(
+    problem: Problem, x: Tensor, c: Tensor, w: Tensor, m: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Without shifts: what ∂loss/∂c is, autograd knows."""
+    del m  # Nothing is expanded.
+    costs, t = pairwise(x, c, distance=problem.distance), problem.temperature
+    if t is None:
+        labels = masked(-costs.detach(), problem.active).argmax(1)
+        loss = (w * problem.distance(x, c[labels])).sum()
+        return loss, x.new_zeros(len(c)).index_add(0, labels, w)
+    score = masked(-costs / t, problem.active)
+    loss = -t * (w * score.logsumexp(1)).sum()
+    return loss, (w[:, None] * score.softmax(1)).sum(0)
+
+
+def _scores(x: Tensor, c: Tensor, m: Tensor) -> Tensor:
+    """(‖x − m‖² − ‖x − c‖²)/2 about m, [n, k]: the nearest is the largest.
+
+    Centered before it is expanded, or float32 loses the labels of data far from 0.
     """
-    x, c = as_points_and_centroids(points, centroids)
-    w, active = as_weights(weights, len(x)), as_active(active, len(c))
-    dtype = accumulation_dtype(x, c, w)
-    x, c = x.to(dtype), c.to(dtype)
-    m = anchor(c, active)
-    if active is not None:
-        c = torch.where(active[:, None], c, m)
-        c = torch.where(active.any(), c, torch.nan)
-    c = torch.where(c.isfinite().all(), c, torch.nan)
-    if w is None:
-        return x, c, x.new_ones(len(x)), active
-    x = torch.where(x.isfinite() | (w != 0)[:, None], x, m)
-    return x, c, w.to(dtype), active
-
-
-def anchor(centroids: Tensor, active: Tensor | None) -> Tensor:
-    """The active centroid nearest the mean of the active ones, [1, d], detached."""
-    c = centroids.detach()
-    on = torch.ones_like(c[:, 0], dtype=torch.bool) if active is None else active
-    mean = torch.where(on[:, None], c, 0).sum(0) / on.sum().clamp(min=1)
-    away = (c - mean).abs().sum(1)
-    index = torch.where(on, away, torch.inf).argmin()
-    return c.index_select(0, index[None])
-
-
-def scores(x: Tensor, c: Tensor, m: Tensor) -> Tensor:
-    """(‖x − m‖² − ‖x − c‖²)/2 about m, [n, k]: the nearest is the largest."""
     return product(x - m, (c - m).T) - 0.5 * ((c - m) ** 2).sum(1)
-
-
-def masked(score: Tensor, active: Tensor | None) -> Tensor:
-    """Scores [n, k] with −∞ for inactive clusters."""
-    return score if active is None else score.masked_fill(~active, -torch.inf)

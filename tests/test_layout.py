@@ -15,7 +15,8 @@ import diffkm_torch
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
     ["_dtypes", "_numerics", "_problem", "_tangents"],
-    ["_checks", "_blocks", "_geometry", "_products", "agreement", "bridge"],
+    ["_checks", "_blocks", "_products", "agreement", "bridge"],
+    ["_geometry"],
     ["distances", "assignments"],
     ["_soft_pass", "_distance_pass"],
     ["_pass"],

@@ -1,0 +1,67 @@
+"""Points and centroids as a pass takes them: in one dtype, filled where void."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffkm_torch._checks import accumulation_dtype
+from diffkm_torch._problem import Problem
+
+
+def prepare(
+    problem: Problem, centroids: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Points [n, d], centroids [k, d], weights [n] and the anchor [1, d] of a pass.
+
+    All are in the accumulation dtype; what must not count has been filled.
+    """
+    points, weights, active = problem.points, problem.weights, problem.active
+    dtype = accumulation_dtype(points, centroids, weights)
+    x, c = points.to(dtype), centroids.to(dtype)
+    m = anchor(c, active)
+    c = fill_inactive(c, active, m)
+    # An argmin would pass over a centroid that is NaN: let the loss be NaN instead.
+    c = torch.where(c.isfinite().all(), c, torch.nan)
+    x = fill_inert(x, weights, m)
+    w = x.new_ones(len(x)) if weights is None else weights.to(dtype)
+    return x, c, w, m
+
+
+def anchor(centroids: Tensor, active: Tensor | None) -> Tensor:
+    """The active centroid nearest the mean of the active ones, [1, d], detached.
+
+    The origin of scores: a mean itself would break exact ties on integer grids.
+    """
+    c = centroids.detach()
+    on = torch.ones_like(c[:, 0], dtype=torch.bool) if active is None else active
+    mean = torch.where(on[:, None], c, 0).sum(0) / on.sum().clamp(min=1)
+    away = (c - mean).abs().sum(1)
+    index = torch.where(on, away, torch.inf).argmin()
+    return c.index_select(0, index[None])
+
+
+def fill_inactive(c: Tensor, active: Tensor | None, value: Tensor) -> Tensor:
+    """Centroids [k, d] with `value` where inactive; all NaN, if none is active."""
+    if active is None:
+        return c
+    c = torch.where(active[:, None], c, value)
+    return torch.where(active.any(), c, torch.nan)
+
+
+def fill_inert(x: Tensor, weights: Tensor | None, value: Tensor) -> Tensor:
+    """Points [n, d] with `value` for what is not finite in rows of weight zero.
+
+    Filled before any arithmetic, because 0 · NaN = NaN, in values and in gradients.
+    """
+    if weights is None:
+        return x
+    return torch.where(x.isfinite() | (weights != 0)[:, None], x, value)
+
+
+def masked(score: Tensor, active: Tensor | None) -> Tensor:
+    """Scores [n, k] with −∞ for inactive clusters.
+
+    To be masked last: a later factor would have the derivative 0 · ∞.
+    """
+    return score if active is None else score.masked_fill(~active, -torch.inf)

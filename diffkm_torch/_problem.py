@@ -1,0 +1,31 @@
+"""What every pass over the points is given, but for the centroids.
+
+`_checks.as_problem` makes it from the arguments of a public function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Problem(NamedTuple):
+    """What is clustered, and by which distance.
+
+    Attributes:
+        points: [n, d].
+        weights: [n], or None for ones.
+        active: Mask of the clusters that exist, [k], or None for all.
+        temperature: Positive scalar, or None for the hard assignment.
+        distance: Function of two tensors [..., d].
+        block_size: Points in a block, or None for all at once.
+    """
+
+    points: Tensor
+    weights: Tensor | None
+    active: Tensor | None
+    temperature: float | Tensor | None
+    distance: Callable[[Tensor, Tensor], Tensor]
+    block_size: int | None

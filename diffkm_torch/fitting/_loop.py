@@ -1,0 +1,105 @@
+"""The loop around the step, and the rule that ends it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkm_torch._geometry import prepare
+from diffkm_torch._problem import Problem
+from diffkm_torch.fitting._state import State
+from diffkm_torch.fitting._step import Algorithm, at_step, step
+
+
+class Progress(NamedTuple):
+    """How far a fit has come.
+
+    Attributes:
+        state: The state after the last step that was finite.
+        history: The loss before every step so far, each [].
+        converged: Whether the stop rule was met.
+        failed: Whether a loss or a step was not finite.
+    """
+
+    state: State
+    history: list[Tensor]
+    converged: bool
+    failed: bool
+
+
+class StopRule(NamedTuple):
+    """What decides whether a fit rests.
+
+    Attributes:
+        tol: Of the mean variance of the features.
+        variance: That variance, [], in squared data units.
+        temperature: The last of a schedule, or of the problem, or None if hard.
+    """
+
+    tol: float
+    variance: Tensor
+    temperature: float | Tensor | None
+
+
+def tolerance(rule: StopRule, c: Tensor, active: Tensor | None) -> Tensor:
+    """The largest residual at rest: max(tol · v, ε² (Σ‖c‖² + 64 k d v)).
+
+    The second is what rounding leaves of a residual, so that tol = 0 is reached.
+    """
+    acc = rule.variance.dtype
+    eps = torch.finfo(acc).eps
+    c_active = c if active is None else c[active]
+    # Scaled before it is squared, so as not to overflow before the loss does.
+    floor = ((eps * c_active.to(acc)) ** 2).sum()
+    floor = floor + eps**2 * 64 * c.numel() * rule.variance
+    return torch.maximum(rule.tol * rule.variance, floor)
+
+
+def has_converged(
+    rule: StopRule,
+    residual: Tensor,
+    c: Tensor,
+    active: Tensor | None,
+    temperature: float | Tensor | None,
+) -> bool:
+    """Whether a step from c at a temperature, of this residual, is the last."""
+    bound = tolerance(rule, c, active)
+    rests = bool((residual <= bound) & bound.isfinite())
+    return rests and (temperature is None or bool(temperature == rule.temperature))
+
+
+def advance(
+    algorithm: Algorithm, problem: Problem, rule: StopRule, now: Progress
+) -> Progress:
+    """One step on; where that is not finite, the state stays as it is."""
+    old, active = now.state, problem.active
+    new, stats, residual = step(algorithm, problem, old)
+    c = new.centroids if active is None else new.centroids[active]
+    if not (c.isfinite().all() & stats.loss.isfinite()):
+        return now._replace(failed=True)
+    temperature = at_step(algorithm, problem, old.step).temperature
+    c = old.centroids.detach()
+    converged = has_converged(rule, residual, c, active, temperature)
+    return Progress(new, [*now.history, stats.loss.detach()], converged, False)
+
+
+def run(
+    algorithm: Algorithm, problem: Problem, state: State, tol: float, max_steps: int
+) -> Progress:
+    """Steps until the stop rule is met."""
+    variance = mean_variance(problem, state.centroids).detach()
+    last = at_step(algorithm, problem, state.step + max_steps).temperature
+    rule = StopRule(tol, variance, last)
+    now = Progress(state, [], converged=False, failed=False)
+    while len(now.history) < max_steps and not now.converged and not now.failed:
+        now = advance(algorithm, problem, rule, now)
+    return now
+
+
+def mean_variance(problem: Problem, centroids: Tensor) -> Tensor:
+    """The weighted variance of the features, averaged over them, []."""
+    x, _, w, origin = prepare(problem, centroids)
+    mean = origin + (w[:, None] * (x - origin)).sum(0, keepdim=True) / w.sum()
+    return (w[:, None] * (x - mean) ** 2).sum() / (w.sum() * x.shape[1])

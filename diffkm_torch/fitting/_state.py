@@ -1,0 +1,105 @@
+"""What a fit is made of: its state, its result, and how it ended."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkm_torch._checks import accumulation_dtype, as_points_and_centroids
+from diffkm_torch.optimizers import GradientTransformation, newton
+
+
+class State(NamedTuple):
+    """Mirrors `diffkm_jax.State`: centroids [k, d], opt_state, step."""
+
+    centroids: Tensor
+    opt_state: Any
+    step: int
+
+
+class Status(enum.IntFlag):
+    """Mirrors `diffkm_jax.Status`.
+
+    LINEAR_SOLVE is found only where `fit` is called on what requires a gradient.
+    """
+
+    CONVERGED = 1
+    MAX_STEPS = 2
+    NON_FINITE = 4
+    EMPTY_CLUSTER = 8
+    LINEAR_SOLVE = 16
+
+    def __str__(self) -> str:
+        """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""
+        return self.name or "0"
+
+
+class FitResult(NamedTuple):
+    """Mirrors `diffkm_jax.FitResult`; numbers of steps and flags are Python's."""
+
+    centroids: Tensor
+    labels: Tensor
+    loss: Tensor
+    counts: Tensor
+    residual: Tensor
+    history: Tensor
+    num_steps: int
+    status: Status
+    temperature: float | Tensor | None
+    state: State
+
+
+def init(
+    centroids: Tensor, *, optimizer: GradientTransformation | None = None
+) -> State:
+    """Mirrors `diffkm_jax.init`."""
+    _, centroids = as_points_and_centroids(centroids, centroids)
+    centroids = centroids.to(accumulation_dtype(centroids))
+    return initial_state(centroids, newton() if optimizer is None else optimizer)
+
+
+def initial_state(
+    centroids: Tensor, optimizer: GradientTransformation, active: Tensor | None = None
+) -> State:
+    """The state of step 0; its centroids are a copy."""
+    centroids = centroids.clone()
+    return State(centroids, optimizer.init(zero_inactive(centroids, active)), 0)
+
+
+def check_state(state: State, optimizer: GradientTransformation) -> None:
+    """Raises ValueError unless the state is one of the optimizer."""
+    expected = _structure(optimizer.init(state.centroids))
+    found = _structure(state.opt_state)
+    if expected != found:
+        raise ValueError(
+            f"state must be of the optimizer given, whose state is {expected}, "
+            f"got {found}"
+        )
+
+
+def _structure(opt_state: Any) -> Any:
+    parts = opt_state if isinstance(opt_state, tuple) else ()
+    return type(opt_state).__name__, *map(_structure, parts)
+
+
+def zero_inactive(centroids: Tensor, active: Tensor | None) -> Tensor:
+    """Centroids as an optimizer sees them: zero where inactive, whatever they hold."""
+    return where_active(active, centroids, torch.zeros_like(centroids))
+
+
+def where_active(active: Tensor | None, rows: Tensor, others: Tensor) -> Tensor:
+    """The rows [k, d] of active clusters, and the others of the inactive."""
+    return rows if active is None else torch.where(active[:, None], rows, others)
+
+
+def detached(tree: Any) -> Any:
+    """A state, or a part of one, without its graph."""
+    if isinstance(tree, Tensor):
+        return tree.detach()
+    if isinstance(tree, tuple):
+        values = map(detached, tree)
+        return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
+    return tree

@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
 
 def table() -> list[Mutation]:
     """The mutations of `mutations.txt`, whose text must be there once."""
-    found: list[Mutation] = []
+    found, file = [], ""
     lines = iter((ROOT / "tests/mutations.txt").read_text().splitlines())
     for line in filter(None, lines):
         if not line.startswith(" "):
@@ -186,7 +186,7 @@ def judged(mutation: Mutation, clean: Path, options: argparse.Namespace) -> Outc
 
 def main() -> int:
     """Runs the mutations asked for, prints a table, and returns how many survived."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Plants bugs, and runs the tests.")
     parser.add_argument("ids", nargs="*", help="of the mutations; none is all")
     parser.add_argument("--coverage", type=Path, help="data of a run with contexts")
     parser.add_argument("--jobs", type=int, default=1)

@@ -7,8 +7,8 @@ them by file: what it means, the text that must be there once, and the text inst
 When code moves, file and texts follow it, and the meaning stays.
 
 Each is planted in a copy of the tree. There the tests that reach its line run, `-x`, in
-one process, those of the module's own files first; then their files whole; and with
-`--whole`, all others. It is *killed* by the first test that fails there and passes on
+one process, the most specific first; then their files whole; and with `--whole`, all
+others. It is *killed* by the first test that fails there and passes on
 an unchanged copy. Which tests reach a line, say the data of a run of the same tree,
 
     pytest --cov=diffkm_jax --cov=diffkm_torch --cov-context=test
@@ -32,8 +32,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,34 +93,42 @@ def table() -> list[Mutation]:
     return found
 
 
-def reaching(mutation: Mutation, coverage: Path | None) -> dict[str, list[str]]:
-    """Test files in the order to run, and of each the tests that reach the lines."""
-    tests, total = defaultdict(list), defaultdict(int)
+@cache
+def read(coverage: Path) -> tuple[dict[str, dict[int, set[str]]], Counter[str]]:
+    """The tests that reach each line of each file, and how many lines each reaches."""
+    from coverage import CoverageData
+
+    data, by_file, size = CoverageData(str(coverage)), {}, Counter()
+    data.read()
+    for file in data.measured_files():
+        by_file[file] = {
+            line: {c.partition("|")[0] for c in contexts if "::" in c}
+            for line, contexts in data.contexts_by_lineno(file).items()
+        }
+        for tests in by_file[file].values():
+            size.update(tests)
+    return by_file, size
+
+
+def reaching(mutation: Mutation, coverage: Path | None) -> list[str]:
+    """The tests that reach the line, in the order to run, or all files.
+
+    Slow files last, files named as the module first; then those that reach few lines.
+    """
+    size, words = Counter[str](), set(re.findall("[a-z]+", mutation.file)[1:])
     if coverage is None:
-        for path in sorted((ROOT / "tests").glob("test_*.py")):
-            tests[f"tests/{path.name}"] = []
+        tests = {f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py")}
     else:
-        from coverage import CoverageData
+        by_file, size = read(coverage)
+        (lines,) = (v for k, v in by_file.items() if k.endswith("/" + mutation.file))
+        tests = lines.get(mutation.line, set())
 
-        data = CoverageData(str(coverage))
-        data.read()
-        (file,) = (f for f in data.measured_files() if f.endswith("/" + mutation.file))
-        names = {c.partition("|")[0] for c in data.measured_contexts() if "::" in c}
-        for name in names:
-            total[name.partition("::")[0]] += 1
-        contexts = data.contexts_by_lineno(file).get(mutation.line, ())
-        found = {c.partition("|")[0] for c in contexts}
-        for name in sorted(found & names):
-            tests[name.partition("::")[0]].append(name)
-    words = {part.strip("_") for part in Path(mutation.file).with_suffix("").parts[1:]}
+    def order(test: str) -> tuple:
+        stem = Path(test.partition("::")[0]).stem
+        late = SLOW.index(stem) + 1 if stem in SLOW else 0
+        return late, -sum(word in stem for word in words), size[test], test
 
-    def order(file: str) -> tuple:
-        stem = Path(file).stem
-        of_module = sum(word in stem for word in words)
-        share = len(tests[file]) / max(total[file], 1)
-        return SLOW.index(stem) + 1 if stem in SLOW else 0, -of_module, -share, file
-
-    return {file: tests[file] for file in sorted(tests, key=order)}
+    return sorted(tests, key=order)
 
 
 def run(tree: Path, tests: list[str], timeout: float, skipped: list[str]) -> str | None:
@@ -148,12 +157,12 @@ def run(tree: Path, tests: list[str], timeout: float, skipped: list[str]) -> str
 
 def judged(mutation: Mutation, clean: Path, options: argparse.Namespace) -> Outcome:
     """Plants a mutation in a copy of the tree, and runs stage by stage."""
-    begin, files = time.monotonic(), reaching(mutation, options.coverage)
-    every = [f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py")]
-    stages = [[t for tests in files.values() for t in tests], [*files]]
+    begin, tests = time.monotonic(), reaching(mutation, options.coverage)
+    files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
+    stages = [tests, files if files != tests else []]
     if options.whole:
-        rest = set(every) - files.keys()
-        stages.append(sorted(rest, key=lambda file: (Path(file).stem in SLOW, file)))
+        every = reaching(mutation, None)
+        stages.append([file for file in every if file not in files])
 
     def end(outcome: str, by: str = "", reason: str = "") -> Outcome:
         seconds = time.monotonic() - begin

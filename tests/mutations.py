@@ -8,8 +8,7 @@ When code moves, file and texts follow it, and the meaning stays.
 
 Each is planted in a copy of the tree. There the tests that reach its line run, `-x`, in
 one process, the most specific first; then their files whole; and with `--whole`, all
-others. It is *killed* by the first test that fails there and passes on
-an unchanged copy. Which tests reach a line, say the data of a run of the same tree,
+others. It is *killed* by the first test that fails, if that passes unchanged. Which tests reach a line, say the data of a run of the same tree,
 
     pytest --cov=diffkm_jax --cov=diffkm_torch --cov-context=test
 
@@ -34,7 +33,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,35 +109,45 @@ def read(coverage: Path) -> tuple[dict[str, dict[int, set[str]]], Counter[str]]:
     return by_file, size
 
 
-def reaching(mutation: Mutation, coverage: Path | None) -> list[str]:
-    """The tests that reach the line, in the order to run, or all files.
+def stages_of(mutation: Mutation, coverage: Path | None) -> list[list[str]]:
+    """What to run, one after the other, as arguments of pytest.
 
-    Slow files last, files named as the module first; then those that reach few lines.
+    The tests that reach the line, and files named as the module of which no data are
+    known; then the files of the former whole, and all without data; then all others.
     """
-    size, words = Counter[str](), set(re.findall("[a-z]+", mutation.file)[1:])
-    if coverage is None:
-        tests = {f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py")}
-    else:
-        by_file, size = read(coverage)
-        (lines,) = (v for k, v in by_file.items() if k.endswith("/" + mutation.file))
-        tests = lines.get(mutation.line, set())
+    by_file, size = read(coverage) if coverage else ({}, Counter[str]())
+    every = {f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py")}
+    unknown = every - {file_of(test) for test in size}
+    words = set(re.findall("[a-z]{3,}", mutation.file.rstrip("s")))
+
+    def of_module(test: str) -> int:
+        return sum(word.rstrip("s") in file_of(test)[6:] for word in words)
 
     def order(test: str) -> tuple:
-        stem = Path(test.partition("::")[0]).stem
+        stem = Path(file_of(test)).stem
         late = SLOW.index(stem) + 1 if stem in SLOW else 0
-        return late, -sum(word in stem for word in words), size[test], test
+        return late, -of_module(test), size.get(test, 10**6), test
 
-    return sorted(tests, key=order)
+    found: set[str] = set()
+    for file, lines in by_file.items():
+        if file.endswith("/" + mutation.file):
+            found = lines.get(mutation.line, set())
+    own = set(filter(of_module, unknown))
+    files = {file_of(test) for test in found} | unknown
+    return [sorted(s, key=order) for s in (found | own, files - own, every - files)]
 
 
-def run(tree: Path, tests: list[str], timeout: float, skipped: list[str]) -> str | None:
+def file_of(test: str) -> str:
+    return test.partition("::")[0]
+
+
+def run(tree: Path, names: list[str], timeout: float, *options: str) -> str | None:
     """The output of pytest if a test failed, "" if none did, None if time ran out."""
-    options = ["-x", "-q", "-n", "0", "--tb=no", "-p", "no:cacheprovider"]
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as names:
-        print(*tests, *(f"--deselect={test}" for test in skipped), sep="\n", file=names)
-        names.flush()
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--tb=no", *options]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as listed:
+        print(*names, sep="\n", file=listed, flush=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *options, f"@{names.name}"],
+            [*command, "-p", "no:cacheprovider", f"@{listed.name}"],
             cwd=tree,
             env=os.environ | {"PYTHONPATH": str(tree), "COLUMNS": "300"},
             stdout=subprocess.PIPE,
@@ -147,7 +156,7 @@ def run(tree: Path, tests: list[str], timeout: float, skipped: list[str]) -> str
             start_new_session=True,
         )
         try:
-            output, _ = process.communicate(timeout=max(timeout, 1))
+            output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -155,42 +164,33 @@ def run(tree: Path, tests: list[str], timeout: float, skipped: list[str]) -> str
     return "" if process.returncode in (0, 5) else output
 
 
-def judged(mutation: Mutation, clean: Path, options: argparse.Namespace) -> Outcome:
-    """Plants a mutation in a copy of the tree, and runs stage by stage."""
-    begin, tests = time.monotonic(), reaching(mutation, options.coverage)
-    files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
-    stages = [tests, files if files != tests else []]
-    if options.whole:
-        every = reaching(mutation, None)
-        stages.append([file for file in every if file not in files])
+def outcome_of(
+    mutation: Mutation, options: argparse.Namespace, flawed: set[str]
+) -> Outcome:
+    """Plants a mutation in a copy of the tree, and runs tests until one fails."""
+    begin = time.monotonic()
+    *reaching, others = stages_of(mutation, options.coverage)
 
     def end(outcome: str, by: str = "", reason: str = "") -> Outcome:
         seconds = time.monotonic() - begin
         return Outcome(*mutation[:2], outcome, by, reason, round(seconds, 1))
 
-    skipped: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=REST)
         path = tree / mutation.file
         path.write_text(path.read_text().replace(mutation.old, mutation.new))
-        for number, stage in enumerate(stages):
-            limit = options.timeout * (6 if number == 2 else 1)
-            while stage:
-                left = limit - (time.monotonic() - begin)
-                output = run(tree, stage, left, skipped)
-                if output is None:
-                    return end("timed out", reason=f"after {limit:.0f} s")
-                if not output:
-                    break
-                failed = FAILED.search(output)
-                if failed is None:
-                    return end("unclear", reason=output[-300:])
-                by, reason = failed[1], failed[2] or ""
-                if run(clean, [by], options.timeout, []) == "":
-                    return end("killed", by, reason)
-                skipped.append(by)
-    return end("survived", reason=f"fails unchanged: {skipped}" if skipped else "")
+        for names in [*reaching, others] if options.whole else reaching:
+            left = options.timeout - (time.monotonic() - begin)
+            names = names and [*names, *(f"--deselect={test}" for test in flawed)]
+            output = run(tree, names, max(left, 1), "-x") if names else ""
+            if output is None:
+                return end("timed out", reason=f"after {options.timeout:.0f} s")
+            if failed := FAILED.search(output):
+                return end("killed", failed[1], failed[2] or "")
+            if output:
+                return end("unclear", reason=output[-300:])
+    return end("survived")
 
 
 def main() -> int:
@@ -206,26 +206,29 @@ def main() -> int:
     known = {mutation.id: mutation for mutation in table()}
     if unknown := set(options.ids) - known.keys():
         parser.error(f"no such mutation: {sorted(unknown)}")
-    chosen = [known[name] for name in options.ids or known]
-    outcomes: list[Outcome] = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ThreadPoolExecutor(options.jobs) as do,
-    ):
-        clean = Path(folder) / "tree"
-        shutil.copytree(ROOT, clean, ignore=REST)
-        for found in do.map(lambda m: judged(m, clean, options), chosen):
-            outcomes.append(found)
-            print(f"{found.id:20} {found.outcome:9} {found.by}", flush=True)
-            if options.json:
-                text = json.dumps([o._asdict() for o in outcomes], indent=1)
-                options.json.write_text(text + "\n")
+    todo = chosen = [known[name] for name in options.ids or known]
+    found: dict[str, Outcome] = {}
+    flawed: set[str] = set()
+    plant = partial(outcome_of, options=options, flawed=flawed)
+    while todo:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            for done in pool.map(plant, todo):
+                found[done.id] = done
+                print(f"{done.id:20} {done.outcome:9} {done.by}", flush=True)
+                if options.json:
+                    text = json.dumps([o._asdict() for o in found.values()], indent=1)
+                    options.json.write_text(text + "\n")
+        # What fails on the unchanged tree, too, says nothing of a mutation.
+        by = sorted({done.by for done in found.values()} - {""} - flawed)
+        output = run(ROOT, by, 6 * options.timeout) if by else ""
+        flawed.update(by if output is None else (f[0] for f in FAILED.findall(output)))
+        todo = [mutation for mutation in chosen if found[mutation.id].by in flawed]
     print(f"\n{'id':20} {'outcome':9} {'s':>5}  meaning; by what")
-    for found in outcomes:
-        print(f"{found.id:20} {found.outcome:9} {found.seconds:5.0f}  {found.meaning}")
-        print(f"{'':38}{found.by} {found.reason[:150]}")
-    missed = [found.id for found in outcomes if found.outcome != "killed"]
-    print(f"\nkilled: {len(outcomes) - len(missed)} of {len(outcomes)}; not: {missed}")
+    for done in found.values():
+        print(f"{done.id:20} {done.outcome:9} {done.seconds:5.0f}  {done.meaning}")
+        print(f"{'':38}{done.by} {done.reason[:150]}")
+    missed = [done.id for done in found.values() if done.outcome != "killed"]
+    print(f"\nkilled: {len(found) - len(missed)} of {len(found)}; not: {missed}")
     return len(missed)
 
 

@@ -8,12 +8,13 @@ When code moves, file and texts follow it, and the meaning stays.
 
 Each is planted in a copy of the tree. There the tests that reach its line run, `-x`, in
 one process, the most specific first; then their files whole; and with `--whole`, all
-others. It is *killed* by the first test that fails, if that passes unchanged. Which tests reach a line, say the data of a run of the same tree,
+others. It is *killed* by the first test that fails, if that passes unchanged. Which
+tests reach a line, say the data of a run of the same tree,
 
     pytest --cov=diffkm_jax --cov=diffkm_torch --cov-context=test
 
-and without them all files do. (Files matter beside tests, because of several tests that
-call a jitted function in one process only the first traces it.)
+and files of which they say nothing run whole. (So do all files in the end, because a
+jitted function is traced by the first test of a process that calls it, and no other.)
 
 The environment is handed on: JAX_COMPILATION_CACHE_DIR, so that only programs that a
 mutation changes are compiled, and XLA_FLAGS=--xla_backend_optimization_level=0.

@@ -41,7 +41,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 SLOW = [
     "test_pipelines",
-    "test_float32_suite",
+    "test_other_settings",
     "test_docstrings",
     "test_readme",
     "test_parity",

@@ -153,12 +153,12 @@ def as_logits(logits: ArrayLike) -> jax.Array:
     return logits
 
 
-def as_tau(
-    tau: ArrayLike, *arrays: jax.Array, name: str = "tau", zero: bool = False
+def as_scalar(
+    name: str, value: ArrayLike, *arrays: jax.Array, zero: bool = False
 ) -> jax.Array:
-    """The relaxation as a scalar of the widest dtype of the arrays, or float32."""
-    check_scalar(name, tau, zero=zero)
-    return jnp.asarray(tau, accumulation_dtype(*arrays))
+    """A checked positive scalar, of the widest dtype of the arrays, or float32."""
+    check_scalar(name, value, zero=zero)
+    return jnp.asarray(value, accumulation_dtype(*arrays))
 
 
 def as_noise(

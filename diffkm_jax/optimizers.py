@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import export
 
-from diffkm_jax._checks import accumulation_dtype
+from diffkm_jax._dtypes import accumulation_dtype
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

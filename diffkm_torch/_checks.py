@@ -12,12 +12,6 @@ from torch import Tensor
 from diffkm_torch._problem import Problem
 
 
-def accumulation_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """Float64 if any of the tensors is, else float32: the dtype of sums and losses."""
-    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if wide else torch.float32
-
-
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raises TypeError unless `tensor` is a floating tensor."""
     if not isinstance(tensor, Tensor):

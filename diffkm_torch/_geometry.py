@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import accumulation_dtype
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._problem import Problem
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from diffkm_torch._checks import (
-    accumulation_dtype,
     as_points_and_centroids,
     check_callable,
     check_floating,
     check_shape,
 )
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._products import product
 
 __all__ = [

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from diffkm_torch._checks import (
-    accumulation_dtype,
     check_callable,
     check_floating,
     check_scalar,
     check_shape,
 )
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.fitting import State, update
 from diffkm_torch.losses import kmeans_loss, soft_kmeans_loss

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import accumulation_dtype, check_scalar
+from diffkm_torch._checks import check_scalar
+from diffkm_torch._dtypes import accumulation_dtype
 
 __all__ = [
     "EmaState",

@@ -11,13 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import (
-    accumulation_dtype,
-    as_problem,
-    check_callable,
-    check_floating,
-    check_shape,
-)
+from diffkm_torch._checks import as_problem, check_callable, check_floating, check_shape
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._geometry import fill_inert, prepare
 from diffkm_torch._problem import Problem
 from diffkm_torch.distances import squared_euclidean

@@ -150,7 +150,7 @@ def test_half_precision_does_not_pile_up_ties_over_many_clusters(name, dtype):
     assert jnp.isfinite(found).all()
 
 
-def test_softmax_tends_to_hard_as_tau_falls():
+def test_softmax_tends_to_hard_as_scalar_falls():
     for name in ("softmax", "sparsemax", "entmax15"):
         rows = getattr(dk, name)(LOGITS, tau=1e-3)
         np.testing.assert_allclose(rows, dk.hard(LOGITS), atol=1e-12)

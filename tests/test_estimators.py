@@ -153,7 +153,7 @@ def test_gumbel_rao_has_the_mean_of_hard_gumbel_softmax_at_a_falling_variance():
     np.testing.assert_allclose(variances[1], variances[0], rtol=0.05)
 
 
-def test_gumbel_rao_tends_to_reinmax_as_tau_falls():
+def test_gumbel_rao_tends_to_reinmax_as_scalar_falls():
     """By quadrature over the logistic noise at k = 2, where sampling resolves nothing.
 
     Given the draw D = (1, 0) the difference x of the perturbed logits is positive, and

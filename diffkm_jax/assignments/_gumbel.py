@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._checks import (
-    accumulation_dtype,
     as_logits,
     as_noise,
-    as_tau,
+    as_scalar,
     check_floating,
     check_shape,
 )
+from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.assignments._declared import declared, gradient_of
 from diffkm_jax.assignments._softmax import relaxed
 from diffkm_jax.assignments._straight_through import chosen, perturbed
@@ -69,7 +69,7 @@ def gumbel_softmax(
     """
     logits = as_logits(logits)
     noise = as_noise(noise, logits)
-    tau = as_tau(tau, logits, noise)
+    tau = as_scalar("tau", tau, logits, noise)
     if hard:
         return declared(chosen, gradient_of(_relaxed_draw), logits, noise, tau)
     return _relaxed_draw(logits, noise, tau).astype(logits.dtype)
@@ -122,7 +122,7 @@ def decoupled_gumbel_softmax(
     logits = as_logits(logits)
     noise = as_noise(noise, logits)
     both = [
-        as_tau(value, logits, noise, name=name)
+        as_scalar(name, value, logits, noise)
         for name, value in (("tau", tau), ("tau_backward", tau_backward))
     ]
     return declared(_at_tau, gradient_of(_at_tau_backward), logits, noise, *both)
@@ -255,7 +255,7 @@ def gumbel_rao(
     """
     logits = as_logits(logits)
     noise = as_noise(noise, logits, draws=2)
-    tau = as_tau(tau, logits, noise)
+    tau = as_scalar("tau", tau, logits, noise)
     return declared(_first_draw, gradient_of(_conditional_mean), logits, noise, tau)
 
 

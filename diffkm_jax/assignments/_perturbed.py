@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._checks import accumulation_dtype, as_logits, as_noise, as_tau
+from diffkm_jax._checks import as_logits, as_noise, as_scalar
+from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.assignments._declared import declared
 from diffkm_jax.assignments._straight_through import chosen
 
@@ -52,7 +53,7 @@ def blackbox(
     Source: Vlastelica et al. 2020, https://arxiv.org/abs/1912.02175
     """
     logits = as_logits(logits)
-    strength = as_tau(strength, logits, name="strength")
+    strength = as_scalar("strength", strength, logits)
     return declared(chosen, partial(_target_rule, True), logits, None, strength)
 
 
@@ -98,7 +99,7 @@ def implicit_mle(
     """
     logits = as_logits(logits)
     noise = as_noise(noise, logits)
-    strength = as_tau(strength, logits, noise, name="strength")
+    strength = as_scalar("strength", strength, logits, noise)
     return declared(
         chosen, partial(_target_rule, bool(scaled)), logits, noise, strength
     )
@@ -167,7 +168,7 @@ def perturbed_argmax(
     logits = as_logits(logits)
     noise = as_noise(noise, logits, draws=1)
     dtype = accumulation_dtype(logits, noise)
-    scale = lax.stop_gradient(as_tau(scale, logits, noise, name="scale"))
+    scale = lax.stop_gradient(as_scalar("scale", scale, logits, noise))
     noise = lax.stop_gradient(noise.astype(dtype))
     z = jnp.broadcast_to(logits, noise.shape).astype(dtype)
     excluded = jnp.isneginf(z)

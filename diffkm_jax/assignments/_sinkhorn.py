@@ -10,7 +10,7 @@ from jax import lax
 
 from diffkm_jax._checks import (
     as_logits,
-    as_tau,
+    as_scalar,
     check_floating,
     check_integer,
     check_shape,
@@ -73,7 +73,7 @@ def sinkhorn(
         raise ValueError(f"logits must be [..., n, k], got shape {logits.shape}")
     check_integer("num_iters", num_iters, minimum=0)
     k = logits.shape[-1]
-    tau = as_tau(tau, logits)
+    tau = as_scalar("tau", tau, logits)
     excluded = jnp.isneginf(logits)
     z = jnp.where(excluded, 0, logits.astype(tau.dtype)) / tau
     shares = jnp.zeros(k, z.dtype)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._checks import as_logits, as_tau
+from diffkm_jax._checks import as_logits, as_scalar
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -72,7 +72,7 @@ def softmax(
     Source: Rose 1998 (deterministic annealing), https://doi.org/10.1109/5.726788
     """
     logits = as_logits(logits)
-    return relaxed(logits, as_tau(tau, logits)).astype(logits.dtype)
+    return relaxed(logits, as_scalar("tau", tau, logits)).astype(logits.dtype)
 
 
 def relaxed(logits: jax.Array, tau: jax.Array) -> jax.Array:

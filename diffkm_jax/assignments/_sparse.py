@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._checks import as_logits, as_tau
+from diffkm_jax._checks import as_logits, as_scalar
 from diffkm_jax._numerics import safe_sqrt
 from diffkm_jax.assignments._softmax import below_largest
 
@@ -53,7 +53,7 @@ def sparsemax(
     Source: Martins & Astudillo 2016, https://arxiv.org/abs/1602.02068
     """
     logits = as_logits(logits)
-    z = _shifted(logits, as_tau(tau, logits))
+    z = _shifted(logits, as_scalar("tau", tau, logits))
     above = _above_threshold(z, _sparsemax_threshold)
     return _masked_row(above, logits)
 
@@ -89,7 +89,7 @@ def entmax15(
     Source: Peters, Niculae & Martins 2019, https://arxiv.org/abs/1905.05702
     """
     logits = as_logits(logits)
-    z = _shifted(logits, as_tau(tau, logits))
+    z = _shifted(logits, as_scalar("tau", tau, logits))
     above = _above_threshold(0.5 * z, _entmax15_threshold)
     return _masked_row(above**2, logits)
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._checks import accumulation_dtype, as_logits, as_noise, as_tau
+from diffkm_jax._checks import as_logits, as_noise, as_scalar
+from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._numerics import nonzero
 from diffkm_jax.assignments._declared import declared, gradient_of
 from diffkm_jax.assignments._softmax import hard, relaxed
@@ -65,7 +66,7 @@ def straight_through(
     Source: Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432
     """
     logits = as_logits(logits)
-    tau = as_tau(tau, logits)
+    tau = as_scalar("tau", tau, logits)
     return declared(chosen, gradient_of(_softened), logits, None, tau)
 
 
@@ -107,7 +108,7 @@ def sampled_straight_through(
     """
     logits = as_logits(logits)
     noise = as_noise(noise, logits)
-    tau = as_tau(tau, logits, noise)
+    tau = as_scalar("tau", tau, logits, noise)
     return declared(chosen, gradient_of(_softened), logits, noise, tau)
 
 
@@ -160,9 +161,9 @@ def gapped_straight_through(
     """
     logits = as_logits(logits)
     noise = as_noise(noise, logits)
-    tau = as_tau(tau, logits, noise)
+    tau = as_scalar("tau", tau, logits, noise)
     if gap is not None:
-        gap = as_tau(gap, logits, noise, name="gap", zero=True)
+        gap = as_scalar("gap", gap, logits, noise, zero=True)
     return declared(chosen, gradient_of(_gapped), logits, noise, tau, gap)
 
 
@@ -224,7 +225,7 @@ def reinmax(
     """
     logits = as_logits(logits)
     noise = as_noise(noise, logits)
-    tau = as_tau(tau, logits, noise)
+    tau = as_scalar("tau", tau, logits, noise)
     return declared(chosen, _second_order, logits, noise, tau)
 
 

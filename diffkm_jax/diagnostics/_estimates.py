@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffkm_jax._checks import accumulation_dtype
+from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._numerics import polar
 from diffkm_jax.estimators._enumeration import configuration
 from diffkm_jax.estimators._estimator import Cost, Estimator

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 import diffkm_jax.assignments as maps
-from diffkm_jax._checks import accumulation_dtype, check_integer
+from diffkm_jax._checks import check_integer
+from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.assignments._softmax import relaxed
 from diffkm_jax.estimators._attach import over_rows
 from diffkm_jax.estimators._estimator import Cost, Estimator, HashablePartial

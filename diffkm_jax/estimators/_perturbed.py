@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from diffkm_jax._checks import accumulation_dtype
+from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.assignments._perturbed import to_target
 from diffkm_jax.assignments._straight_through import chosen
 from diffkm_jax.estimators._attach import attach

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._checks import accumulation_dtype, check_floating, check_shape
+from diffkm_jax._checks import check_floating, check_shape
+from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._numerics import polar
 from diffkm_jax.assignments._declared import declared, gradient_of
 

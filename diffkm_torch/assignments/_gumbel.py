@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from diffkm_torch._checks import (
-    accumulation_dtype,
     as_logits,
     as_noise,
     as_scalar,
     check_floating,
     check_shape,
 )
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch.assignments._softmax import relaxed
 from diffkm_torch.assignments._straight_through import (
     chosen,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from diffkm_torch._checks import accumulation_dtype, as_logits, as_noise, as_scalar
+from diffkm_torch._checks import as_logits, as_noise, as_scalar
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch.assignments._straight_through import chosen
 
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from diffkm_torch._checks import (
-    accumulation_dtype,
     as_logits,
     as_scalar,
     check_floating,
     check_integer,
     check_shape,
 )
+from diffkm_torch._dtypes import accumulation_dtype
 
 
 def sinkhorn(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import accumulation_dtype, as_logits, as_scalar
+from diffkm_torch._checks import as_logits, as_scalar
+from diffkm_torch._dtypes import accumulation_dtype
 
 
 def hard(logits: Tensor) -> Tensor:

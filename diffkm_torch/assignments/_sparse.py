@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import accumulation_dtype, as_logits, as_scalar
+from diffkm_torch._checks import as_logits, as_scalar
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch.assignments._softmax import below_largest
 
 Threshold = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import diffkm_torch.assignments as maps
-from diffkm_torch._checks import accumulation_dtype, check_integer
+from diffkm_torch._checks import check_integer
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch.assignments._softmax import relaxed
 from diffkm_torch.estimators._attach import over_rows
 from diffkm_torch.estimators._estimator import Cost, Estimator

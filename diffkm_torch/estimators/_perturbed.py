@@ -6,7 +6,8 @@ from functools import partial
 
 from torch import Tensor
 
-from diffkm_torch._checks import accumulation_dtype, as_scalar
+from diffkm_torch._checks import as_scalar
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch.assignments._perturbed import to_target
 from diffkm_torch.assignments._straight_through import chosen
 from diffkm_torch.estimators._attach import attach, value_and_gradient

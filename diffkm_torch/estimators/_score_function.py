@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 import diffkm_torch.assignments as maps
-from diffkm_torch._checks import accumulation_dtype, as_scalar, check_integer
+from diffkm_torch._checks import as_scalar, check_integer
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch.assignments._straight_through import chosen
 from diffkm_torch.estimators._attach import attach, over_rows, value_and_gradient
 from diffkm_torch.estimators._enumeration import probabilities

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import accumulation_dtype, check_integer, check_scalar
+from diffkm_torch._checks import check_integer, check_scalar
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._problem import Problem
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.fitting._derivative import check_derivative, differentiate

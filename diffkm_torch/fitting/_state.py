@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import accumulation_dtype, as_points_and_centroids
+from diffkm_torch._checks import as_points_and_centroids
+from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch.optimizers import GradientTransformation, newton
 
 

@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import re
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from test_layout import functions
 import diffkm_jax as dk
 import diffkm_torch as dt
 from diffkm_torch import agreement, bridge
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 es = dk.estimators
 

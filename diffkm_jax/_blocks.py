@@ -17,6 +17,7 @@ def block_for(k: int, d: int) -> int:
 
     But between 256 and 8192, in float32.
     """
+    # Scores are [k, block] and rows [block, d]; 2¹⁹ float32 numbers are 2 MB.
     fitting = max(1, (1 << 19) // max(k, d))
     return min(8192, max(256, 1 << fitting.bit_length() - 1))
 
@@ -88,6 +89,7 @@ def blocked(
     if export.is_symbolic_dim(n):
         return _padded(f, block, rows)
     block = min(block, n)
+    # n = head + count · block with 1 ≤ head ≤ block.
     head = (n - 1) % block + 1
     count = (n - head) // block
     total, first = f(*jax.tree.map(lambda a: a[:head], rows))

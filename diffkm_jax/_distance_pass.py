@@ -31,6 +31,8 @@ def distance_loss(
         costs = pairwise(x, c, distance=plan.distance) + offsets[None, :]
         if t is None:
             score = masked(-lax.stop_gradient(costs).T, problem.active)
+            # Danskin: the derivative of a minimum is that of what attains it, with the
+            # label held constant. A derivative of `min` would split ties.
             label = nearest(score)
             cost = plan.distance(x, c[label]) + offsets[label]
         else:

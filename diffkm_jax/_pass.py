@@ -83,6 +83,8 @@ def hard_pass(
 
     def block(x: jax.Array, w: jax.Array | None):
         label = nearest(masked(scores(x, c, m), problem.active))
+        # Loss Σ w e·e and shifts Σ w e from the residual itself: Σ w x − n c, or an
+        # expanded square, would cancel far from the origin.
         e = x - c[label]
         one = 1 if w is None else w
         # Integer counts are exact; float32 stops counting at 2²⁴.
@@ -111,6 +113,7 @@ def _hard_rule(plan: Plan, primals: tuple, tangents: tuple):
     acc = loss.dtype
     dloss, dcounts, dshifts = jax.tree.map(jnp.zeros_like, (loss, counts, shifts))
     if not (is_zero(dx) and is_zero(dw)):
+        # The only part that costs a pass: the gradient in the centroids has none.
         own = centroids.astype(acc)[labels]
         e = fill_inert(problem.points.astype(acc), problem.weights, own) - own
         w = None if problem.weights is None else problem.weights.astype(acc)

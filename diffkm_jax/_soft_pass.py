@@ -66,11 +66,13 @@ def soft_sums(
         unnormalized = jnp.exp(score)
         z = jnp.sum(unnormalized, axis=0, keepdims=True)
         r, log_z = unnormalized / z, jnp.log(z)[0]
+        # −T log Σ_j exp(−‖x − c_j‖²/T), where ‖x − c_j‖² = ‖x − m‖² − 2 half_j.
         free = jnp.sum((x - m) ** 2, axis=1) - 2 * best[0] - t * log_z
-        # An excluded cluster has r = 0 and score −∞.
+        # −Σ r log r = log z − Σ r score. An excluded cluster has r = 0 and score −∞.
         entropy = log_z - jnp.sum(r * jnp.where(r > 0, score, 0), axis=0)
         wr = r if w is None else r * w[None]
         counts = jnp.sum(wr, axis=1)
+        # Σ w r (x − c) = Σ w r (x − m) − n (c − m), all of it near the origin.
         shifts = matmul(wr, x - m) - counts[:, None] * (c - m)
         total = jnp.sum(weigh(w, free)), counts, shifts, jnp.sum(weigh(w, entropy))
         return total, (matmul(r.T, c - m) + m, free) if by_point else (None, None)

@@ -147,6 +147,7 @@ def _kmeans_plus_plus(
     x = lax.stop_gradient(points).astype(acc)
     x = fill_inert(x, w, jnp.zeros((), acc))
     x = x - anchor(x, None if w is None else w > 0)
+    # ‖x_i − x_j‖² = 2 (h_i + h_j − x_i·x_j) with h = ‖x‖²/2: one product for all.
     half = 0.5 * jnp.sum(x * x, axis=1)
     mass = jnp.ones(len(x), acc) if w is None else w
 
@@ -166,6 +167,7 @@ def _kmeans_plus_plus(
         candidates = draw(jax.random.fold_in(key, i), weigh(w, closest), num_candidates)
         cross = matmul(x[candidates], x.T)
         squared = 2 * jnp.maximum(half[None] + half[candidates][:, None] - cross, 0)
+        # The k-means loss that each candidate would leave: the greedy choice is the best.
         losses = jnp.sum(mass[None] * jnp.minimum(squared, closest[None]), axis=1)
         best = candidates[jnp.argmin(losses)]
         # From the differences: exactly zero at copies of a row, never drawn again.

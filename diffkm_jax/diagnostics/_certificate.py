@@ -219,6 +219,7 @@ class _License(NamedTuple):
 def hard_license(stats: Statistics, label_radius: jax.Array) -> _License:
     """Labels stand if every full step is shorter than the move that changes one."""
     zero = jnp.zeros_like(stats.loss)
+    # After moves of at most `step` the labels, and so the means, are the same: a rest.
     step = jnp.max(jnp.linalg.norm(full_step(stats), axis=1))
     smallest = 2 * jnp.min(stats.counts, where=stats.counts > 0, initial=jnp.inf)
     valid = step < label_radius
@@ -254,6 +255,7 @@ def soft_license(
     size = 2 * jnp.max(stats.counts) + jnp.abs(smallest)
     size *= 1 + spread / problem.temperature
     error += 8 * float(jnp.finfo(size.dtype).eps) * size
+    # ‖H⁻¹ g‖ ≤ ‖g‖ / λ_min, if that is positive.
     positive = smallest > 0
     distance = 2 * jnp.linalg.norm(stats.shifts) / jnp.where(positive, smallest, 1)
     return _License(
@@ -271,6 +273,7 @@ def mean_and_covariance(
     """Of the points, [1, d] and [d, d]; the mean from the statistics."""
     origin, counts = anchor(c, problem.active), stats.counts[:, None]
     mass = stats.counts.sum()
+    # Σ w (x − m) = Σ_j u_j + n_j (c_j − m), from a pass that is made already.
     moments = stats.shifts + jnp.where(counts > 0, counts * (c - origin), 0)
     mean = origin + jnp.sum(moments, axis=0, keepdims=True) / mass
 

@@ -48,6 +48,7 @@ def fill_farthest(
         moved = problem._replace(points=rows, weights=jnp.where(given, weights, 0))
         # Every device has all the rows already: no sum over the mesh.
         lost = statistics_of(plan._replace(axis_name=None), moved, c)
+        # A cluster of one point of weight w: n = w, u = w (x − c).
         one = weights[i].astype(stats.counts.dtype)
         shift = rows[i].astype(stats.shifts.dtype) - c.astype(stats.shifts.dtype)
         left = stats.counts - lost.counts
@@ -94,6 +95,7 @@ def costliest(
     weights = problem.weights
     weights = jnp.ones(n, costs.dtype) if weights is None else weights
     costs = jnp.where(weights == 0, -jnp.inf, costs)
+    # Before any mesh: no device has more than k of the k costliest points.
     costs, index = lax.top_k(costs, min(len(c), n))
     found = x[index], costs, weights[index]
     if plan.axis_name is None:

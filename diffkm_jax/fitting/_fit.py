@@ -191,6 +191,7 @@ def result_of(
 ) -> FitResult:
     """What a loop found, by a pass at the centroids as they are returned."""
     plan, state = algorithm.plan, progress.state
+    # Of the last step taken; of the first, if none was.
     problem = at_step(algorithm, problem, jnp.maximum(state.step - 1, first_step))
     c, solved = differentiate(derivative, plan, problem, state.centroids)
     found, labels = sums_and_labels(plan, problem, c.astype(dtype))
@@ -198,6 +199,7 @@ def result_of(
     c, centroids, stats = differentiate_means(
         derivative, plan, problem, c, c.astype(dtype), stats
     )
+    # Losses before each step; from the last one on, the loss at the end.
     num_steps, loss = progress.num_steps, lax.stop_gradient(stats.loss)
     history = progress.history.astype(loss.dtype)
     taken = jnp.arange(len(history), dtype=num_steps.dtype) < num_steps

@@ -116,6 +116,7 @@ def run(
     def goes_on(now: Progress) -> jax.Array:
         return (now.num_steps < max_steps) & ~now.converged & ~now.failed
 
+    # A while_loop has no reverse mode, and needs none where nothing is unrolled.
     if not unrolled:
         # Held at every step, because an optimizer, a schedule or a distance may close
         # over what is differentiated.
@@ -125,6 +126,7 @@ def run(
             lax.stop_gradient(begin),
         )
 
+    # Recomputed in reverse, so that only the centroids of each step are kept.
     @partial(jax.checkpoint, prevent_cse=False)
     def advance_if_going_on(problem: Problem, now: Progress) -> Progress:
         return lax.cond(
@@ -159,6 +161,7 @@ def mean_variance(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Arr
         total, _ = over_points(block, problem, block_for(1, d), center)
         return psum(total, plan.axis_name)
 
+    # v = Σ w ‖x − mean‖² / (d Σ w), about the mean: E x² − (E x)² would cancel.
     mass, first = moment(1, origin)
     _, second = moment(2, origin + first / mass)
     return jnp.sum(second) / (mass * d)

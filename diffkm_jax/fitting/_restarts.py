@@ -139,6 +139,7 @@ def best_fit(
         loss = total_loss(algorithm.plan, at_step(algorithm, held, last), c)
         return lax.stop_gradient((found, loss))
 
+    # One after the other: side by side they would need the memory of all passes.
     every, losses = lax.map(search, keys)
     best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
     if derivative == "unrolled":

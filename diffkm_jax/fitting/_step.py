@@ -142,6 +142,7 @@ def step(
         del counts  # Named, because optax passes on only the arguments it finds.
         return total_loss(plan, problem, params).astype(dtype)
 
+    # ∂L/∂c_j = −2 Σ w r_ij (x_i − c_j)
     gradient = (-2 * used.shifts).astype(dtype)
     # Wrapped here: a wrapper made at every call would be a new program at every call.
     optimizer = optax.with_extra_args_support(algorithm.optimizer)
@@ -150,6 +151,8 @@ def step(
         gradient,
         state.opt_state,
         visible,
+        # Newton's step is shifts / counts, and only that of a distance whose minimizer
+        # is a mean.
         counts=used.counts.astype(dtype) if is_expanded(plan) else None,
         value=stats.loss.astype(dtype),
         grad=gradient,
@@ -159,6 +162,7 @@ def step(
     residual = residual_of(used)
     if callable(empty):
         rows = rows_of_policy(empty, plan, problem, c, new, stats.counts)
+        # Rows that the policy left alone keep their derivative and optimizer state.
         filled = jnp.any(rows != new, axis=1)
         residual += jnp.sum((rows - new).astype(residual.dtype) ** 2)
     if filled is not None:

@@ -184,6 +184,7 @@ def nsvq(
 @partial(jax.jit, static_argnums=0)
 def _encode(plan: Plan, problem: Problem, centroids: jax.Array):
     """Points and nearest centroids [n, d], labels [n], and the two losses."""
+    # The value of both losses is the same; each holds one side of it constant.
     held = problem._replace(points=lax.stop_gradient(problem.points))
     codebook_loss, _, _, labels = hard_pass(plan, held, centroids)
     nearest = centered(problem, centroids)[0][labels]

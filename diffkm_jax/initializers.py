@@ -167,7 +167,7 @@ def _kmeans_plus_plus(
         candidates = draw(jax.random.fold_in(key, i), weigh(w, closest), num_candidates)
         cross = matmul(x[candidates], x.T)
         squared = 2 * jnp.maximum(half[None] + half[candidates][:, None] - cross, 0)
-        # The k-means loss that each candidate would leave: the greedy choice is the best.
+        # The k-means loss that each candidate would leave; the best of them is taken.
         losses = jnp.sum(mass[None] * jnp.minimum(squared, closest[None]), axis=1)
         best = candidates[jnp.argmin(losses)]
         # From the differences: exactly zero at copies of a row, never drawn again.

@@ -24,7 +24,7 @@ LEVELS = [
     ["fitting", "diagnostics"],
     ["modules"],
     ["__init__"],
-    ["_parity"],
+    ["_parity", "_files"],
     ["__main__"],
 ]
 # Of the mirror, sharding and random draws are left out.

@@ -14,6 +14,7 @@ import diffkm_torch
 
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
+    ["_leaves"],
     ["_checks", "_blocks", "_products", "agreement", "bridge"],
     ["_passes", "distances", "assignments"],
     ["statistics"],

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -327,7 +328,7 @@ def test_output_folder_must_be_writable(fit, monkeypatch):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(command_line.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     assert_refused(fit("--out", "c.npz"), 1, "c.npz", "Permission denied")
 
 

@@ -14,7 +14,7 @@ import diffkm_torch
 
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
-    ["_dtypes", "_numerics", "_problem", "_tangents"],
+    ["_dtypes", "_leaves", "_numerics", "_problem", "_tangents"],
     ["_checks", "_blocks", "_products", "agreement", "bridge"],
     ["_geometry"],
     ["distances", "assignments"],
@@ -25,7 +25,7 @@ LEVELS = [
     ["fitting", "diagnostics"],
     ["modules"],
     ["__init__"],
-    ["_parity"],
+    ["_parity", "_files"],
     ["__main__"],
 ]
 # Of the mirror, sharding and random draws are left out.

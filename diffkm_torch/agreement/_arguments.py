@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from diffkm_torch._leaves import combine
+
 Wrt = int | str | Sequence[int | str] | None
 
 
@@ -47,9 +49,8 @@ class Arguments:
 
     def filled(self, arrays: Sequence[Any]) -> tuple[tuple, dict[str, Any]]:
         """(args, kwargs) with the arrays in their places."""
-        rest = iter(arrays)
-        found = zip(self.leaves, self.is_array, strict=True)
-        leaves = [next(rest) if is_array else leaf for leaf, is_array in found]
+        places = [i for i, is_array in enumerate(self.is_array) if is_array]
+        leaves = combine(self.leaves, places, arrays)
         return jax.tree.unflatten(self.tree, leaves)
 
 

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from diffkm_torch.agreement._arguments import Wrt, arguments
-from diffkm_torch.agreement._judge import TOLERANCE
+from diffkm_torch.agreement._comparison import Comparison
+from diffkm_torch.agreement._evaluate import JaxSide, Task, TorchSide
 from diffkm_torch.agreement._report import Pair, Report
-from diffkm_torch.agreement._run import Run
-from diffkm_torch.agreement._sides import JaxSide, Task, TorchSide
+from diffkm_torch.agreement._tolerances import TOLERANCE
 
 DTYPES = "float64", "float32"
 
@@ -99,22 +99,15 @@ def compare_gradients(
         https://doi.org/10.1137/1.9780898718027
     """
     _check_options(jax_fn, torch_fn, dtypes, cotangent, order)
-    parts = arguments(args, kwargs or {}, wrt)
-    task = Task(parts, order, forward)
-    tolerances = dict(TOLERANCE)
-    if tol is not None:
-        given = tol if isinstance(tol, dict) else dict.fromkeys(DTYPES, tol)
-        if not set(given) <= set(DTYPES) or not all(0 < t < 1 for t in given.values()):
-            kinds = f"between 0 and 1, one for all or by dtype among {DTYPES}"
-            raise ValueError(f"tol must be {kinds}, got {tol!r}")
-        tolerances |= given
+    task = Task(arguments(args, kwargs or {}, wrt), order, forward)
+    tolerances = _tolerances(tol)
     sides = JaxSide(jax_fn, task), TorchSide(torch_fn, task)
     pairs: list[Pair] = []
     for dtype in dtypes:
         with np.errstate(all="ignore"):
-            run = Run(sides, task, dtype, cotangent, seed, jit)
-            pairs += run.pairs(tolerances)
-    return Report(tuple(pairs), parts.held, seed)
+            comparison = Comparison(sides, task, dtype, cotangent, seed, jit)
+            pairs += comparison.pairs(tolerances)
+    return Report(tuple(pairs), task.arguments.held, seed)
 
 
 def assert_gradients_agree(
@@ -181,3 +174,14 @@ def _check_options(
         )
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order!r}")
+
+
+def _tolerances(tol: float | dict[str, float] | None) -> dict[str, float]:
+    """By dtype, those that are not given at their default."""
+    if tol is None:
+        return TOLERANCE
+    given = tol if isinstance(tol, dict) else dict.fromkeys(DTYPES, tol)
+    if not set(given) <= set(DTYPES) or not all(0 < t < 1 for t in given.values()):
+        kinds = f"between 0 and 1, one for all or by dtype among {DTYPES}"
+        raise ValueError(f"tol must be {kinds}, got {tol!r}")
+    return TOLERANCE | given

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from diffkm_torch.agreement._sides import Arrays
+from diffkm_torch._leaves import combine
+from diffkm_torch.agreement._seeds import Arrays
 
-# Below, one side's gradient explains the slope of its values; above, it does not.
+# Of |slope of the values − gradient along it| / ‖difference of both gradients‖: below,
+# one side's gradient explains the slope of its values; above, it does not.
 RIGHT, WRONG = 0.1, 0.5
 
 
@@ -59,11 +61,12 @@ def who_is_wrong(
     if not np.isfinite(length) or length == 0:
         return ""
     direction = direction / length
+    # Central differences: error h² from the third derivative, eps/h from rounding.
     step = np.finfo(x.dtype).eps ** (1 / 3) * max(1.0, np.abs(x).max(initial=0))
 
     def slope(function: Callable[[Arrays], Arrays]) -> float:
         ends = [
-            function([*arrays[:which], x + s * direction, *arrays[which + 1 :]])
+            function(combine(arrays, [which], [x + s * direction]))
             for s in (step, -step)
         ]
         above, below = (np.sum(cotangent * end[output]) for end in ends)

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-VERDICTS = "agree", "unresolved", "kink", "disagree"
-
 
 @dataclass(frozen=True)
 class Pair:

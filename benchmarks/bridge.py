@@ -1,132 +1,115 @@
-"""The price of JAX inside torch's autograd: small calls, a large loss, its memory.
-
-    python benchmarks/bridge.py [--quick]
-
-Forward and backward of the same function: natively in torch, in JAX, and in torch by
-`jax_to_torch`. All in one run, in turns, in float32; a time is the median over the
-rounds, and behind a ratio stands its range. Peaks of memory are of a process of its own
-each. Run it on a machine that nothing else uses.
-"""
+"""The price of JAX inside torch's autograd: small calls, a large loss, its memory."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-from timing import in_child, interleaved, machine, median, peak_growth, ratio, table
 
 import diffkm_jax as dk
-import diffkm_torch as dt
-from diffkm_torch.bridge import jax_to_torch
+from benchmarks._measure import (
+    Contest,
+    Prepared,
+    Side,
+    compiled,
+    measure,
+    normal,
+    relative_error,
+)
+from benchmarks._records import Record, compare
 
-SMALL = 16
-LARGE = 50_000, 64, 64
-MEMORY = 200_000, 512, 32
-QUICK = 5_000, 64, 64
 TEMPERATURE = 2.0
-ROUNDS = 15
-RIVALS = "torch", "bridge", "jax"
 
 
-def wave(a: Any) -> Any:
-    """A function as small as they come, of either package."""
-    module = jnp if isinstance(a, jax.Array) else torch
-    return (module.sin(a) * a).sum()
+def by_all(of_jax: Callable, of_torch: str, arrays: tuple, backward: bool) -> Contest:
+    """A function, and its gradient in all arguments, by torch, JAX, and the bridge."""
 
+    def in_jax() -> Prepared:
+        if not backward:
+            return compiled(of_jax, *arrays)
+        return compiled(jax.value_and_grad(of_jax, tuple(range(len(arrays)))), *arrays)
 
-def soft(shape: tuple[int, int, int], rival: str) -> Callable[[], Any]:
-    """Value and gradient in points and centroids of the soft loss."""
-    n, k, d = shape
-    rng = np.random.default_rng(0)
-    points = rng.normal(size=(n, d)).astype(np.float32)
-    centroids = points[:k].copy()
-    loss = {"torch": dt, "jax": dk, "bridge": dk}[rival].soft_kmeans_loss
-    return both(partial(loss, temperature=TEMPERATURE), rival, points, centroids)
+    def in_torch(bridge: bool) -> Prepared:
+        import torch
 
+        from diffkm_torch.bridge import jax_to_torch
 
-def both(function: Callable, rival: str, *arrays: np.ndarray) -> Callable[[], Any]:
-    """Forward and backward, by a rival."""
-    if rival == "jax":
-        step = jax.jit(jax.value_and_grad(function, tuple(range(len(arrays)))))
-        inputs = list(map(jnp.asarray, arrays))
-        return lambda: jax.block_until_ready(step(*inputs))
-    tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
-    called = jax_to_torch(function) if rival == "bridge" else function
+        function = jax_to_torch(of_jax) if bridge else torch_function(of_torch)
+        tensors = [torch.tensor(a, requires_grad=backward) for a in arrays]
 
-    def call() -> Any:
-        value = called(*tensors)
-        return value, torch.autograd.grad(value, tensors)
+        def call() -> Any:
+            value = function(*tensors)
+            return (value, torch.autograd.grad(value, tensors)) if backward else value
 
-    return call
+        return Prepared(call)
 
+    def agree(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+        facts = {}
+        for name, result in results.items():
+            found, true = (r if backward else (r, ()) for r in (result, results["jax"]))
+            np.testing.assert_allclose(float(found[0]), float(true[0]), rtol=1e-4)
+            errors = map(relative_error, found[1], true[1])
+            facts[name] = {"gradient_error": max(errors)} if backward else {}
+            assert max(facts[name].values(), default=0) < 1e-3, f"{name}: {facts[name]}"
+        return facts
 
-def forward(function: Callable, rival: str, *arrays: np.ndarray) -> Callable[[], Any]:
-    """The value alone, by a rival."""
-    if rival == "jax":
-        step, inputs = jax.jit(function), list(map(jnp.asarray, arrays))
-        return lambda: jax.block_until_ready(step(*inputs))
-    called = jax_to_torch(function) if rival == "bridge" else function
-    tensors = list(map(torch.tensor, arrays))
-    return lambda: called(*tensors)
-
-
-def times(shape: tuple[int, int, int]) -> list[list[str]]:
-    """A row for every program, with the rivals side by side."""
-    array = np.linspace(0, 1, SMALL, dtype=np.float32)
-    programs = {
-        f"sin(a) a, {SMALL} numbers, forward": partial(forward, wave),
-        f"sin(a) a, {SMALL} numbers, and backward": partial(both, wave),
+    sides = {
+        "torch": Side(partial(in_torch, bridge=False), "torch"),
+        "bridge": Side(partial(in_torch, bridge=True), "torch"),
+        "jax": Side(in_jax),
     }
-    found = {
-        name: {rival: program(rival, array) for rival in RIVALS}
-        for name, program in programs.items()
-    }
-    found[f"soft_kmeans_loss {shape}, and backward"] = {
-        rival: soft(shape, rival) for rival in RIVALS
-    }
-    rows = []
-    for name, calls in found.items():
-        samples = interleaved(calls, ROUNDS)
-        cells = [median(samples[rival]) for rival in RIVALS]
-        cells += [ratio(samples["bridge"], samples[r])[1] for r in ("torch", "jax")]
-        rows.append([name, *cells])
-    return rows
+    return Contest(sides, agree)
 
 
-def peak(shape: tuple[int, int, int], rival: str) -> None:
-    """Prints the bytes that one value and gradient adds, after one that is small."""
-    soft((1000, *shape[1:]), rival)()
-    print(json.dumps(peak_growth(soft(shape, rival))))
+def torch_function(name: str) -> Callable:
+    import diffkm_torch as dt
+
+    if name == "wave":
+        return lambda a: (a.sin() * a).sum()
+    return partial(getattr(dt, name), temperature=TEMPERATURE)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes")
-    parser.add_argument("--peak", nargs="+", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.peak:
-        rival, *shape = options.peak
-        peak(tuple(map(int, shape)), rival)
-        return
-    print(machine("jax", "torch"))
-    large, memory = (QUICK, QUICK) if options.quick else (LARGE, MEMORY)
-    head = "forward and backward", *RIVALS, "bridge / torch", "bridge / jax"
-    table("What a call through the bridge takes", head, times(large))
-    rows = []
-    for rival in RIVALS:
-        grown = in_child(sys.argv[0], "--peak", rival, *memory)
-        rows.append([rival, f"{grown / 1e6:.0f} MB"])
-    title = f"Peak memory that soft_kmeans_loss and its gradient add at {memory}"
-    table(title, ("by", "peak"), rows)
+def wave(numbers: int, backward: bool) -> Contest:
+    """Of Σ sin(a) a, a function as small as they come."""
+    array = np.linspace(0, 1, numbers, dtype=np.float32)
+    return by_all(lambda a: (jnp.sin(a) * a).sum(), "wave", (array,), backward)
 
 
-if __name__ == "__main__":
-    main()
+def soft_kmeans_loss(n: int, k: int, d: int) -> Contest:
+    """Value and gradient in points and centroids."""
+    loss = partial(dk.soft_kmeans_loss, temperature=TEMPERATURE)
+    return by_all(loss, "soft_kmeans_loss", normal(n, k, d), backward=True)
+
+
+def compared(done: Record) -> Record:
+    compare(done, "bridge", "torch")
+    compare(done, "bridge", "jax")
+    return done
+
+
+def calls(size: str) -> Iterator[Record]:
+    rounds = 5 if size == "small" else 15
+    for backward in (False, True):
+        yield compared(measure(wave, rounds=rounds, numbers=16, backward=backward))
+
+
+def losses(size: str) -> Iterator[Record]:
+    n, k, d = (2000, 16, 8) if size == "small" else (50_000, 64, 64)
+    rounds = 3 if size == "small" else 15
+    yield compared(measure(soft_kmeans_loss, rounds=rounds, n=n, k=k, d=d))
+
+
+def memory(size: str) -> Iterator[Record]:
+    """What value and gradient of the loss add to the peak of a process."""
+    n, k, d = (2000, 16, 8) if size == "small" else (200_000, 512, 32)
+    weighed = ["bridge"] if size == "small" else ["torch", "bridge", "jax"]
+    lineup = {"timed": (), "weighed": weighed}
+    done = measure(soft_kmeans_loss, rounds=0, **lineup, n=n, k=k, d=d)
+    yield done
+
+
+BENCHMARKS = {"calls": calls, "loss": losses, "memory": memory}

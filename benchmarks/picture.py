@@ -1,4 +1,7 @@
-"""The picture of the estimators: how wrong they are, what their samples look like."""
+"""The picture of the estimators: how wrong they are, what their samples look like.
+
+`python -m benchmarks report FILE --picture benchmarks/estimators.png`
+"""
 
 from __future__ import annotations
 
@@ -47,13 +50,16 @@ def draw_curves(row: Any, grid: np.ndarray, found: dict[str, Any]) -> list[Any]:
     """Three panels of one problem; returns the lines of the second, which has all."""
     bias, deviation, direction = row
     for label, how in style().items():
-        of_label = found[label]
-        spread = np.where(of_label.deviation > 1e-6, of_label.deviation, np.nan)
+        if label not in found:
+            continue
+        # Where there is no bias to show, None, there is no line.
+        curve = {key: np.array(of, float) for key, of in found[label].items()}
+        spread = np.where(curve["deviation"] > 1e-6, curve["deviation"], np.nan)
         deviation.plot(grid, spread, label=label + REMARKS.get(label, ""), **how)
         if label not in UNBIASED:
-            bias.plot(grid, of_label.bias, **how)
+            bias.plot(grid, curve["bias"], **how)
             # Logarithmic in what is missing to 1, upside down, ticks say the cosine.
-            direction.plot(grid, np.maximum(1 - of_label.cosine, 1e-3), **how)
+            direction.plot(grid, np.maximum(1 - curve["cosine"], 1e-3), **how)
     for axis in row:
         axis.set(xscale="log", yscale="log", xlim=(grid[0], grid[-1]))
         axis.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
@@ -74,13 +80,16 @@ def draw_curves(row: Any, grid: np.ndarray, found: dict[str, Any]) -> list[Any]:
     return deviation.get_lines()
 
 
-def draw_samples(
-    mean_axis: Any, peak_axis: Any, probabilities: np.ndarray, taus: Any, sampled: tuple
-) -> None:
-    means, tops, entropies = sampled
+def draw_samples(mean_axis: Any, peak_axis: Any, sides: dict[str, dict]) -> None:
+    """Two panels: the mean sample by tau, and how far from one-hot a sample is."""
+    sides = {name: list(facts.values()) for name, facts in sides.items()}
+    *probabilities, _, _ = sides.pop("draws")
+    del sides["uniform"]
+    taus = [float(name.removeprefix("tau = ")) for name in sides]
+    means, (tops, entropies) = np.split(np.array(list(sides.values())).T, [-2])
     log_k = np.log(len(probabilities))
     for i, p in enumerate(probabilities):
-        (line,) = mean_axis.plot(taus, means[:, i], "o-", markersize=3)
+        (line,) = mean_axis.plot(taus, means[i], "o-", markersize=3)
         color = line.get_color()
         mean_axis.plot([taus[0] / 1.5, taus[0]], [p, p], ":", color=color)
         mean_axis.text(taus[0] / 1.6, p, f"{p:.2f}", ha="right", va="center", size=8)
@@ -104,24 +113,18 @@ def draw_samples(
         axis.grid(alpha=0.25)
 
 
-def draw(
-    path: Path,
-    grid: np.ndarray,
-    found: dict[str, dict[str, Any]],
-    probabilities: np.ndarray,
-    taus: Any,
-    sampled: tuple,
-) -> None:
+PROBLEMS = {
+    "three": "One row of three categories, cost exp(v·D)",
+    "digits": "200 digits, 10 clusters, cost −log (D Q)[class]",
+}
+
+
+def draw(path: Path, records: list[dict[str, Any]]) -> None:
     """Draws the curves of two problems and the samples of one row into a file.
 
     Args:
         path: The file to write.
-        grid: What the curves are over, tau, [9].
-        found: By title of a problem and name of an estimator: bias, deviation and
-            cosine, each [9].
-        probabilities: Of the row that is sampled, [k].
-        taus: Of the samples, [6].
-        sampled: Mean samples [6, k], mean maxima [6] and mean entropies [6].
+        records: Of a run of the topic estimators.
 
     Raises:
         ImportError: There is no matplotlib.
@@ -130,12 +133,16 @@ def draw(
 
     figure = Figure(figsize=(12, 12.5), dpi=100, layout="constrained")
     *upper, lower = figure.subfigures(3, 1, hspace=0.03)
-    for part, (title, of_problem) in zip(upper, found.items(), strict=True):
+    curves = [one for one in records if one["benchmark"] == "estimators.curves"]
+    found = {one["parameters"]["problem"]: one for one in curves}
+    for part, (problem, title) in zip(upper, PROBLEMS.items(), strict=True):
         part.suptitle(title, weight="bold")
-        lines = draw_curves(part.subplots(1, 3), grid, of_problem)
+        grid = np.array(found[problem]["grid"])
+        lines = draw_curves(part.subplots(1, 3), grid, found[problem]["sides"])
     lower.suptitle("Gumbel-softmax samples of one row", weight="bold", x=0.33)
     *panels, corner = lower.subplots(1, 3)
-    draw_samples(*panels, probabilities, taus, sampled)
+    (sampled,) = (r for r in records if r["benchmark"] == "estimators.samples")
+    draw_samples(*panels, sampled["sides"])
     corner.axis("off")
     corner.legend(
         handles=lines,

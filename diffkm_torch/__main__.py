@@ -33,7 +33,7 @@ class CompareError(Exception):
 
 def print_parity(options: argparse.Namespace) -> int:
     """Compares every mirrored function, prints a table; returns 1 on failure."""
-    known = {space + name for space, name in mirrored()}
+    known = mirrored()
     for name in options.names:
         if name not in known:
             example = "as softmax or estimators.rloo is"
@@ -178,7 +178,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 1 or 2, as in its help."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and argv[0].startswith("--") and argv[0] not in ("--help",):
+    if argv and argv[0].startswith("--") and argv[0] != "--help":
         argv = ["parity", *argv]
     options = parse(argv)
     with jax.enable_x64(True):

@@ -25,6 +25,7 @@ LEVELS = [
     ["fitting", "diagnostics"],
     ["modules"],
     ["__init__"],
+    ["_calls"],
     ["_parity", "_files"],
     ["__main__"],
 ]

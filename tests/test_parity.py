@@ -102,7 +102,7 @@ def test_a_parameter_that_is_not_known_fails_the_run(monkeypatch, capsys):
         return diffkm_jax.euclidean(x, y)
 
     monkeypatch.setattr(diffkm_jax, "euclidean", changed)
-    monkeypatch.setattr(_parity, "mirrored", lambda: [("", "euclidean"), ("", "hard")])
+    monkeypatch.setattr(_parity, "mirrored", lambda: ["euclidean", "hard"])
     assert main([]) == 1
     printed = capsys.readouterr().out
     assert "no argument is known for the parameter 'novelty'" in printed
@@ -114,7 +114,7 @@ def test_a_twin_that_differs_fails_the_run_and_is_shown(monkeypatch, capsys):
         return diffkm_torch.manhattan(x, y.detach())
 
     monkeypatch.setattr(diffkm_torch, "euclidean", wrong)
-    monkeypatch.setattr(_parity, "mirrored", lambda: [("", "euclidean")])
+    monkeypatch.setattr(_parity, "mirrored", lambda: ["euclidean"])
     assert main(["--order", "2", "--jit"]) == 1
     printed = capsys.readouterr().out
     assert "GRADIENTS DISAGREE" in printed

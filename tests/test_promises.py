@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 import diffkm_jax as dk
-from diffkm_torch import _parity
+from diffkm_torch import _calls, _parity
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-DATA = {name: jnp.asarray(array) for name, array in _parity._arrays().items()}
+DATA = {name: jnp.asarray(array) for name, array in _calls.arrays().items()}
 KEY = jax.random.key(0)
 # Functions without a twin in torch.
 OTHERS = {
@@ -55,13 +55,10 @@ def program(name):
     else:
         key, _, value = option.rstrip(")").partition("=")
         variant = {key: {"True": True}.get(value, value)} if key else {}
-        space, _, name = name.rpartition(".")
-        space = f"{space}." if space else ""
-        parameters = signature(_parity._find(dk, space, name)).parameters
-        variant = variant or next(_parity._variants(parameters))
-        arrays = _parity._arguments(space, name, parameters, variant, DATA)
+        variant = variant or next(_calls.variants(name))
+        arrays = _calls.arguments(name, variant, DATA)
         arrays = {key: jnp.asarray(array) for key, array in arrays.items()}
-        function = _parity._outcome(dk, space, name, variant)
+        function = _calls.call(dk, name, variant)
     fixed = {k: x for k, x in arrays.items() if not floats(x)}
     moved = {k: x for k, x in arrays.items() if floats(x)}
     return lambda moved: scalar(function(**moved, **fixed)), moved
@@ -69,7 +66,7 @@ def program(name):
 
 def test_every_function_of_arrays_is_in_the_table():
     found = {param.id.partition("(")[0] for param in PROMISES}
-    mirrored = {space + name for space, name in _parity.mirrored()}
+    mirrored = set(_parity.mirrored())
     assert found == mirrored - NOT_IN_TABLE | set(OTHERS)
 
 

@@ -4,7 +4,7 @@
     loss(points, centroids, temperature=0.5).backward()  # of torch tensors
 
 Tensors cross over by DLPack, without a copy where the memory allows it. A backward pass
-uses what the forward pass left, as torch's own does; a derivative that is to be
+uses the residuals of the forward pass, as torch's own does; a derivative that is to be
 differentiated again is a JAX function, and crosses by the same bridge.
 """
 

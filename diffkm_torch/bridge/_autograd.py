@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from diffkm_torch._leaves import combine
 from diffkm_torch.bridge._programs import Program, pull_back
 
 # Settings of JAX that belong to a thread, by the name of their context manager. A
@@ -37,8 +38,8 @@ class _Call:
     wanted: tuple[int, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     structure: Any = None
-    left: list[Tensor] = field(default_factory=list)
-    left_structure: Any = None
+    residuals: list[Tensor] = field(default_factory=list)
+    residual_structure: Any = None
 
 
 def apply(
@@ -59,9 +60,9 @@ class _Bridge(Function):
         arrays = list(map(_to_jax, tensors))
         program, numbers = call.program, call.numbers
         if call.wanted:
-            output, pull = program.pulled(call.wanted)(numbers, *arrays)
-            left, call.left_structure = jax.tree.flatten(pull)
-            call.left = list(map(torch.from_dlpack, left))
+            output, pullback = program.with_pullback(call.wanted)(numbers, *arrays)
+            residuals, call.residual_structure = jax.tree.flatten(pullback)
+            call.residuals = list(map(torch.from_dlpack, residuals))
         else:
             output = program.value(numbers, *arrays)
         leaves, call.structure = jax.tree.flatten(output)
@@ -76,16 +77,16 @@ class _Bridge(Function):
         ctx.call, ctx.n = call, len(tensors)
         ctx.floating = [t.is_floating_point() for t in output]
         ctx.mark_non_differentiable(*(t for t in output if not t.is_floating_point()))
-        ctx.save_for_backward(*tensors, *call.left)
+        ctx.save_for_backward(*tensors, *call.residuals)
         ctx.save_for_forward(*tensors)
-        call.left = []
+        call.residuals = []
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         call, n = ctx.call, ctx.n
         # Read once: hooks of saved tensors run at every reading.
         saved = ctx.saved_tensors
-        inputs, left = saved[:n], saved[n:]
+        inputs, residuals = saved[:n], saved[n:]
         wanted = tuple(i for i in range(n) if ctx.needs_input_grad[1 + i])
         cts = [c for c, use in zip(cotangents, ctx.floating, strict=True) if use]
         with _settings_of(call):
@@ -93,11 +94,8 @@ class _Bridge(Function):
                 program = call.program.gradient(n, wanted)
                 found, _ = apply(program, call.numbers, [*inputs, *cts])
             else:
-                found = _PullBack.apply(call, wanted, n, *inputs, *cts, *left)
-        gradients: list[Tensor | None] = [None] * n
-        for i, gradient in zip(wanted, found, strict=True):
-            gradients[i] = gradient
-        return None, *gradients
+                found = _PullBack.apply(call, wanted, n, *inputs, *cts, *residuals)
+        return None, *combine([None] * n, wanted, found)
 
     @staticmethod
     def jvp(  # type: ignore[override]
@@ -109,8 +107,8 @@ class _Bridge(Function):
         with _settings_of(call):
             program = call.program.tangent(n, wanted)
             found, _ = apply(program, call.numbers, [*ctx.saved_tensors[:n], *moving])
-        rest = iter(found)
-        return tuple(next(rest) if use else None for use in ctx.floating)
+        floating = [i for i, use in enumerate(ctx.floating) if use]
+        return tuple(combine([None] * len(ctx.floating), floating, found))
 
     @staticmethod
     def vmap(  # type: ignore[override]
@@ -122,17 +120,17 @@ class _Bridge(Function):
 
 
 class _PullBack(Function):
-    """The gradients by what the forward pass left, which need no derivative."""
+    """The gradients by the residuals of the forward pass, without derivatives."""
 
     @staticmethod
     def forward(
         call: _Call, wanted: tuple[int, ...], n: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         arrays = list(map(_to_jax, tensors))
-        end = len(arrays) - call.left_structure.num_leaves
-        pull = jax.tree.unflatten(call.left_structure, arrays[end:])
+        end = len(arrays) - call.residual_structure.num_leaves
+        pullback = jax.tree.unflatten(call.residual_structure, arrays[end:])
         keep = tuple(call.wanted.index(i) for i in wanted)
-        found = pull_back(pull, arrays[:n], tuple(arrays[n:end]), keep)
+        found = pull_back(pullback, arrays[:n], tuple(arrays[n:end]), keep)
         return tuple(map(torch.from_dlpack, found))
 
     @staticmethod
@@ -148,7 +146,7 @@ class _PullBack(Function):
         n: int,
         *tensors: Tensor,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        end = len(tensors) - call.left_structure.num_leaves
+        end = len(tensors) - call.residual_structure.num_leaves
         program = call.program.gradient(n, wanted).mapped(in_dims[3 : 3 + end])
         found, _ = apply(program, call.numbers, tensors[:end])
         return found, (0,) * len(found)

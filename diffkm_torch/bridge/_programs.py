@@ -10,10 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffkm_torch._leaves import combine
+
 KINDS = jnp.floating, jnp.integer, jnp.bool_
 
 
 def as_output(path: tuple, leaf: Any) -> Any:
+    """The leaf as an array, checked."""
     if isinstance(leaf, bool | int | float):
         return jnp.asarray(leaf)
     dtype = getattr(leaf, "dtype", None)
@@ -29,7 +32,7 @@ def as_output(path: tuple, leaf: Any) -> Any:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Input:
-    """Stands for an input among what a forward pass leaves, which torch keeps."""
+    """Stands for an input among the residuals, which torch keeps anyway."""
 
     index: int
 
@@ -62,28 +65,25 @@ class Program:
         """The function of the wanted arrays: its floating outputs, and all of them."""
 
         def varied(*moving: Any) -> tuple[tuple, Any]:
-            full = list(arrays)
-            for i, array in zip(wanted, moving, strict=True):
-                full[i] = array
-            output = self.fn(numbers, *full)
+            output = self.fn(numbers, *combine(arrays, wanted, moving))
             return _floating(output), output
 
         return varied
 
-    def pulled(self, wanted: tuple[int, ...]) -> Callable:
-        """The output, and its pullback to the wanted inputs as a tree of arrays."""
+    def with_pullback(self, wanted: tuple[int, ...]) -> Callable:
+        """The output, and its pullback to the wanted inputs as a tree of residuals."""
 
-        def pulled(numbers: tuple, *arrays: Any) -> tuple[Any, Any]:
+        def with_pullback(numbers: tuple, *arrays: Any) -> tuple[Any, Any]:
             varied = self._varied(numbers, arrays, wanted)
-            _, pull, output = jax.vjp(
+            _, pullback, output = jax.vjp(
                 varied, *(arrays[i] for i in wanted), has_aux=True
             )
             index = {id(array): i for i, array in enumerate(arrays)}
-            leaves, tree = jax.tree.flatten(pull)
-            left = [_Input(index[id(a)]) if id(a) in index else a for a in leaves]
-            return output, jax.tree.unflatten(tree, left)
+            leaves, tree = jax.tree.flatten(pullback)
+            residuals = [_Input(index[id(a)]) if id(a) in index else a for a in leaves]
+            return output, jax.tree.unflatten(tree, residuals)
 
-        return self._once(("pulled", wanted), lambda: jax.jit(pulled))
+        return self._once(("pullback", wanted), lambda: jax.jit(with_pullback))
 
     def gradient(self, n: int, wanted: tuple[int, ...]) -> Program:
         """The program of (n inputs, cotangents): the gradients of the wanted inputs."""
@@ -116,13 +116,13 @@ class Program:
 
 @partial(jax.jit, static_argnames="keep")
 def pull_back(
-    pull: Any, inputs: list, cotangents: tuple, keep: tuple[int, ...]
+    pullback: Any, inputs: list, cotangents: tuple, keep: tuple[int, ...]
 ) -> tuple:
-    """Some of the gradients, by what a forward pass left."""
+    """Some of the gradients, by the residuals of a forward pass."""
     whole = jax.tree.map(
         lambda a: inputs[a.index] if isinstance(a, _Input) else a,
-        pull,
+        pullback,
         is_leaf=lambda a: isinstance(a, _Input),
     )
-    found = whole(cotangents)
-    return tuple(found[i] for i in keep)
+    gradients = whole(cotangents)
+    return tuple(gradients[i] for i in keep)

@@ -1,0 +1,234 @@
+"""How the functions of both packages are called to be compared: tables.
+
+Arguments are found by the names of parameters, so that one that is new is given, or
+raises, and cannot be forgotten.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import resources
+from operator import attrgetter
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import diffkm_jax
+import diffkm_torch
+from diffkm_torch import optimizers
+
+# What is compared beside the defaults: parameters that are not arrays, and those whose
+# default is another formula.
+VARIANTS: dict[str, tuple[Any, ...]] = {
+    "derivative": ("one_step", "unrolled", "none"),
+    "differentiable": (False, True),
+    "empty": ("farthest",),
+    "gap": (None,),
+    "hard": (True,),
+    "method": ("rotation_trick",),
+    "scaled": (True,),
+    "temperature": (0.3,),
+}
+SCALARS = {
+    "baseline": 0.3,
+    "eta": 0.8,
+    "gap": 1.5,
+    "scale": 0.8,
+    "strength": 1.2,
+    "tau": 0.7,
+    "tau_backward": 0.4,
+    "temperature": 0.3,
+    "tol": 0.0,
+}
+# Parameters that are no arrays and stay at their default, or that `CALLS` fills in.
+NO_ARRAYS = {
+    *VARIANTS,
+    "assignment",
+    "axis_name",
+    "block_size",
+    "column_weights",
+    "decay",
+    "distance",
+    "max_configurations",
+    "max_steps",
+    "num_iters",
+    "num_samples",
+    "one_hot",
+    "optimizer",
+    "state",
+}
+# Noise that is not one draw of Gumbel for every logit.
+NOISE = {"gumbel_rao": "draws", "nsvq": "normal", "perturbed_argmax": "draws"}
+# Arrays beside those that the parameters name.
+BESIDE = {
+    "mahalanobis": ("x", "y"),
+    "update": ("points", "centroids"),
+    **dict.fromkeys(optimizers.__all__, ("points", "centroids")),
+}
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(attrgetter(name)(diffkm_jax)).parameters)
+
+
+def variants(name: str) -> Iterator[dict[str, Any]]:
+    """The options of every call: none, unless one is required, and one at a time."""
+    varied = {key: p for key, p in _parameters(name).items() if key in VARIANTS}
+    if all(p.default is not p.empty for p in varied.values()):
+        yield {}
+    for key in varied:
+        for value in VARIANTS[key]:
+            yield {key: value}
+
+
+def arrays() -> dict[str, np.ndarray]:
+    """Arrays by the name of their parameter: 40 of the embedded digits, 16 features."""
+    with resources.files("diffkm_jax").joinpath("data/digits.npz").open("rb") as file:
+        digits = np.load(file)["points"][:40].astype(np.float64)
+    rng = np.random.default_rng(0)
+    points = digits.reshape(40, 4, 2, 4, 2).mean((2, 4)).reshape(40, 16) / 16
+    # Positive, for the divergences, and off the grid, on which there are ties.
+    points = points + rng.uniform(0.05, 0.1, points.shape)
+    centroids = points[:5] + 0.01
+    root = rng.normal(size=(16, 16)) / 4
+    logits = -((points[5:11, None] - centroids) ** 2).sum(2).reshape(2, 3, 5) / 0.3
+    return {
+        **{name: np.asarray(value) for name, value in SCALARS.items()},
+        "points": points,
+        "centroids": centroids,
+        "weights": rng.uniform(0.5, 1.5, 40),
+        "active": np.array([True, True, False, True, True]),
+        "nearest": points[::-1].copy(),
+        "x": points[:6],
+        "y": points[6:12],
+        "precision": root @ root.T,
+        "logits": logits,
+        "costs": rng.normal(size=2),
+        "gradient": rng.normal(size=logits.shape),
+        "target": rng.normal(size=logits.shape),
+        "gumbel": (gumbel := rng.gumbel(size=(12, *logits.shape))),
+        "noise": gumbel[0],
+        "draws": gumbel[:4],
+        "normal": rng.normal(size=points.shape),
+    }
+
+
+def arguments(name: str, variant: dict[str, Any], data: dict) -> dict[str, Any]:
+    """The arrays of a call, from `data` by the names of the parameters."""
+    found = {key: data[key] for key in BESIDE.get(name, ())}
+    for key, parameter in _parameters(name).items():
+        if key == "noise":
+            found[key] = data[NOISE.get(name, "noise")]
+        elif key in SCALARS:
+            # None is another formula: a variant.
+            if variant.get(key, parameter.default) is not None:
+                found[key] = data[key]
+        elif key in data:
+            found[key] = data[key]
+        elif key not in NO_ARRAYS:
+            raise TypeError(f"no argument is known for the parameter {key!r}")
+    if _call_of(name) is _estimate:
+        # DisARM is of two categories.
+        width = 2 if name == "estimators.disarm" else 5
+        num_draws = attrgetter(name)(diffkm_torch)().num_draws
+        found |= {key: data[key][..., :width] for key in ("logits", "target")}
+        found["noise"] = data["gumbel"][:num_draws, ..., :width]
+    return found
+
+
+def call(module: ModuleType, name: str, variant: dict[str, Any]) -> Callable[..., Any]:
+    """A function of arrays by keyword, to arrays made of what the function returns."""
+    options = {
+        key: getattr(module, value) if key == "method" else value
+        for key, value in variant.items()
+        if key not in SCALARS or value is None
+    }
+    return partial(_call_of(name), module, attrgetter(name)(module), **options)
+
+
+def _call_of(name: str) -> Callable[..., Any]:
+    default = _estimate if name.startswith("estimators.") else _plain
+    return CALLS.get(name, default)
+
+
+def _plain(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
+    return function(**kwargs)
+
+
+def _assigned_loss(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
+    return function(assignment=module.softmax, **kwargs)
+
+
+def _conditional_gumbel(
+    module: ModuleType, function: Callable, logits: Any, **kwargs: Any
+) -> Any:
+    return function(logits, module.hard(logits), **kwargs)
+
+
+def _estimate(
+    module: ModuleType,
+    function: Callable,
+    logits: Any,
+    target: Any,
+    noise: Any,
+    **settings: Any,
+) -> Any:
+    def cost(rows: Any) -> Any:
+        return ((rows - target[: len(rows)]) ** 3).sum((-2, -1))
+
+    return function(**settings).expect(cost, logits, noise)
+
+
+def _fit(module: ModuleType, function: Callable, **kwargs: Any) -> dict[str, Any]:
+    result = function(**kwargs)._asdict()
+    names = "centroids", "labels", "loss", "counts", "residual", "history"
+    return {key: result[key] for key in names}
+
+
+def _init(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
+    return function(**kwargs).centroids
+
+
+def _mahalanobis(
+    module: ModuleType, function: Callable, precision: Any, x: Any, y: Any
+) -> Any:
+    return function(precision)(x, y)
+
+
+def _optimizer(
+    module: ModuleType,
+    function: Callable,
+    points: Any,
+    centroids: Any,
+    **settings: Any,
+) -> tuple:
+    """Two updates."""
+    optimizer = function(**settings)
+    state = module.init(centroids, optimizer=optimizer)
+    state, _ = module.update(points, state, optimizer=optimizer)
+    state, stats = module.update(points, state, optimizer=optimizer)
+    return state.centroids, *stats
+
+
+def _update(
+    module: ModuleType, function: Callable, points: Any, centroids: Any, **kwargs: Any
+) -> tuple:
+    state, stats = function(points, module.init(centroids), **kwargs)
+    return state.centroids, *stats
+
+
+# How a function is called; the others with their arguments as they are, and factories
+# of estimators by `_estimate`.
+CALLS = {
+    "assigned_loss": _assigned_loss,
+    "conditional_gumbel": _conditional_gumbel,
+    "estimators.attach": _plain,
+    "fit": _fit,
+    "init": _init,
+    "mahalanobis": _mahalanobis,
+    "update": _update,
+    **dict.fromkeys(optimizers.__all__, _optimizer),
+}

@@ -115,7 +115,7 @@ def cells(curve: dict[str, list]) -> list[str]:
     """Bias (or below what it is, if not told from zero), deviation, cosine."""
     columns = (curve[key] for key in ("bias", "limit", "deviation", "cosine"))
     return [
-        f"{f'<{limit:.1e}' if bias is None else f'{bias:.2g}'}, {spread:.2g}, {cos:.3f}"
+        f"{f'<{limit:.1g}' if bias is None else f'{bias:.2g}'}, {spread:.2g}, {cos:.3f}"
         for bias, limit, spread, cos in zip(*columns, strict=True)
     ]
 

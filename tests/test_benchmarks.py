@@ -49,6 +49,7 @@ def test_sides_are_compared_first_and_then_timed_in_turns(monkeypatch):
     calls = []
     done = _measure.measure(contest(calls), rounds=3, burst=0, n=5)
     assert calls == [5, *["ours", "theirs"] * 4]
+    assert [one for one in done["sides"]["theirs"]["seconds"] if one <= 0] == []
     assert done["parameters"] == {"n": 5}
     assert [len(of["seconds"]) for of in done["sides"].values()] == [3, 3]
     assert done["sides"]["theirs"]["error"] == 0.5

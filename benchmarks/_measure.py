@@ -76,9 +76,10 @@ def relative_error(found: Any, true: Any) -> float:
 
 def missing(module: str | None) -> str | None:
     """Why a module that a side needs is not here, or None."""
+    if not module:
+        return None
     try:
-        if module:
-            importlib.import_module(module)
+        importlib.import_module(module)
     except ImportError as error:
         return f"pip install {PACKAGES[module]} ({error})"
     return None
@@ -97,32 +98,24 @@ def seconds(call: Callable[[], Any], number: int = 1) -> float:
     return (time.perf_counter() - start) / number
 
 
-def first_calls(
-    calls: dict[str, Callable[[], Any]], burst: float = 0.05
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """What each call returns, and how many of it, at most ten, take `burst` seconds."""
-    results, number = {}, {}
-    for name, call in calls.items():
-        begin = time.perf_counter()
-        results[name] = call()
-        took = time.perf_counter() - begin
-        number[name] = min(10, max(1, round(burst / took)))
-    return results, number
-
-
 def interleaved(
-    calls: dict[str, Callable[[], Any]], number: dict[str, int], rounds: int
+    calls: dict[str, Callable[[], Any]], rounds: int, burst: float
 ) -> dict[str, list[float]]:
     """Times the calls in turns, so that a busy machine is busy for all of them.
 
     Args:
         calls: Functions that block until they are done, each called before.
-        number: Calls in a row, of which the mean is a sample.
         rounds: Samples of each.
+        burst: A sample is the mean of as many calls, at most ten, as take this long,
+            in seconds. Of one: 0.
 
     Returns:
         The samples of each, in seconds, round by round.
     """
+    number = dict.fromkeys(calls, 1)
+    if burst:
+        took = {name: seconds(call) for name, call in calls.items()}
+        number = {n: min(10, max(1, round(burst / t))) for n, t in took.items()}
     samples = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -179,11 +172,8 @@ def in_child(function: Callable, *args: Any, **env: str) -> Any:
     """What a function of texts returns in a process of its own, through JSON."""
     name = f"{function.__module__}:{function.__name__}"
     command = [sys.executable, "-m", "benchmarks", "in-child", name, *map(str, args)]
-    # Else glibc keeps what a loop in torch frees, in pieces too small for it.
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"} | env
-    run = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env=env
-    )
+    settings = {"capture_output": True, "text": True, "env": os.environ | env}
+    run = subprocess.run(command, cwd=ROOT, check=False, **settings)
     if run.returncode:
         raise RuntimeError(run.stderr or f"a child ended with {run.returncode}")
     return json.loads(run.stdout.splitlines()[-1])
@@ -206,7 +196,7 @@ def measure(
     Args:
         build: Makes the contest; a function at the top of its module.
         rounds: Samples of the time of each side. None: 0, and nothing is compared.
-        burst: How long a sample takes, in seconds, of calls that are shorter.
+        burst: As in `interleaved`.
         timed: The sides that are compiled, compared and timed. All: None.
         weighed: The sides whose peak of memory is measured.
         **parameters: Of `build`. `n` is the number of points.
@@ -228,14 +218,16 @@ def measure(
         found[name] |= {key: value for key, value in told.items() if value is not None}
     if rounds:
         calls = {name: one.call for name, one in ready.items()}
-        results, number = first_calls(calls, burst)
+        results = {name: call() for name, call in calls.items()}
         for name, facts in contest.agree(results).items():
             found[name] |= facts
         del results
-        for name, samples in interleaved(calls, number, rounds).items():
+        for name, samples in interleaved(calls, rounds, burst).items():
             found[name]["seconds"] = samples
+    # Else glibc keeps what a loop in torch frees, in pieces too small for it.
+    malloc = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
     for name in here:
         if name in weighed:
             args = build.__module__, build.__name__, name, json.dumps(parameters)
-            found[name] |= in_child(peak, *args)
+            found[name] |= in_child(peak, *args, **malloc)
     return done

@@ -86,10 +86,10 @@ def torch_descent(
                     loss = loss + mine[:, j].sum()
             loss.backward()
             losses.append(loss.item())
-            assert centroids.grad is not None
+            gradient: Any = centroids.grad
             with torch.no_grad():
-                centroids -= rate * centroids.grad
-                centroids.grad.zero_()
+                centroids -= rate * gradient
+                gradient.zero_()
     return losses
 
 
@@ -106,8 +106,8 @@ class Fitted(NamedTuple):
 def sklearn_fit(points: np.ndarray, start: np.ndarray, **settings: Any) -> Any:
     from sklearn.cluster import KMeans
 
-    options = {"n_init": 1, "algorithm": "lloyd"} | settings
-    return KMeans(len(start), init=start, **options).fit(points)
+    options: dict[str, Any] = {"init": start, "n_init": 1, "algorithm": "lloyd"}
+    return KMeans(len(start), **options, **settings).fit(points)
 
 
 def jax_fit(
@@ -261,7 +261,7 @@ def torch_estimate(
         reinforce,
         rloo,
     )
-    surrogate = dict(zip(TORCH_ESTIMATORS, ways, strict=True))[name]
+    surrogate = ways[TORCH_ESTIMATORS.index(name)]
 
     def call() -> tuple[Any, Any]:
         z = theta.expand(num_samples, -1).clone().requires_grad_()

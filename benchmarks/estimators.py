@@ -90,8 +90,14 @@ def measured(
     @partial(jax.vmap, in_axes=(0, None))
     def run(tau: jax.Array, logits: jax.Array) -> tuple[dk.Report, ...]:
         records = [make(tau) for make in makers.values()]
-        options = {"num_samples": num_samples, "chunk_size": problem.chunk_size}
-        return dk.evaluate(jax.random.key(1), problem.cost, logits, records, **options)
+        return dk.evaluate(
+            jax.random.key(1),
+            problem.cost,
+            logits,
+            records,
+            num_samples=num_samples,
+            chunk_size=problem.chunk_size,
+        )
 
     reports = run(jnp.asarray(grid), problem.logits)
     return dict(zip(makers, map(aggregated, reports), strict=True))
@@ -138,9 +144,10 @@ def curves(size: str) -> Iterator[Record]:
             (digits, 20 if small else 500),
         ):
             one = problem()
-            makers = lineup(es.exact().expect(one.cost, one.logits))
+            expected = jax.jit(partial(es.exact().expect, one.cost))
+            makers = lineup(expected(one.logits))
             if small:
-                makers = {n: makers[n] for n in ("exact", "reinmax", "gumbel_softmax")}
+                makers = {name: makers[name] for name in ("reinmax", "gumbel_softmax")}
             found = measured(one, makers, grid, num_samples)
             of = {"problem": problem.__name__, "num_samples": num_samples}
             done = record(found, **of)
@@ -179,7 +186,7 @@ def samples(size: str) -> Iterator[Record]:
         return rows.mean(0), rows.max(-1).mean(), entropy.mean()
 
     k = len(PROBABILITIES)
-    rows = {"draws": (PROBABILITIES, 1, 0)}
+    rows: dict[str, tuple] = {"draws": (PROBABILITIES, 1, 0)}
     found = zip(*summary(jnp.asarray(TAUS), noise), strict=True)
     rows |= {f"tau = {tau:g}": row for tau, row in zip(TAUS, found, strict=True)}
     rows["uniform"] = np.full(k, 1 / k), 1 / k, np.log(k)

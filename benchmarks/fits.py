@@ -37,29 +37,39 @@ TEMPERATURE = 1.0
 # The price of a derivative -----------------------------------------------------------
 
 
-def value_and_gradient(fit: Callable) -> Callable:
-    """Of the cosines of the fitted centroids, in the points."""
+def value(fit: Callable) -> Callable:
+    """The cosines of the fitted centroids, summed, and what was fitted."""
 
-    def value(points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, Any]:
+    def of(points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, Any]:
         found = fit(points, centroids)
         return jnp.cos(found.centroids).sum(), found
 
-    return jax.value_and_grad(value, has_aux=True)
+    return of
+
+
+def in_jax(fit: Callable, *args: np.ndarray, module: str | None = None) -> Side:
+    """Value and gradient in the points."""
+    both = jax.value_and_grad(value(fit), has_aux=True)
+    return Side(partial(compiled, both, *args), module)
+
+
+def in_diffkm(*args: np.ndarray, **settings: Any) -> dict[str, Side]:
+    """A pass over the points, the fit, and its gradients."""
+    alone = value(partial(dk.fit, derivative="none", **settings))
+    one_pass = partial(dk.statistics, temperature=settings["temperature"])
+    return {
+        PASS: Side(partial(compiled, one_pass, *args)),
+        ALONE: Side(partial(compiled, lambda *args: (alone(*args), None), *args)),
+        IMPLICIT: in_jax(partial(dk.fit, derivative="implicit", **settings), *args),
+        UNROLLED: in_jax(partial(dk.fit, derivative="unrolled", **settings), *args),
+    }
 
 
 def gradient(n: int, k: int, d: int, steps: int, soft: bool) -> Contest:
     """Value and gradient in the points of a number of steps of a fit."""
     points, centroids = normal(n, k, d)
     temperature = TEMPERATURE if soft else None
-    ours = partial(dk.fit, tol=0, max_steps=steps, temperature=temperature)
     plain = partial(_rivals.jax_fit, steps=steps, temperature=temperature)
-
-    def alone(*args: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
-        found = ours(*args, derivative="none")
-        return (jnp.cos(found.centroids).sum(), found), None
-
-    def in_jax(function: Callable, module: str | None = None) -> Side:
-        return Side(lambda: compiled(function, points, centroids), module)
 
     def in_torch(fit: Callable) -> Side:
         def prepare() -> Prepared:
@@ -90,24 +100,20 @@ def gradient(n: int, k: int, d: int, steps: int, soft: bool) -> Contest:
         facts = {}
         for name, ((value, _), found) in results.items():
             np.testing.assert_allclose(float(value), float(expected), rtol=1e-3)
-            if name not in (ALONE, IMPLICIT, UNROLLED):
+            if name in RIVALS:
                 error = relative_error(found, results[UNROLLED][1])
                 assert error < 1e-2, f"{name}: the gradients differ by {error:.1e}"
                 facts[name] = {"gradient_error": error}
         return facts
 
-    sides = {
-        PASS: in_jax(partial(dk.statistics, temperature=temperature)),
-        ALONE: in_jax(alone),
-        IMPLICIT: in_jax(value_and_gradient(partial(ours, derivative="implicit"))),
-        UNROLLED: in_jax(value_and_gradient(partial(ours, derivative="unrolled"))),
-        RIVALS[0]: in_jax(value_and_gradient(plain)),
-    }
+    settings = {"temperature": temperature, "tol": 0, "max_steps": steps}
+    sides = in_diffkm(points, centroids, **settings)
+    sides[RIVALS[0]] = in_jax(plain, points, centroids)
     if not soft:
-        ott = value_and_gradient(partial(_rivals.ott_fit, steps=steps))
+        ott = partial(_rivals.ott_fit, steps=steps)
         sides[RIVALS[1]] = in_torch(_rivals.torch_fit)
         sides[RIVALS[2]] = in_torch(_rivals.diffkm_torch_fit)
-        sides[RIVALS[3]] = in_jax(ott, "ott.tools.k_means")
+        sides[RIVALS[3]] = in_jax(ott, points, centroids, module="ott.tools.k_means")
     return Contest(sides, agree)
 
 
@@ -130,11 +136,10 @@ def gradients(size: str) -> Iterator[Record]:
     for soft in (False, True):
         done = []
         for steps in ((1,) if soft else (1, 2)) if small else (25, 100):
-            timed = OURS if done else None
+            timed = OURS[:3] if small and done else OURS if done else None
             weighed = () if small and soft else (IMPLICIT,) if small else WEIGHED
-            of = {"n": n, "k": k, "d": d, "steps": steps, "soft": soft}
-            lineup = {"timed": timed, "weighed": weighed}
-            done.append(measure(gradient, rounds=rounds, **lineup, **of))
+            run = partial(measure, gradient, timed=timed, weighed=weighed)
+            done.append(run(rounds=rounds, n=n, k=k, d=d, steps=steps, soft=soft))
             price(done[-1], 60 if soft else 2)
         few, many = (done[i]["sides"][IMPLICIT] for i in (0, -1))
         # A buffer of the size of the points comes and goes between runs.
@@ -152,12 +157,6 @@ def rest(n: int, k: int, d: int, spread: float) -> Contest:
     centers = spread * rng.standard_normal((k, d))
     points = centers[np.arange(n) % k] + rng.standard_normal((n, d))
     points = points.astype(np.float32)
-    start = points[:k]  # One of each cluster.
-    fit = partial(dk.fit, temperature=TEMPERATURE, tol=1e-6)
-
-    def alone(*args: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
-        found = fit(*args, derivative="none")
-        return (jnp.cos(found.centroids).sum(), found), None
 
     def agree(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
         (value, found), _ = results[IMPLICIT]
@@ -166,15 +165,9 @@ def rest(n: int, k: int, d: int, spread: float) -> Contest:
         status = str(dk.Status(int(found.status))).replace("|", ", ")
         return {IMPLICIT: {"steps": int(found.num_steps), "status": status}}
 
-    functions = {
-        PASS: partial(dk.statistics, temperature=TEMPERATURE),
-        ALONE: alone,
-        IMPLICIT: value_and_gradient(fit),
-    }
-    sides = {
-        name: Side(partial(compiled, function, points, start))
-        for name, function in functions.items()
-    }
+    start = points[:k]  # One of each cluster.
+    sides = in_diffkm(points, start, temperature=TEMPERATURE, tol=1e-6)
+    del sides[UNROLLED]
     return Contest(sides, agree)
 
 
@@ -240,8 +233,9 @@ def batch(kind: str, count: int, n: int, k: int, d: int) -> Contest:
 
 def batches(size: str) -> Iterator[Record]:
     for kind in ("blobs",) if size == "small" else ("blobs", "noise"):
-        of = {"count": 20 if size == "small" else 1000, "n": 200, "k": 10, "d": 3}
-        done = measure(batch, rounds=3, burst=0, kind=kind, **of)
+        count = 20 if size == "small" else 1000
+        run = partial(measure, batch, rounds=3, burst=0)
+        done = run(kind=kind, count=count, n=200, k=10, d=3)
         compare(done, "scikit-learn", "diffkm", at_least=6)
         compare(done, "torch_kmeans", "diffkm")
         compare(done, "fast_pytorch_kmeans", "diffkm")

@@ -82,11 +82,11 @@ def draw_curves(row: Any, grid: np.ndarray, found: dict[str, Any]) -> list[Any]:
 
 def draw_samples(mean_axis: Any, peak_axis: Any, sides: dict[str, dict]) -> None:
     """Two panels: the mean sample by tau, and how far from one-hot a sample is."""
-    sides = {name: list(facts.values()) for name, facts in sides.items()}
-    *probabilities, _, _ = sides.pop("draws")
-    del sides["uniform"]
-    taus = [float(name.removeprefix("tau = ")) for name in sides]
-    means, (tops, entropies) = np.split(np.array(list(sides.values())).T, [-2])
+    *probabilities, _, _ = sides["draws"].values()
+    by_tau = {name: of for name, of in sides.items() if name.startswith("tau")}
+    taus = [float(name.removeprefix("tau = ")) for name in by_tau]
+    rows = np.array([list(of.values()) for of in by_tau.values()])
+    means, (tops, entropies) = np.split(rows.T, [-2])
     log_k = np.log(len(probabilities))
     for i, p in enumerate(probabilities):
         (line,) = mean_axis.plot(taus, means[i], "o-", markersize=3)
@@ -132,7 +132,9 @@ def draw(path: Path, records: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 12.5), dpi=100, layout="constrained")
-    *upper, lower = figure.subfigures(3, 1, hspace=0.03)
+    parts: Any = figure.subfigures(3, 1, hspace=0.03)
+    *upper, lower = parts
+    lines = []
     curves = [one for one in records if one["benchmark"] == "estimators.curves"]
     found = {one["parameters"]["problem"]: one for one in curves}
     for part, (problem, title) in zip(upper, PROBLEMS.items(), strict=True):
@@ -140,9 +142,9 @@ def draw(path: Path, records: list[dict[str, Any]]) -> None:
         grid = np.array(found[problem]["grid"])
         lines = draw_curves(part.subplots(1, 3), grid, found[problem]["sides"])
     lower.suptitle("Gumbel-softmax samples of one row", weight="bold", x=0.33)
-    *panels, corner = lower.subplots(1, 3)
+    left, middle, corner = lower.subplots(1, 3)
     (sampled,) = (r for r in records if r["benchmark"] == "estimators.samples")
-    draw_samples(*panels, sampled["sides"])
+    draw_samples(left, middle, sampled["sides"])
     corner.axis("off")
     corner.legend(
         handles=lines,

@@ -115,7 +115,7 @@ def cells(curve: dict[str, list]) -> list[str]:
     """Bias (or below what it is, if not told from zero), deviation, cosine."""
     columns = (curve[key] for key in ("bias", "limit", "deviation", "cosine"))
     return [
-        f"{f'<{limit:.1e}' if bias is None else f'{bias:.2g}'}, {spread:.2g}, {cos:.3f}"
+        f"{f'<{limit:.1g}' if bias is None else f'{bias:.2g}'}, {spread:.2g}, {cos:.3f}"
         for bias, limit, spread, cos in zip(*columns, strict=True)
     ]
 
@@ -172,6 +172,6 @@ def render(saved: Saved) -> str:
         head = "benchmark", "of", "goal", "bound", "found", ""
         parts.append(table("Goals", head, goals))
     remarks = [f"- {text}" for one in records for text in one["notes"]]
-    left_out = {s: why for one in records for s, why in one["left_out"].items()}
-    remarks += [f"- Left out: {side}; {why}." for side, why in left_out.items()]
+    left_out = {why: None for one in records for why in one["left_out"].values()}
+    remarks += [f"- Left out, not installed: {why}." for why in left_out]
     return "\n".join(parts + ["\n".join(remarks)] * bool(remarks))

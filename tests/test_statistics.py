@@ -287,8 +287,11 @@ def test_half_precision_accumulates_in_float32_with_gradients_of_its_own(law, dt
 
 
 def test_unweighted_counts_are_exact_past_the_integers_of_float32():
-    n = 2**24 + 3
-    stats = dk.statistics(jnp.zeros((n, 1), jnp.bfloat16), jnp.zeros((1, 1)))
+    # The count is a float32 number. Its blocks are odd: a float32 sum would lose 8.
+    n = 2**24 + 8 * 4097
+    points, centroids = jnp.zeros((n, 1), jnp.bfloat16), jnp.zeros((1, 1), jnp.float32)
+    stats = dk.statistics(points, centroids, block_size=4097)
+    assert stats.counts.dtype == jnp.float32
     assert int(stats.counts[0]) == n
 
 

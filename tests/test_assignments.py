@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from maps import COTANGENT, DISCRETE, LOGITS, SOFT, gradient, gumbel, mapped, noise_for
 
 import diffkm_jax as dk
+import diffkm_torch as dt
 
 NOISE = jnp.asarray(gumbel((6, 5), 2))
 TAUS = [0.3, 1.0, 4.0]
@@ -206,6 +208,18 @@ def test_sparse_gradients_live_on_the_support(tau):
     mean = jnp.sum(s * COTANGENT, -1, keepdims=True) / jnp.sum(s, -1, keepdims=True)
     found = gradient(partial(dk.entmax15, tau=tau))
     np.testing.assert_allclose(found, s * (COTANGENT - mean) / tau, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "gap"), [("sparsemax", 1.0), ("entmax15", 2.0)])
+def test_a_logit_right_at_the_threshold_is_outside_of_the_support(name, gap):
+    # There the map has a kink: the gradient is that of the side where it stays zero.
+    logits = np.array([gap, 0.0, -5.0])
+    rows, pullback = jax.vjp(getattr(dk, name), jnp.asarray(logits))
+    np.testing.assert_array_equal(rows, [1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(pullback(jnp.array([1.0, 2.0, 4.0]))[0], np.zeros(3))
+    theirs = torch.tensor(logits, requires_grad=True)
+    getattr(dt, name)(theirs).backward(torch.tensor([1.0, 2.0, 4.0]).double())
+    np.testing.assert_array_equal(theirs.grad, np.zeros(3))
 
 
 @pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax15"])

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from problems import C, X, lloyd, status
 
 import diffkm_jax as dk
+import diffkm_torch as dt
 
 
 def with_empty():
@@ -45,6 +47,19 @@ def test_farthest_gives_the_costliest_points_and_takes_them_from_their_clusters(
     rest = jnp.delete(jnp.arange(100), far)
     expected = dk.update(x[rest], dk.init(c), weights=w[rest])[0].centroids
     np.testing.assert_allclose(state.centroids[:2], expected[:2], rtol=1e-12)
+
+
+def test_farthest_moves_no_cluster_to_a_point_that_costs_nothing():
+    # Two places, three clusters: whoever moves to one of them is empty again.
+    x = np.repeat([[0.0, 0.0], [4.0, 2.0]], 3, axis=0)
+    c = np.array([[0.0, 0.0], [4.0, 2.0], [9.0, 9.0]])
+    ours = dk.fit(jnp.asarray(x), jnp.asarray(c), empty="farthest")
+    theirs = dt.fit(torch.tensor(x), torch.tensor(c), empty="farthest")
+    np.testing.assert_array_equal(ours.centroids, c)
+    np.testing.assert_array_equal(theirs.centroids, c)
+    np.testing.assert_array_equal(ours.counts, [3, 3, 0])
+    assert status(ours) == dk.Status.CONVERGED | dk.Status.EMPTY_CLUSTER
+    assert theirs.status == dt.Status.CONVERGED | dt.Status.EMPTY_CLUSTER
 
 
 def test_farthest_under_any_optimizer_sets_the_row_and_forgets_its_state():

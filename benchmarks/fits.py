@@ -28,7 +28,11 @@ IMPLICIT = "diffkm, implicit"
 UNROLLED = "diffkm, unrolled"
 PASS = "one pass"
 OURS = PASS, ALONE, IMPLICIT, UNROLLED
-RIVALS = "JAX, plain loop", "torch, plain loop", "diffkm_torch, unrolled", "ott-jax"
+IN_JAX = "JAX, plain loop"
+IN_TORCH = "torch, plain loop"
+MIRROR = "diffkm_torch, unrolled"
+OTT = "ott-jax"
+RIVALS = IN_JAX, IN_TORCH, MIRROR, OTT
 WEIGHED = *OURS[1:], *RIVALS
 # Above 2, twice the variance, all centroids merge; near it, most.
 TEMPERATURE = 1.0
@@ -108,12 +112,12 @@ def gradient(n: int, k: int, d: int, steps: int, soft: bool) -> Contest:
 
     settings = {"temperature": temperature, "tol": 0, "max_steps": steps}
     sides = in_diffkm(points, centroids, **settings)
-    sides[RIVALS[0]] = in_jax(plain, points, centroids)
+    sides[IN_JAX] = in_jax(plain, points, centroids)
     if not soft:
         ott = partial(_rivals.ott_fit, steps=steps)
-        sides[RIVALS[1]] = in_torch(_rivals.torch_fit)
-        sides[RIVALS[2]] = in_torch(_rivals.diffkm_torch_fit)
-        sides[RIVALS[3]] = in_jax(ott, points, centroids, module="ott.tools.k_means")
+        sides[IN_TORCH] = in_torch(_rivals.torch_fit)
+        sides[MIRROR] = in_torch(_rivals.diffkm_torch_fit)
+        sides[OTT] = in_jax(ott, points, centroids, module="ott.tools.k_means")
     return Contest(sides, agree)
 
 

@@ -52,7 +52,7 @@ def ratio(record: Record, above: str, below: str) -> float | None:
 
 
 def times(value: float | None) -> str:
-    return "" if value is None else f"{value:.2g} × as long"
+    return "" if value is None else f"{value:.1f} × as long"
 
 
 # The README's ------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def of_gradients(records: list[Record]) -> Iterator[str]:
         for side, facts in one["sides"].items():
             prices, peaks = rows.setdefault(f"{kind}, {side}", ([], []))
             if value := ratio(one, side, "diffkm, the fit alone"):
-                more = f"{value:.2g} ({facts['passes_more']:.1f} passes more)"
+                more = f"{value:.2f} ({facts['passes_more']:.1f} passes more)"
                 prices.append(f"{more} of {steps} steps" if prices else more)
             if "peak_bytes" in facts:
                 peaks.append(f"{facts['peak_bytes'] / 1e6:.0f}")

@@ -144,7 +144,8 @@ def call(module: ModuleType, name: str, variant: dict[str, Any]) -> Callable[...
     options = {
         key: getattr(module, value) if key == "method" else value
         for key, value in variant.items()
-        if key not in SCALARS or value is None
+        # Numbers are among the arrays, so that they are differentiated.
+        if not isinstance(value, float)
     }
     return partial(_call_of(name), module, attrgetter(name)(module), **options)
 

@@ -98,7 +98,8 @@ def judge(key: Key, evaluations: Evaluations, eps: float, tol: float) -> Judgeme
     rows = _rows(key, evaluations, delta, eps, tol)
     verdicts = np.full(len(ours), AGREE, dtype="<U10")
     if (rows.differs | rows.is_noise).any():
-        look_again = _again_in(evaluations.dtype)
+        is_wide = evaluations.dtype == "float64"
+        look_again = _again_in_float64 if is_wide else _again_in_float32
         verdicts = look_again(key, rows, evaluations.second_look())
     patterns = non_finite_differ(ours, theirs)
     verdicts[patterns.any(axis=1)] = DISAGREE
@@ -155,10 +156,6 @@ def change(key: Key, center: Results, there: Sequence[Results]) -> np.ndarray:
         for result, at in zip(results, center, strict=True)
     ]
     return np.max(changes, axis=0)
-
-
-def _again_in(dtype: str) -> Callable[[Key, Rows, SecondLook], np.ndarray]:
-    return _again_in_float64 if dtype == "float64" else _again_in_float32
 
 
 def _again_in_float64(key: Key, rows: Rows, look: SecondLook) -> np.ndarray:

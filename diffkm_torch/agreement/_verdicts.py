@@ -39,6 +39,8 @@ GROWTH = 8.0
 # A difference that a change of the inputs explains: twice the change by whole units of
 # float32, ten times the one by rounding to fewer bits, which may happen to be small.
 BY_MOVE, BY_ROUNDING = 2.0, 10.0
+# A difference in float32 is its rounding where float64 has at most this share of it.
+LEFT_IN_FLOAT64 = 0.1
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,9 @@ def verdicts_in_float32(
         & (rows.delta > BY_MOVE * np.maximum(near, far)),
         # Smooth: far ≈ 64 near
         is_kink=(far < FAR_MOVE / GROWTH * near) | (far > FAR_MOVE * GROWTH**2 * near),
-        # Δ ≤ 100 u, of which float64 has less than a tenth
-        is_rounding=(rows.units <= MANY_UNITS) & (in_float64 < 0.1 * rows.delta),
+        # Saturated: Δ ≤ 100 u, and Δ in float64 < 0.1 Δ
+        is_rounding=(rows.units <= MANY_UNITS)
+        & (in_float64 < LEFT_IN_FLOAT64 * rows.delta),
     )
 
 

@@ -316,3 +316,15 @@ def test_running_counts_do_not_overflow_in_half_precision(make):
 def test_newton_without_counts_names_the_distance():
     with pytest.raises(ValueError, match=r"needs counts.*squared_euclidean"):
         dk.newton().update(C, dk.newton().init(C), C)
+
+
+def test_a_narrow_gradient_is_divided_by_a_count_that_its_dtype_does_not_hold():
+    # 10⁵ is infinite in float16, and a step by it would be zero.
+    gradient, counts = np.array([[-40.0]], np.float16), np.array([1e5], np.float32)
+    ours, _ = dk.newton().update(jnp.asarray(gradient), (), counts=jnp.asarray(counts))
+    theirs, _ = dt.newton().update(
+        torch.tensor(gradient), (), counts=torch.tensor(counts)
+    )
+    for step in (ours, theirs):
+        assert str(step.dtype).removeprefix("torch.") == "float16"
+        np.testing.assert_allclose(np.asarray(step), 2e-4, rtol=1e-3)

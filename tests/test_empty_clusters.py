@@ -84,6 +84,26 @@ def test_farthest_under_any_optimizer_sets_the_row_and_forgets_its_state():
     np.testing.assert_array_equal(online.opt_state.counts[2:], 0)
 
 
+@pytest.mark.parametrize("name", ["macqueen", "ema"])
+def test_both_packages_forget_the_same_of_a_row_that_is_set(name):
+    x, c = with_empty()
+
+    def end(module, x, c):
+        optimizer = getattr(module, name)()
+        state = module.init(c, optimizer=optimizer)
+        # Counts of a past in which every cluster had weight.
+        counts = state.opt_state.counts + 5
+        state = state._replace(opt_state=state.opt_state._replace(counts=counts))
+        return module.update(x, state, optimizer=optimizer, empty="farthest")[0]
+
+    ours = end(dk, x, c)
+    theirs = end(dt, torch.tensor(np.asarray(x)), torch.tensor(np.asarray(c)))
+    np.testing.assert_allclose(ours.centroids, theirs.centroids, rtol=1e-12)
+    np.testing.assert_allclose(ours.opt_state.counts, theirs.opt_state.counts)
+    np.testing.assert_array_equal(theirs.opt_state.counts[2:], 0)
+    assert (theirs.opt_state.counts[:2] > 0).all()
+
+
 def test_farthest_does_not_run_for_ever_on_too_few_different_points():
     x = jnp.asarray([[0.0, 0.0], [1.0, 1.0]] * 10)
     result = dk.fit(x, jnp.arange(8.0).reshape(4, 2), empty="farthest")

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import statistics
 import subprocess
 import sys
 from dataclasses import fields
@@ -162,9 +163,9 @@ def test_the_record_has_the_same_fields():
 
 @pytest.mark.parametrize("package", [diffkm_jax, diffkm_torch])
 def test_files_stay_short(package):
-    for path in modules(package):
-        lines = len(path.read_text().splitlines())
-        assert lines <= 400, f"{path.name} has {lines} lines"
+    lines = {p.name: len(p.read_text().splitlines()) for p in modules(package)}
+    assert {name: n for name, n in lines.items() if n > 300} == {}
+    assert statistics.median(lines.values()) < 200
 
 
 def test_both_packages_are_typed():

@@ -96,7 +96,7 @@ def table() -> list[Mutation]:
 @cache
 def read(coverage: Path) -> tuple[dict[str, dict[int, set[str]]], Counter[str]]:
     """The tests that reach each line of each file, and how many lines each reaches."""
-    from coverage import CoverageData
+    from coverage import CoverageData  # pyright: ignore[reportMissingImports]
 
     data, by_file, size = CoverageData(str(coverage)), {}, Counter()
     data.read()

@@ -161,16 +161,6 @@ def test_between_ties_the_loss_is_exactly_quadratic():
         np.testing.assert_allclose(dk.kmeans_loss(X, moved), expected, rtol=1e-14)
 
 
-def test_shapes_past_the_budget_of_a_block_have_a_loss_too():
-    wide = jnp.ones((4, 600_000), jnp.float32)
-    assert dk.kmeans_loss(wide, wide[:2]) == 0
-    x = jnp.asarray(RNG.normal(size=(900, 800)))
-    loss = dk.kmeans_loss(x, x[:700], distance=dk.manhattan)
-    np.testing.assert_allclose(
-        loss, dk.pairwise(x, x[:700], distance=dk.manhattan).min(1).sum(), rtol=1e-12
-    )
-
-
 @pytest.mark.parametrize("k", [5, 40])
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_a_centroid_that_is_not_finite_makes_the_loss_nan(k, bad):

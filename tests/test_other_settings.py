@@ -14,9 +14,18 @@ SUITES = {"float32": {"DIFFKM_TEST_X64": "0"}, "optimized": {"XLA_FLAGS": ""}}
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_suite_passes(suite):
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", str(TESTS / suite)]
+    assert_passes(suite, "not slow")
+
+
+@pytest.mark.slow
+def test_the_slow_tests_of_the_float32_suite_pass():
+    assert_passes("float32", "slow")
+
+
+def assert_passes(suite, marked):
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", marked]
     run = subprocess.run(
-        command,
+        [*command, str(TESTS / suite)],
         env=os.environ | SUITES[suite],
         cwd=TESTS.parent,
         capture_output=True,

@@ -70,6 +70,7 @@ def test_every_function_of_arrays_is_in_the_table():
     assert found == mirrored - NOT_IN_TABLE | set(OTHERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "promised"), PROMISES)
 def test_every_function_does_what_the_table_promises(name, promised):
     function, arrays = program(name)

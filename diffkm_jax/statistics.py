@@ -113,11 +113,7 @@ def statistics(
 
 
 def statistics_of(plan: Plan, problem: Problem, centroids: jax.Array) -> Statistics:
-    """The statistics of a problem at some centroids, under any distance.
-
-    Without a minimizer that is a mean, `shifts` is what it is for the others:
-    −½ ∂loss/∂centroids.
-    """
+    """The statistics at some centroids; of every distance shifts = −½ ∂loss/∂c."""
     return Statistics(*sums(plan, problem, centroids))
 
 

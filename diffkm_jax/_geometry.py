@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,12 @@ def anchor(centroids: jax.Array, active: jax.Array | None) -> jax.Array:
     never an outlier, and the same on every device.
     """
     on = jnp.ones(len(centroids), bool) if active is None else active
-    total = jnp.sum(centroids, axis=0, where=on[:, None], keepdims=True)
+    # About one of them, so that far from the origin too rounding does not choose.
+    near = centroids - centroids[jnp.argmax(on)][None]
+    total = jnp.sum(near, axis=0, where=on[:, None], keepdims=True)
     mean = total / jnp.maximum(on.sum(), 1).astype(centroids.dtype)
     # Not squared: that would overflow before the centroids do.
-    away = jnp.sum(jnp.abs(centroids - mean), axis=1)
+    away = jnp.sum(jnp.abs(near - mean), axis=1)
     index = jnp.argmin(jnp.where(on, away, jnp.inf))
     return lax.stop_gradient(centroids[index][None])
 
@@ -56,15 +59,25 @@ def fill_inactive(
     return jnp.where(usable, centroids, jnp.nan)
 
 
-def scores(points: jax.Array, centroids: jax.Array, origin: jax.Array) -> jax.Array:
-    """(‖x − m‖² − ‖x − c‖²)/2 about an origin m, [k, block]: the nearest is largest.
+def about(origin: jax.Array, centroids: jax.Array, remainder: Any = None) -> jax.Array:
+    """Where the centroids are from an origin, [k, d], with what rounding took of them.
+
+    As they are themselves, float32 does not hold them far from zero: their difference
+    from an origin in the data is exact, and to it the remainder can be added.
+    """
+    b = centroids - origin
+    return b if remainder is None else b + remainder.astype(b.dtype)
+
+
+def scores(points: jax.Array, b: jax.Array, origin: jax.Array) -> jax.Array:
+    """(‖x − m‖² − ‖x − c‖²)/2 for b = c − m, [k, block]: the nearest is largest.
 
     Clusters are the major axis, because a reduction over the minor one is slow.
     """
-    # With y = x − m and b = c − m: y·b − b·b/2. The term ‖y‖² is the same for every
-    # cluster, so that leaving it out loses no digit of a difference.
-    half = 0.5 * jnp.sum((centroids - origin) ** 2, axis=1, keepdims=True)
-    return matmul(centroids - origin, (points - origin).T) - half
+    # With y = x − m: y·b − b·b/2. The term ‖y‖² is the same for every cluster, so that
+    # leaving it out loses no digit of a difference.
+    half = 0.5 * jnp.sum(b**2, axis=1, keepdims=True)
+    return matmul(b, (points - origin).T) - half
 
 
 def masked(score: jax.Array, active: jax.Array | None) -> jax.Array:

@@ -16,7 +16,7 @@ from jax.custom_derivatives import zero_from_primal
 
 from diffkm_jax._blocks import block_for, fill_inert, over_points, psum, weigh
 from diffkm_jax._distance_pass import distance_labels, distance_loss, distance_sums
-from diffkm_jax._geometry import centered, masked, nearest, scores
+from diffkm_jax._geometry import about, centered, masked, nearest, scores
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._soft_pass import soft_pass
 from diffkm_jax._tangents import is_zero
@@ -79,10 +79,10 @@ def hard_pass(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Loss [], counts [k], shifts [k, d], labels [n] of the nearest centroids."""
     c, m = centered(problem, centroids)
-    k, acc = len(c), c.dtype
+    b, k, acc = about(m, c, problem.remainder), len(c), c.dtype
 
     def block(x: jax.Array, w: jax.Array | None):
-        label = nearest(masked(scores(x, c, m), problem.active))
+        label = nearest(masked(scores(x, b, m), problem.active))
         # Loss Σ w e·e and shifts Σ w e from the residual itself: Σ w x − n c, or an
         # expanded square, would cancel far from the origin.
         e = x - c[label]
@@ -97,7 +97,13 @@ def hard_pass(
         block, problem, plan.block_size or block_for(*c.shape), m
     )
     loss, counts, shifts = psum(total, plan.axis_name)
-    return loss, counts.astype(acc), shifts, labels
+    counts = counts.astype(acc)
+    if problem.remainder is not None:
+        # At c + r, with u the shifts at c: shifts u − n r, loss − Σ r·(2u − n r).
+        r = problem.remainder.astype(acc)
+        moved = shifts - counts[:, None] * r
+        loss, shifts = loss - jnp.sum(r * (shifts + moved)), moved
+    return loss, counts, shifts, labels
 
 
 @partial(hard_pass.defjvp, symbolic_zeros=True)
@@ -116,6 +122,8 @@ def _hard_rule(plan: Plan, primals: tuple, tangents: tuple):
         # The only part that costs a pass: the gradient in the centroids has none.
         own = centroids.astype(acc)[labels]
         e = fill_inert(problem.points.astype(acc), problem.weights, own) - own
+        if problem.remainder is not None:
+            e -= problem.remainder.astype(acc)[labels]
         w = None if problem.weights is None else problem.weights.astype(acc)
         de = jnp.zeros_like(e) if is_zero(dx) else weigh(w, dx.astype(acc))
         dloss += 2 * jnp.sum(e * de)

@@ -33,9 +33,14 @@ class Problem(NamedTuple):
         weights: [n], or None for ones.
         active: Mask of the clusters that exist, [k], or None for all.
         temperature: Scalar in the accumulation dtype, or None for the hard assignment.
+        remainder: What rounding took of the centroids, [k, d], constant, or None: the
+            pass is at centroids + remainder, which no dtype holds far from the origin.
+        unit: What the weights are multiples of, [], or None for 1.
     """
 
     points: jax.Array
     weights: jax.Array | None = None
     active: jax.Array | None = None
     temperature: Any = None
+    remainder: Any = None
+    unit: Any = None

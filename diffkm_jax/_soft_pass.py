@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._blocks import block_for, fill_inert, over_points, psum, weigh
-from diffkm_jax._geometry import centered, masked, matmul, scores
+from diffkm_jax._geometry import about, centered, masked, matmul, scores
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._tangents import combine, is_zero, partition
 
@@ -55,10 +55,11 @@ def soft_sums(
 ) -> SoftSums:
     """The same without a rule: by autodiff of checkpointed blocks, `differentiable`."""
     c, m = centered(problem, centroids)
+    b = about(m, c, problem.remainder)
     t = problem.temperature.astype(c.dtype)
 
     def block(x: jax.Array, w: jax.Array | None):
-        half = scores(x, c, m)
+        half = scores(x, b, m)
         # The best score is taken off before it is scaled: scaled first, rounding grows
         # with 1/t, and exp overflows at small temperatures.
         best = lax.stop_gradient(masked(half, problem.active).max(0, keepdims=True))
@@ -72,10 +73,10 @@ def soft_sums(
         entropy = log_z - jnp.sum(r * jnp.where(r > 0, score, 0), axis=0)
         wr = r if w is None else r * w[None]
         counts = jnp.sum(wr, axis=1)
-        # Σ w r (x − c) = Σ w r (x − m) − n (c − m), all of it near the origin.
-        shifts = matmul(wr, x - m) - counts[:, None] * (c - m)
+        # Σ w r (x − c) = Σ w r (x − m) − n b with b = c − m, all of it near the origin.
+        shifts = matmul(wr, x - m) - counts[:, None] * b
         total = jnp.sum(weigh(w, free)), counts, shifts, jnp.sum(weigh(w, entropy))
-        return total, (matmul(r.T, c - m) + m, free) if by_point else (None, None)
+        return total, (matmul(r.T, b) + m, free) if by_point else (None, None)
 
     total, rows = over_points(
         block, problem, block_size, m, differentiable=differentiable

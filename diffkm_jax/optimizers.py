@@ -53,6 +53,18 @@ class EmaState(NamedTuple):
 export.register_namedtuple_serialization(EmaState, serialized_name="diffkm.EmaState")
 
 
+class _PerCount(optax.GradientTransformationExtraArgs):
+    """An optimizer whose step, and whose state but for its unit, is per weight."""
+
+
+def is_per_count(optimizer: optax.GradientTransformation) -> bool:
+    """Whether a step is the same with gradient and counts in any unit of the weights.
+
+    The state of such an optimizer has nothing but counts, in that unit.
+    """
+    return isinstance(optimizer, _PerCount)
+
+
 def _require(name: str, counts: jax.Array | None) -> jax.Array:
     if counts is None:
         raise ValueError(
@@ -116,7 +128,7 @@ def newton() -> optax.GradientTransformationExtraArgs:
         counts = _require("newton", counts)
         return jax.tree.map(lambda g: _per_count(g, counts), updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return _PerCount(init, update)
 
 
 @cache
@@ -167,7 +179,7 @@ def macqueen() -> optax.GradientTransformationExtraArgs:
         seen = jax.tree.map(lambda old: old + new.astype(old.dtype), state.counts)
         return jax.tree.map(_per_count, updates, seen), MacQueenState(seen)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return _PerCount(init, update)
 
 
 def ema(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
@@ -235,4 +247,4 @@ def _ema(decay: float) -> optax.GradientTransformationExtraArgs:
         step = jax.tree.map(_per_count, updates, kept)
         return jax.tree.map(lambda u: (1 - decay) * u, step), EmaState(kept)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return _PerCount(init, update)

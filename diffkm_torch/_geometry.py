@@ -34,9 +34,11 @@ def anchor(centroids: Tensor, active: Tensor | None) -> Tensor:
     The origin of scores: a mean itself would break exact ties on integer grids.
     """
     c = centroids.detach()
-    on = torch.ones_like(c[:, 0], dtype=torch.bool) if active is None else active
-    mean = torch.where(on[:, None], c, 0).sum(0) / on.sum().clamp(min=1)
-    away = (c - mean).abs().sum(1)
+    on = c.new_ones(len(c), dtype=torch.bool) if active is None else active
+    # About one of them, so that far from the origin too rounding does not choose.
+    near = c - c.index_select(0, on.int().argmax()[None])
+    mean = torch.where(on[:, None], near, 0).sum(0) / on.sum().clamp(min=1)
+    away = (near - mean).abs().sum(1)
     index = torch.where(on, away, torch.inf).argmin()
     return c.index_select(0, index[None])
 

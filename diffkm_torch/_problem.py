@@ -21,6 +21,8 @@ class Problem(NamedTuple):
         temperature: Positive scalar, or None for the hard assignment.
         distance: Function of two tensors [..., d].
         block_size: Points in a block, or None for all at once.
+        remainder: What rounding took of the centroids, [k, d], constant, or None.
+        unit: What the weights are multiples of, [], or None for 1.
     """
 
     points: Tensor
@@ -29,3 +31,5 @@ class Problem(NamedTuple):
     temperature: float | Tensor | None
     distance: Callable[[Tensor, Tensor], Tensor]
     block_size: int | None
+    remainder: Tensor | None = None
+    unit: Tensor | None = None

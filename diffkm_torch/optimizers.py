@@ -34,6 +34,18 @@ class GradientTransformation(NamedTuple):
     update: Callable[..., tuple[Tensor, Any]]
 
 
+class _PerCount(GradientTransformation):
+    """An optimizer whose step, and whose state but for its unit, is per weight."""
+
+
+def is_per_count(optimizer: GradientTransformation) -> bool:
+    """Whether a step is the same with gradient and counts in any unit of the weights.
+
+    The state of such an optimizer has nothing but counts, in that unit.
+    """
+    return isinstance(optimizer, _PerCount)
+
+
 class MacQueenState(NamedTuple):
     """Mirrors `diffkm_jax.optimizers.MacQueenState`: the running counts, [k]."""
 
@@ -141,13 +153,13 @@ def _newton_init(params: Tensor) -> tuple:
 
 
 # Constants and not caches, at which torch.compile warns.
-_NEWTON = GradientTransformation(_newton_init, _newton_update)
-_MACQUEEN = GradientTransformation(_macqueen_init, _macqueen_update)
+_NEWTON = _PerCount(_newton_init, _newton_update)
+_MACQUEEN = _PerCount(_macqueen_init, _macqueen_update)
 
 
 @cache
 def _ema(decay: float) -> GradientTransformation:
-    return GradientTransformation(_ema_init, partial(_ema_update, decay))
+    return _PerCount(_ema_init, partial(_ema_update, decay))
 
 
 def sgd(learning_rate: float) -> GradientTransformation:

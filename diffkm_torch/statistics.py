@@ -91,7 +91,7 @@ def labels_of(problem: Problem, centroids: Tensor) -> Tensor:
         x, c, _, m = prepare(problem._replace(weights=None), centroids)
         for rows in x.split(problem.block_size or len(x)):
             if problem.distance is squared_euclidean:
-                score = _scores(rows, c, m)
+                score = _scores(rows, _about(m, c, problem), m)
             else:
                 score = -pairwise(rows, c, distance=problem.distance)
             labels.append(masked(score, problem.active).argmax(1))
@@ -132,10 +132,13 @@ def _squared_euclidean_block(
     problem: Problem, x: Tensor, c: Tensor, w: Tensor, m: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shifts are Σ_i w_i r_ij (x_i − c_j), r one-hot or softmax(−distance / T)."""
-    score, t = _scores(x, c, m), problem.temperature
+    b, t = _about(m, c, problem), problem.temperature
+    score = _scores(x, b, m)
     if t is None:
         labels = masked(score.detach(), problem.active).argmax(1)
         e = x - c[labels]
+        if problem.remainder is not None:
+            e = e - problem.remainder.to(c.dtype)[labels]
         loss = (w * (e * e).sum(1)).sum()
         counts = x.new_zeros(len(c)).index_add(0, labels, w)
         shifts = torch.zeros_like(c).index_add(0, labels, w[:, None] * e)
@@ -145,7 +148,7 @@ def _squared_euclidean_block(
     free = ((x - m) ** 2).sum(1) - t * score.logsumexp(1)
     wr = w[:, None] * score.softmax(1)
     counts = wr.sum(0)
-    shifts = product(wr.T, x - m) - counts[:, None] * (c - m)
+    shifts = product(wr.T, x - m) - counts[:, None] * b
     return (w * free).sum(), counts, shifts
 
 
@@ -164,9 +167,15 @@ def _distance_block(
     return loss, (w[:, None] * score.softmax(1)).sum(0)
 
 
-def _scores(x: Tensor, c: Tensor, m: Tensor) -> Tensor:
-    """(‖x − m‖² − ‖x − c‖²)/2 about m, [n, k]: the nearest is the largest.
+def _about(m: Tensor, c: Tensor, problem: Problem) -> Tensor:
+    """Where the centroids are from m, [k, d], with what rounding took of them."""
+    b, remainder = c - m, problem.remainder
+    return b if remainder is None else b + remainder.to(b.dtype)
+
+
+def _scores(x: Tensor, b: Tensor, m: Tensor) -> Tensor:
+    """(‖x − m‖² − ‖x − c‖²)/2 for b = c − m, [n, k]: the nearest is the largest.
 
     Centered before it is expanded, or float32 loses the labels of data far from 0.
     """
-    return product(x - m, (c - m).T) - 0.5 * ((c - m) ** 2).sum(1)
+    return product(x - m, b.T) - 0.5 * (b**2).sum(1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._blocks import block_for, over_points
-from diffkm_jax._geometry import centered, masked, nearest, scores
+from diffkm_jax._geometry import about, centered, masked, nearest, scores
 from diffkm_jax._problem import Plan, Problem
 
 
@@ -20,12 +20,13 @@ def margins(
     rounding may have chosen the label, and infinite in rows of weight zero.
     """
     c, m = centered(problem, centroids)
+    around = about(m, c)
     active, (k, d) = problem.active, c.shape
-    farthest = jnp.sqrt(jnp.max(jnp.sum((c - m) ** 2, axis=1)))
+    farthest = jnp.sqrt(jnp.max(jnp.sum(around**2, axis=1)))
     number = jnp.asarray(k) if active is None else active.sum()
 
     def block(x: jax.Array, w: jax.Array | None):
-        score = masked(scores(x, c, m), active)
+        score = masked(scores(x, around, m), active)
         first = nearest(score)
         index = lax.broadcasted_iota(jnp.int32, score.shape, 0)
         second = nearest(jnp.where(index == first[None], -jnp.inf, score))

@@ -8,7 +8,6 @@ optimizer, on the new centroids.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from jax import lax
 
 from diffkm_jax._pass import nearest_labels
 from diffkm_jax._problem import Plan, Problem
-from diffkm_jax.fitting._state import where_active, zero_inactive
+from diffkm_jax.fitting._state import State, where_active, zero_inactive
 from diffkm_jax.statistics import Statistics, statistics_of
 
 EmptyPolicy = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -49,8 +48,9 @@ def fill_farthest(
         # Every device has all the rows already: no sum over the mesh.
         lost = statistics_of(plan._replace(axis_name=None), moved, c)
         # A cluster of one point of weight w: n = w, u = w (x − c).
-        one = weights[i].astype(stats.counts.dtype)
-        shift = rows[i].astype(stats.shifts.dtype) - c.astype(stats.shifts.dtype)
+        acc = stats.shifts.dtype
+        one = weights[i].astype(acc)
+        shift = rows[i].astype(acc) - c.astype(acc) - problem.remainder.astype(acc)
         left = stats.counts - lost.counts
         # Rounding must not pass for weight in a cluster that gave all it had.
         left = jnp.where(left > 8 * jnp.finfo(left.dtype).eps * stats.counts, left, 0)
@@ -115,26 +115,30 @@ def costliest(
 def set_rows(
     filled: jax.Array,
     rows: jax.Array,
-    new: jax.Array,
+    weights: jax.Array,
+    state: State,
     optimizer: optax.GradientTransformation,
-    opt_state: Any,
     active: jax.Array | None,
-) -> tuple[jax.Array, Any]:
-    """Centroids with the filled rows set, held constant, and forgotten by optimizers.
+) -> State:
+    """The state with the filled rows set, held constant, and forgotten by optimizers.
 
-    What an optimizer knows of a row is in leaves [..., k, d], and in leaves [k] that
-    are called counts: there it is as in a fresh state.
+    What an optimizer knows of a row is in leaves [..., k, d]: there it is as in a fresh
+    state. And in leaves [k] that are called counts: there it is the weight of the point
+    that the row was set to, which the next batch is to be averaged with.
     """
-    shape = new.shape
-    new = jnp.where(filled[:, None], lax.stop_gradient(rows.astype(new.dtype)), new)
+    c, shape = state.centroids, state.centroids.shape
+    on = filled[:, None]
+    c = jnp.where(on, lax.stop_gradient(rows.astype(c.dtype)), c)
 
     def forget(path: tuple, leaf: jax.Array, fresh: jax.Array) -> jax.Array:
         if leaf.shape[-2:] == shape:
-            return jnp.where(filled[:, None], fresh, leaf)
+            return jnp.where(on, fresh, leaf)
         name = getattr(path[-1], "name", None) if path else None
         if name == "counts" and leaf.shape == shape[:1]:
-            return jnp.where(filled, fresh, leaf)
+            return jnp.where(filled, weights.astype(leaf.dtype), leaf)
         return leaf
 
-    fresh = optimizer.init(zero_inactive(new, active))
-    return new, jax.tree_util.tree_map_with_path(forget, opt_state, fresh)
+    fresh = optimizer.init(zero_inactive(c, active))
+    opt_state = jax.tree_util.tree_map_with_path(forget, state.opt_state, fresh)
+    remainder = jnp.where(on, 0, state.remainder)
+    return state._replace(centroids=c, opt_state=opt_state, remainder=remainder)

@@ -21,9 +21,21 @@ from diffkm_jax.fitting._derivative import (
     differentiate_means,
 )
 from diffkm_jax.fitting._empty import EmptyPolicy, is_empty
-from diffkm_jax.fitting._loop import Progress, run
-from diffkm_jax.fitting._state import FitResult, State, Status, initial_state
+from diffkm_jax.fitting._loop import Progress, StopRule, rounding_of, run, tolerance
+from diffkm_jax.fitting._state import (
+    FitResult,
+    State,
+    Status,
+    initial_state,
+    with_remainder,
+)
 from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step, check_state
+from diffkm_jax.fitting._units import (
+    counts_in_true_unit,
+    counts_in_unit,
+    in_true_unit,
+    in_unit,
+)
 from diffkm_jax.statistics import Statistics, residual_of
 
 if TYPE_CHECKING:
@@ -155,7 +167,7 @@ def fit(
     if known and k > n:
         raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
     if goes_on:
-        state, dtype = centroids, problem.points.dtype
+        state, dtype = with_remainder(centroids), problem.points.dtype
         check_state(state, algorithm.optimizer)
     else:
         acc = accumulation_dtype(problem.points, start, problem.weights)
@@ -177,8 +189,11 @@ def fit_from(
 ) -> FitResult:
     """The fit that starts at a state; its result has centroids of `dtype`."""
     unrolled = derivative == "unrolled"
-    progress = run(algorithm, max_steps, problem, state, tol, unrolled=unrolled)
-    return result_of(algorithm, derivative, dtype, problem, state.step, progress)
+    problem = in_unit(algorithm.plan, problem, state.centroids)
+    opt_state = counts_in_unit(algorithm.optimizer, state.opt_state, problem)
+    state = state._replace(opt_state=opt_state)
+    found = run(algorithm, max_steps, problem, state, tol, unrolled=unrolled)
+    return result_of(algorithm, derivative, dtype, problem, state.step, *found)
 
 
 def result_of(
@@ -188,30 +203,40 @@ def result_of(
     problem: Problem,
     first_step: jax.Array,
     progress: Progress,
+    rule: StopRule,
 ) -> FitResult:
     """What a loop found, by a pass at the centroids as they are returned."""
-    plan, state = algorithm.plan, progress.state
+    plan, state, active = algorithm.plan, progress.state, problem.active
     # Of the last step taken; of the first, if none was.
     problem = at_step(algorithm, problem, jnp.maximum(state.step - 1, first_step))
-    c, solved = differentiate(derivative, plan, problem, state.centroids)
+    exact = problem._replace(remainder=lax.stop_gradient(state.remainder))
+    c, solved = differentiate(derivative, plan, exact, state.centroids)
     found, labels = sums_and_labels(plan, problem, c.astype(dtype))
     stats = Statistics(*found)
     c, centroids, stats = differentiate_means(
         derivative, plan, problem, c, c.astype(dtype), stats
     )
+    residual = lax.stop_gradient(residual_of(stats))
+    empty = is_empty(stats.counts, active).any()
+    stats = in_true_unit(stats, problem)
     # Losses before each step; from the last one on, the loss at the end.
     num_steps, loss = progress.num_steps, lax.stop_gradient(stats.loss)
-    history = progress.history.astype(loss.dtype)
+    history = in_true_unit(progress.history.astype(loss.dtype), problem)
     taken = jnp.arange(len(history), dtype=num_steps.dtype) < num_steps
     failed = progress.failed | ~jnp.isfinite(loss)
     if problem.temperature is not None:
         failed |= ~(lax.stop_gradient(problem.temperature) > 0)
+    # Where rounding to `dtype` moves a centroid, its mean moves too, by no more.
+    wide, eps = lax.stop_gradient(c).astype(residual.dtype), jnp.finfo(dtype).eps
+    bound = tolerance(rule, wide, active) + rounding_of(wide, active, float(eps))
+    at_rest = progress.converged & (residual <= bound)
     flags = {
-        Status.CONVERGED: progress.converged & ~failed,
+        Status.CONVERGED: at_rest & ~failed,
         Status.MAX_STEPS: ~progress.converged & ~failed,
         Status.NON_FINITE: failed,
-        Status.EMPTY_CLUSTER: is_empty(stats.counts, problem.active).any(),
+        Status.EMPTY_CLUSTER: empty,
         Status.LINEAR_SOLVE: ~solved,
+        Status.NOT_AT_REST: progress.converged & ~at_rest & ~failed,
     }
     status = sum(jnp.where(on, flag.value, 0) for flag, on in flags.items())
     return FitResult(
@@ -219,12 +244,17 @@ def result_of(
         labels=labels,
         loss=stats.loss,
         counts=stats.counts,
-        residual=lax.stop_gradient(residual_of(stats)),
+        residual=residual,
         history=jnp.where(taken, history, loss),
         num_steps=num_steps,
         status=jnp.asarray(status, jnp.int32),
         temperature=problem.temperature,
-        state=state._replace(centroids=c),
+        state=state._replace(
+            centroids=c,
+            opt_state=counts_in_true_unit(
+                algorithm.optimizer, state.opt_state, problem
+            ),
+        ),
     )
 
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._blocks import block_for, over_points, psum, weigh
-from diffkm_jax._geometry import centered
+from diffkm_jax._geometry import about, anchor, centered
 from diffkm_jax._problem import Plan, Problem
-from diffkm_jax.fitting._state import State, where_active
+from diffkm_jax.fitting._state import State, zero_inactive
 from diffkm_jax.fitting._step import Algorithm, at_step, step
 
 
@@ -21,7 +21,8 @@ class Progress(NamedTuple):
 
     Attributes:
         state: The state after the last step that was finite.
-        history: The loss before every step, [max_steps + 1], zero from `num_steps` on.
+        history: The loss before every step, [max_steps + 1], zero from `num_steps` on;
+            in the unit of the problem.
         num_steps: Steps taken.
         converged: Whether the stop rule was met.
         failed: Whether a loss or a step was not finite.
@@ -49,17 +50,24 @@ class StopRule(NamedTuple):
 
 
 def tolerance(rule: StopRule, c: jax.Array, active: jax.Array | None) -> jax.Array:
-    """The largest residual at rest: max(tol · v, ε² (Σ‖c‖² + 64 k d v)).
+    """The largest residual at rest: max(tol · v, ε² (Σ‖c − m‖² + 64 k d v)).
 
-    The second is what rounding leaves of a residual, so that tol = 0 is reached.
+    The second is what rounding leaves of a residual, so that tol = 0 is reached; m is
+    the origin of a pass, an active centroid.
     """
-    acc = rule.variance.dtype
-    eps = float(jnp.finfo(acc).eps)
-    # Scaled before it is squared, so as not to overflow before the loss does.
-    squares = (eps * c.astype(acc)) ** 2
-    floor = jnp.sum(where_active(active, squares, jnp.zeros_like(squares)))
+    c = c.astype(rule.variance.dtype)
+    eps = float(jnp.finfo(c.dtype).eps)
+    floor = rounding_of(about(anchor(c, active), c), active, eps)
     floor += eps**2 * 64 * c.size * rule.variance
     return jnp.maximum(rule.tol * rule.variance, floor)
+
+
+def rounding_of(
+    centroids: jax.Array, active: jax.Array | None, eps: float
+) -> jax.Array:
+    """ε² Σ‖c‖²: no less than what rounding centroids changes of a residual."""
+    # Scaled before it is squared, so as not to overflow before the loss does.
+    return jnp.sum((eps * zero_inactive(centroids, active)) ** 2)
 
 
 def has_converged(
@@ -79,17 +87,15 @@ def advance(
     algorithm: Algorithm, problem: Problem, rule: StopRule, now: Progress
 ) -> Progress:
     """One step on; where that is not finite, the state stays as it is."""
-    old = now.state
-    new, stats, residual = step(algorithm, problem, old)
-    rows = jnp.isfinite(new.centroids).all(axis=1)
-    rows = where_active(problem.active, rows, jnp.ones_like(rows))
-    finite = jnp.isfinite(stats.loss) & rows.all()
+    old, active = now.state, problem.active
+    state, stats, residual, finite = step(algorithm, problem, old)
     temperature = at_step(algorithm, lax.stop_gradient(problem), old.step).temperature
-    rests = has_converged(rule, residual, old.centroids, problem.active, temperature)
+    rests = has_converged(rule, residual, old.centroids, active, temperature)
+    taken = finite.astype(jnp.int32)
     return Progress(
-        lax.cond(finite, lambda: new, lambda: old),
+        state._replace(step=old.step + taken),
         now.history.at[now.num_steps].set(lax.stop_gradient(stats.loss)),
-        now.num_steps + finite.astype(jnp.int32),
+        now.num_steps + taken,
         finite & rests,
         ~finite,
     )
@@ -103,7 +109,7 @@ def run(
     tol: Any,
     *,
     unrolled: bool,
-) -> Progress:
+) -> tuple[Progress, StopRule]:
     """Steps until the stop rule is met, which carry a derivative if `unrolled`."""
     held, start = lax.stop_gradient((problem, state))
     variance = mean_variance(algorithm.plan, held, start.centroids)
@@ -120,11 +126,12 @@ def run(
     if not unrolled:
         # Held at every step, because an optimizer, a schedule or a distance may close
         # over what is differentiated.
-        return lax.while_loop(
+        end = lax.while_loop(
             goes_on,
             lambda now: lax.stop_gradient(advance(algorithm, held, rule, now)),
             lax.stop_gradient(begin),
         )
+        return end, rule
 
     # Recomputed in reverse, so that only the centroids of each step are kept.
     @partial(jax.checkpoint, prevent_cse=False)
@@ -140,7 +147,7 @@ def run(
     def body(now: Progress, _: None) -> tuple[Progress, None]:
         return advance_if_going_on(problem, now), None
 
-    return lax.scan(body, begin, length=max_steps)[0]
+    return lax.scan(body, begin, length=max_steps)[0], rule
 
 
 def mean_variance(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Array:

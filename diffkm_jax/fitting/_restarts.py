@@ -19,9 +19,10 @@ from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._derivative import check_derivative
 from diffkm_jax.fitting._empty import EmptyPolicy
 from diffkm_jax.fitting._fit import as_tol, check_loop, fit_from, result_of
-from diffkm_jax.fitting._loop import Progress, run
+from diffkm_jax.fitting._loop import Progress, StopRule, run
 from diffkm_jax.fitting._state import FitResult, State, initial_state
 from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step
+from diffkm_jax.fitting._units import in_unit
 from diffkm_jax.initializers import kmeans_plus_plus
 
 if TYPE_CHECKING:
@@ -129,22 +130,25 @@ def best_fit(
         acc = accumulation_dtype(problem.points, c, problem.weights)
         return initial_state(c.astype(acc), algorithm.optimizer)
 
-    keys, held = jax.random.split(key, num_restarts), lax.stop_gradient(problem)
-    dtype = jax.eval_shape(draw, keys[0], problem).dtype
+    keys, given = jax.random.split(key, num_restarts), problem
+    drawn = jax.eval_shape(draw, keys[0], problem)
+    problem = in_unit(algorithm.plan, problem, drawn)
+    held, dtype = lax.stop_gradient(problem), drawn.dtype
 
-    def search(key: jax.Array) -> tuple[Progress, jax.Array]:
+    def search(key: jax.Array) -> tuple[tuple[Progress, StopRule], jax.Array]:
         found = run(algorithm, max_steps, held, start(key, held), tol, unrolled=False)
-        last = jnp.maximum(found.state.step - 1, 0)
-        c = found.state.centroids.astype(dtype)
-        loss = total_loss(algorithm.plan, at_step(algorithm, held, last), c)
+        state = found[0].state
+        last = jnp.maximum(state.step - 1, 0)
+        at_last, c = at_step(algorithm, held, last), state.centroids.astype(dtype)
+        loss = total_loss(algorithm.plan, at_last, c)
         return lax.stop_gradient((found, loss))
 
     # One after the other: side by side they would need the memory of all passes.
     every, losses = lax.map(search, keys)
     best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
     if derivative == "unrolled":
-        state = start(keys[best], problem)
-        return fit_from(algorithm, derivative, max_steps, dtype, problem, state, tol)
-    progress = jax.tree.map(lambda a: a[best], every)
+        state = start(keys[best], given)
+        return fit_from(algorithm, derivative, max_steps, dtype, given, state, tol)
+    found = jax.tree.map(lambda a: a[best], every)
     zero = jnp.zeros((), jnp.int32)
-    return result_of(algorithm, derivative, dtype, problem, zero, progress)
+    return result_of(algorithm, derivative, dtype, problem, zero, *found)

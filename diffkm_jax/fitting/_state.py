@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import export
+from jax import export, lax
 
 from diffkm_jax._checks import as_points_and_centroids
 from diffkm_jax._dtypes import accumulation_dtype
@@ -22,16 +22,22 @@ if TYPE_CHECKING:
 class State(NamedTuple):
     """Where a fit stands; with it a fit can go on.
 
+    Far from the origin no dtype holds a mean of points: where a fit stands is
+    `centroids + remainder`, and the gradient is that of the centroids alone.
+
     Attributes:
         centroids: [k, d], in the accumulation dtype, in data units.
         opt_state: The optimizer's own state.
         step: Number of updates so far, [], int32: the argument of a temperature
             schedule.
+        remainder: What rounding took of the centroids, [k, d], in their dtype and data
+            units; None is zeros.
     """
 
     centroids: Float[Array, "k d"]
     opt_state: Any
     step: Int[Array, ""]
+    remainder: Float[Array, "k d"] | None = None
 
 
 export.register_namedtuple_serialization(State, serialized_name="diffkm.State")
@@ -43,7 +49,9 @@ class Status(enum.IntFlag):
     Of a batch of fits, `[Status(int(s)) for s in result.status]`.
 
     Attributes:
-        CONVERGED: It stopped by the residual rule.
+        CONVERGED: It stopped by the residual rule, and the residual of the centroids
+            that it returns is at most its tolerance, plus ε² Σ‖c‖² for the rounding of
+            these, ε that of their dtype.
         MAX_STEPS: It used all its steps without meeting that rule.
         NON_FINITE: A loss or a step was NaN or infinite, and the centroids are the last
             that were finite themselves; or the temperature was not positive. A
@@ -53,6 +61,10 @@ class Status(enum.IntFlag):
             linear system did not get solved, because the Hessian is singular, not
             positive, or too badly conditioned. Found only where the centroids are
             differentiated: read it next to the gradient, as an auxiliary output.
+        NOT_AT_REST: It stopped by the residual rule, which the last step met and the
+            centroids after it do not: a point changed its cluster, or momentum or the
+            rounding to their dtype took them on. Go on from `state`, or take a smaller
+            `tol` or data nearer the origin.
     """
 
     CONVERGED = 1
@@ -60,6 +72,7 @@ class Status(enum.IntFlag):
     NON_FINITE = 4
     EMPTY_CLUSTER = 8
     LINEAR_SOLVE = 16
+    NOT_AT_REST = 64
 
     def __str__(self) -> str:
         """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""
@@ -140,7 +153,31 @@ def initial_state(
 ) -> State:
     """The state of step 0."""
     opt_state = optimizer.init(zero_inactive(centroids, active))
-    return State(centroids, opt_state, jnp.zeros((), jnp.int32))
+    step = jnp.zeros((), jnp.int32)
+    return State(centroids, opt_state, step, jnp.zeros_like(centroids))
+
+
+def with_remainder(state: State) -> State:
+    """The state with zeros for a remainder that it does not have."""
+    if state.remainder is not None:
+        return state
+    return state._replace(remainder=jnp.zeros_like(state.centroids))
+
+
+def moved(state: State, updates: jax.Array, active: jax.Array | None) -> State:
+    """The state with the updates [k, d] added, of which rounding loses nothing."""
+    c, remainder = state.centroids, state.remainder
+    by = remainder + jnp.asarray(updates, c.dtype)
+    new = c + by
+    # Exact (Knuth's two-sum): c + by = new + what is lost.
+    part = new - c
+    lost = lax.stop_gradient((c - (new - part)) + (by - part))
+    # Where a sum is not finite, what is lost of it is NaN.
+    lost = jnp.where(jnp.isfinite(lost), lost, 0)
+    return state._replace(
+        centroids=where_active(active, new, c),
+        remainder=where_active(active, lost, remainder),
+    )
 
 
 def zero_inactive(centroids: jax.Array, active: jax.Array | None) -> jax.Array:

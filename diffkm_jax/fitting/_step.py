@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from diffkm_jax._checks import as_problem
 from diffkm_jax._dtypes import accumulation_dtype
@@ -21,8 +22,9 @@ from diffkm_jax.fitting._empty import (
     rows_of_policy,
     set_rows,
 )
-from diffkm_jax.fitting._state import State, where_active, zero_inactive
-from diffkm_jax.optimizers import macqueen, newton
+from diffkm_jax.fitting._state import State, moved, with_remainder, zero_inactive
+from diffkm_jax.fitting._units import in_true_unit
+from diffkm_jax.optimizers import is_per_count, macqueen, newton
 from diffkm_jax.statistics import Statistics, residual_of, statistics_of
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ def update(
     Source: Bottou & Bengio 1995,
         https://leon.bottou.org/papers/bottou-bengio-95
     """
+    state = with_remainder(state)
     algorithm, problem, _ = as_algorithm(
         points,
         state.centroids,
@@ -118,32 +121,51 @@ def update(
         axis_name=axis_name,
     )
     check_state(state, algorithm.optimizer)
-    state, stats, _ = step(algorithm, problem, state)
-    return state, stats
+    return step(algorithm, problem, state)[:2]
+
+
+class Step(NamedTuple):
+    """What a step finds.
+
+    Attributes:
+        state: After it; but for the number of steps that before it, if the loss or a
+            centroid was not finite.
+        stats: The statistics before it.
+        residual: Of these; a relocation counts in it, so that no fit ends on one.
+        finite: Whether the step was taken.
+    """
+
+    state: State
+    stats: Statistics
+    residual: jax.Array
+    finite: jax.Array
 
 
 @partial(jax.jit, static_argnums=0)
-def step(
-    algorithm: Algorithm, problem: Problem, state: State
-) -> tuple[State, Statistics, jax.Array]:
-    """The state after a step, the statistics before it, and the residual of these.
-
-    A relocation counts as a step in the residual, so that a fit does not end on one.
-    """
-    plan, empty = algorithm.plan, algorithm.empty
+def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
+    """One step, of a state that has its remainder."""
+    plan, empty, old = algorithm.plan, algorithm.empty, state
     c, dtype, active = state.centroids, state.centroids.dtype, problem.active
     problem = at_step(algorithm, problem, state.step)
+    problem = problem._replace(remainder=lax.stop_gradient(state.remainder))
     stats = used = statistics_of(plan, problem, c)
-    filled, rows = None, c
+    filled, rows, weights = None, c, jnp.zeros_like(stats.counts)
     if empty == "farthest":
         used, filled, rows = fill_farthest(plan, problem, c, stats)
+        weights = used.counts  # Of a filled cluster that of its one point.
+
+    def as_optimized(sums: jax.Array) -> jax.Array:
+        """As true weights make it, but where a step is the same in every unit."""
+        if is_per_count(algorithm.optimizer):
+            return sums
+        return in_true_unit(sums, problem)
 
     def value_fn(params: jax.Array, counts: Any = None) -> jax.Array:
         del counts  # Named, because optax passes on only the arguments it finds.
-        return total_loss(plan, problem, params).astype(dtype)
+        return as_optimized(total_loss(plan, problem, params).astype(dtype))
 
     # ∂L/∂c_j = −2 Σ w r_ij (x_i − c_j)
-    gradient = (-2 * used.shifts).astype(dtype)
+    gradient = as_optimized((-2 * used.shifts).astype(dtype))
     # Wrapped here: a wrapper made at every call would be a new program at every call.
     optimizer = optax.with_extra_args_support(algorithm.optimizer)
     visible = zero_inactive(c, active)
@@ -153,22 +175,27 @@ def step(
         visible,
         # Newton's step is shifts / counts, and only that of a distance whose minimizer
         # is a mean.
-        counts=used.counts.astype(dtype) if is_expanded(plan) else None,
-        value=stats.loss.astype(dtype),
+        counts=as_optimized(used.counts.astype(dtype)) if is_expanded(plan) else None,
+        value=as_optimized(stats.loss.astype(dtype)),
         grad=gradient,
         value_fn=value_fn,
     )
-    new = jnp.asarray(optax.apply_updates(visible, updates), dtype)
+    state = moved(state, updates, active)
+    state = state._replace(opt_state=opt_state, step=state.step + 1)
     residual = residual_of(used)
     if callable(empty):
-        rows = rows_of_policy(empty, plan, problem, c, new, stats.counts)
+        new = zero_inactive(state.centroids, active)
+        counts = in_true_unit(stats.counts, problem)
+        rows = rows_of_policy(empty, plan, problem, c, new, counts)
         # Rows that the policy left alone keep their derivative and optimizer state.
         filled = jnp.any(rows != new, axis=1)
         residual += jnp.sum((rows - new).astype(residual.dtype) ** 2)
     if filled is not None:
-        new, opt_state = set_rows(filled, rows, new, optimizer, opt_state, active)
-    new = where_active(active, new, c)
-    return State(new, opt_state, state.step + 1), stats, residual
+        state = set_rows(filled, rows, as_optimized(weights), state, optimizer, active)
+    held = jnp.isfinite(zero_inactive(state.centroids, active)).all()
+    finite = jnp.isfinite(stats.loss) & held
+    kept = lax.cond(finite, lambda: state, lambda: old)
+    return Step(kept._replace(step=old.step + 1), stats, residual, finite)
 
 
 def at_step(algorithm: Algorithm, problem: Problem, index: jax.Array) -> Problem:

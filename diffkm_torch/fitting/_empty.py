@@ -52,7 +52,8 @@ def fill_farthest(
     for j, i in pairs:
         filled[j], targets[j] = True, rows[i].to(c.dtype)
         counts[j] = one = weights[i].to(counts.dtype)
-        shifts[j] = one * (rows[i].to(shifts.dtype) - c[j].to(shifts.dtype))
+        away = rows[i].to(shifts.dtype) - c[j].to(shifts.dtype)
+        shifts[j] = one * (away - problem.remainder[j].to(shifts.dtype))
     return Statistics(stats.loss, counts, shifts), filled, targets
 
 
@@ -86,23 +87,28 @@ def costliest(problem: Problem, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def set_rows(
     filled: Tensor,
     rows: Tensor,
+    weights: Tensor,
     state: State,
     optimizer: GradientTransformation,
     active: Tensor | None,
 ) -> State:
     """The state with the filled rows set, held constant, and forgotten by optimizers.
 
-    What an optimizer knows of a row is in tensors [..., k, d], and in tensors [k] that
-    are called counts: there it is as in a fresh state.
+    What an optimizer knows of a row is in tensors [..., k, d]: there it is as in a
+    fresh state. And in tensors [k] that are called counts: there it is the weight of
+    the point that the row was set to, which the next batch is to be averaged with.
     """
-    new = state.centroids
-    new = torch.where(filled[:, None], rows.to(new.dtype).detach(), new)
-    fresh = optimizer.init(zero_inactive(new, active))
-    opt_state = _forget(state.opt_state, fresh, filled, new.shape)
-    return State(new, opt_state, state.step)
+    c, on = state.centroids, filled[:, None]
+    c = torch.where(on, rows.to(c.dtype).detach(), c)
+    fresh = optimizer.init(zero_inactive(c, active))
+    opt_state = _forget(state.opt_state, fresh, filled, weights, c.shape)
+    remainder = torch.where(on, 0, state.remainder)
+    return State(c, opt_state, state.step, remainder)
 
 
-def _forget(opt_state: Any, fresh: Any, filled: Tensor, shape: torch.Size) -> Any:
+def _forget(
+    opt_state: Any, fresh: Any, filled: Tensor, weights: Tensor, shape: torch.Size
+) -> Any:
     if isinstance(opt_state, Tensor):
         if opt_state.shape[-2:] == shape:
             return torch.where(filled[:, None], fresh, opt_state)
@@ -110,9 +116,9 @@ def _forget(opt_state: Any, fresh: Any, filled: Tensor, shape: torch.Size) -> An
     if isinstance(opt_state, tuple):
         fields = getattr(opt_state, "_fields", ("",) * len(opt_state))
         values = [
-            torch.where(filled, new, value)
+            torch.where(filled, weights.to(value.dtype), value)
             if name == "counts" and value.shape == shape[:1]
-            else _forget(value, new, filled, shape)
+            else _forget(value, new, filled, weights, shape)
             for name, value, new in zip(fields, opt_state, fresh, strict=True)
         ]
         return type(opt_state)(*values) if any(fields) else tuple(values)

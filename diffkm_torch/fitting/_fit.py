@@ -11,7 +11,13 @@ from diffkm_torch._problem import Problem
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.fitting._derivative import check_derivative, differentiate
 from diffkm_torch.fitting._empty import EmptyPolicy, is_empty
-from diffkm_torch.fitting._loop import Progress, run
+from diffkm_torch.fitting._loop import (
+    Progress,
+    StopRule,
+    rounding_of,
+    run,
+    tolerance,
+)
 from diffkm_torch.fitting._state import (
     FitResult,
     State,
@@ -19,10 +25,22 @@ from diffkm_torch.fitting._state import (
     check_state,
     detached,
     initial_state,
+    with_remainder,
 )
-from diffkm_torch.fitting._step import Temperature, as_algorithm, at_step
+from diffkm_torch.fitting._step import Algorithm, Temperature, as_algorithm, at_step
+from diffkm_torch.fitting._units import (
+    counts_in_true_unit,
+    counts_in_unit,
+    in_true_unit,
+    in_unit,
+)
 from diffkm_torch.optimizers import GradientTransformation
-from diffkm_torch.statistics import labels_of, residual_of, statistics_of
+from diffkm_torch.statistics import (
+    Statistics,
+    labels_of,
+    residual_of,
+    statistics_of,
+)
 
 
 def fit(
@@ -64,55 +82,76 @@ def fit(
     check_scalar("tol", tol, zero=True)
     check_integer("max_steps", max_steps, minimum=0)
     if isinstance(centroids, State):
-        state, dtype = centroids, points.dtype
+        state, dtype = with_remainder(centroids), points.dtype
         check_state(state, algorithm.optimizer)
     else:
         acc = accumulation_dtype(points, start, weights)
         state = initial_state(start.to(acc), algorithm.optimizer, active)
         dtype = start.dtype
+    problem = in_unit(problem, state.centroids)
+    opt_state = counts_in_unit(algorithm.optimizer, state.opt_state, problem)
+    state = state._replace(opt_state=opt_state)
     unrolled = derivative == "unrolled"
     with torch.set_grad_enabled(unrolled and torch.is_grad_enabled()):
         limit = float(torch.as_tensor(tol).detach())
-        progress = run(algorithm, problem, state, limit, max_steps)
-    last = max(progress.state.step - 1, state.step)
-    problem = at_step(algorithm, problem, last)
-    return result_of(derivative, problem, state.step, dtype, max_steps, progress)
+        found = run(algorithm, problem, state, limit, max_steps)
+    return result_of(
+        algorithm, derivative, problem, state.step, dtype, max_steps, *found
+    )
 
 
 def result_of(
+    algorithm: Algorithm,
     derivative: str,
     problem: Problem,
     first_step: int,
     dtype: torch.dtype,
     max_steps: int,
     progress: Progress,
+    rule: StopRule,
 ) -> FitResult:
     """What a loop found, by a pass at the centroids as they are returned."""
     state = progress.state if derivative == "unrolled" else detached(progress.state)
-    c, trusted = differentiate(derivative, problem, state.centroids)
+    # Of the last step taken; of the first, if none was.
+    problem = at_step(algorithm, problem, max(state.step - 1, first_step))
+    exact = problem._replace(remainder=state.remainder)
+    c, trusted = differentiate(derivative, exact, state.centroids)
     centroids = c.to(dtype)
     stats = statistics_of(problem, centroids)
+    residual, empty = (
+        residual_of(stats).detach(),
+        is_empty(stats.counts, problem.active),
+    )
+    stats = Statistics(*(in_true_unit(a, problem) for a in stats))
     loss, t = stats.loss.detach(), problem.temperature
     failed = progress.failed or not bool(loss.isfinite())
     failed = failed or (t is not None and not bool(t > 0))
+    # Where rounding to `dtype` moves a centroid, its mean moves too, by no more.
+    wide, eps = c.detach().to(residual.dtype), torch.finfo(dtype).eps
+    bound = tolerance(rule, wide, problem.active)
+    bound = bound + rounding_of(wide, problem.active, eps)
     if failed:
         status = Status.NON_FINITE
+    elif not progress.converged:
+        status = Status.MAX_STEPS
     else:
-        status = Status.CONVERGED if progress.converged else Status.MAX_STEPS
-    if is_empty(stats.counts, problem.active).any():
+        status = Status.CONVERGED if residual <= bound else Status.NOT_AT_REST
+    if empty.any():
         status |= Status.EMPTY_CLUSTER
     if not trusted:
         status |= Status.LINEAR_SOLVE
-    padding = [loss] * (max_steps + 1 - len(progress.history))
+    history = [in_true_unit(h.to(loss.dtype), problem) for h in progress.history]
+    padding = [loss] * (max_steps + 1 - len(history))
+    opt_state = counts_in_true_unit(algorithm.optimizer, state.opt_state, problem)
     return FitResult(
         centroids=centroids,
         labels=labels_of(problem, centroids),
         loss=stats.loss,
         counts=stats.counts,
-        residual=residual_of(stats).detach(),
-        history=torch.stack([h.to(loss.dtype) for h in progress.history] + padding),
+        residual=residual,
+        history=torch.stack(history + padding),
         num_steps=state.step - first_step,
         status=status,
         temperature=t,
-        state=state._replace(centroids=c),
+        state=state._replace(centroids=c, opt_state=opt_state),
     )

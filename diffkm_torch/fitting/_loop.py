@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._geometry import prepare
+from diffkm_torch._geometry import anchor, prepare
 from diffkm_torch._problem import Problem
-from diffkm_torch.fitting._state import State
+from diffkm_torch.fitting._state import State, zero_inactive
 from diffkm_torch.fitting._step import Algorithm, at_step, step
 
 
@@ -44,17 +44,22 @@ class StopRule(NamedTuple):
 
 
 def tolerance(rule: StopRule, c: Tensor, active: Tensor | None) -> Tensor:
-    """The largest residual at rest: max(tol · v, ε² (Σ‖c‖² + 64 k d v)).
+    """The largest residual at rest: max(tol · v, ε² (Σ‖c − m‖² + 64 k d v)).
 
-    The second is what rounding leaves of a residual, so that tol = 0 is reached.
+    The second is what rounding leaves of a residual, so that tol = 0 is reached; m is
+    the origin of a pass, an active centroid.
     """
-    acc = rule.variance.dtype
-    eps = torch.finfo(acc).eps
-    c_active = c if active is None else c[active]
-    # Scaled before it is squared, so as not to overflow before the loss does.
-    floor = ((eps * c_active.to(acc)) ** 2).sum()
+    c = c.to(rule.variance.dtype)
+    eps = torch.finfo(c.dtype).eps
+    floor = rounding_of(c - anchor(c, active), active, eps)
     floor = floor + eps**2 * 64 * c.numel() * rule.variance
     return torch.maximum(rule.tol * rule.variance, floor)
+
+
+def rounding_of(centroids: Tensor, active: Tensor | None, eps: float) -> Tensor:
+    """ε² Σ‖c‖²: no less than what rounding centroids changes of a residual."""
+    # Scaled before it is squared, so as not to overflow before the loss does.
+    return ((eps * zero_inactive(centroids, active)) ** 2).sum()
 
 
 def has_converged(
@@ -74,20 +79,19 @@ def advance(
     algorithm: Algorithm, problem: Problem, rule: StopRule, now: Progress
 ) -> Progress:
     """One step on; where that is not finite, the state stays as it is."""
-    old, active = now.state, problem.active
-    new, stats, residual = step(algorithm, problem, old)
-    c = new.centroids if active is None else new.centroids[active]
-    if not (c.isfinite().all() & stats.loss.isfinite()):
+    old = now.state
+    new, stats, residual, finite = step(algorithm, problem, old)
+    if not finite:
         return now._replace(failed=True)
     temperature = at_step(algorithm, problem, old.step).temperature
     c = old.centroids.detach()
-    converged = has_converged(rule, residual, c, active, temperature)
+    converged = has_converged(rule, residual, c, problem.active, temperature)
     return Progress(new, [*now.history, stats.loss.detach()], converged, False)
 
 
 def run(
     algorithm: Algorithm, problem: Problem, state: State, tol: float, max_steps: int
-) -> Progress:
+) -> tuple[Progress, StopRule]:
     """Steps until the stop rule is met."""
     variance = mean_variance(problem, state.centroids).detach()
     last = at_step(algorithm, problem, state.step + max_steps).temperature
@@ -95,7 +99,7 @@ def run(
     now = Progress(state, [], converged=False, failed=False)
     while len(now.history) < max_steps and not now.converged and not now.failed:
         now = advance(algorithm, problem, rule, now)
-    return now
+    return now, rule
 
 
 def mean_variance(problem: Problem, centroids: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from diffkm_torch.optimizers import GradientTransformation, newton
 
 
 class State(NamedTuple):
-    """Mirrors `diffkm_jax.State`: centroids [k, d], opt_state, step."""
+    """Mirrors `diffkm_jax.State`: centroids [k, d], opt_state, step, remainder."""
 
     centroids: Tensor
     opt_state: Any
     step: int
+    remainder: Tensor | None = None
 
 
 class Status(enum.IntFlag):
@@ -32,6 +33,7 @@ class Status(enum.IntFlag):
     NON_FINITE = 4
     EMPTY_CLUSTER = 8
     LINEAR_SOLVE = 16
+    NOT_AT_REST = 64
 
     def __str__(self) -> str:
         """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""
@@ -67,7 +69,32 @@ def initial_state(
 ) -> State:
     """The state of step 0; its centroids are a copy."""
     centroids = centroids.clone()
-    return State(centroids, optimizer.init(zero_inactive(centroids, active)), 0)
+    opt_state = optimizer.init(zero_inactive(centroids, active))
+    return State(centroids, opt_state, 0, torch.zeros_like(centroids))
+
+
+def with_remainder(state: State) -> State:
+    """The state with zeros for a remainder that it does not have."""
+    if state.remainder is not None:
+        return state
+    return state._replace(remainder=torch.zeros_like(state.centroids))
+
+
+def moved(state: State, updates: Tensor, active: Tensor | None) -> State:
+    """The state with the updates [k, d] added, of which rounding loses nothing."""
+    c, remainder = state.centroids, state.remainder
+    by = remainder + updates
+    new = c + by
+    with torch.no_grad():
+        # Exact (Knuth's two-sum): c + by = new + what is lost.
+        part = new - c
+        lost = (c - (new - part)) + (by - part)
+        # Where a sum is not finite, what is lost of it is NaN.
+        lost = torch.where(lost.isfinite(), lost, 0)
+    return state._replace(
+        centroids=where_active(active, new, c),
+        remainder=where_active(active, lost, remainder),
+    )
 
 
 def check_state(state: State, optimizer: GradientTransformation) -> None:
@@ -94,6 +121,16 @@ def zero_inactive(centroids: Tensor, active: Tensor | None) -> Tensor:
 def where_active(active: Tensor | None, rows: Tensor, others: Tensor) -> Tensor:
     """The rows [k, d] of active clusters, and the others of the inactive."""
     return rows if active is None else torch.where(active[:, None], rows, others)
+
+
+def select(condition: Tensor, tree: Any, other: Any) -> Any:
+    """The one where the condition holds, else the other: states, or parts of them."""
+    if isinstance(tree, Tensor):
+        return torch.where(condition, tree, other)
+    if isinstance(tree, tuple):
+        values = [select(condition, a, b) for a, b in zip(tree, other, strict=True)]
+        return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
+    return tree
 
 
 def detached(tree: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from diffkm_torch._checks import as_problem
@@ -16,8 +17,16 @@ from diffkm_torch.fitting._empty import (
     rows_of_policy,
     set_rows,
 )
-from diffkm_torch.fitting._state import State, check_state, where_active, zero_inactive
-from diffkm_torch.optimizers import GradientTransformation, newton
+from diffkm_torch.fitting._state import (
+    State,
+    check_state,
+    moved,
+    select,
+    with_remainder,
+    zero_inactive,
+)
+from diffkm_torch.fitting._units import in_true_unit
+from diffkm_torch.optimizers import GradientTransformation, is_per_count, newton
 from diffkm_torch.statistics import Statistics, loss_of, residual_of, statistics_of
 
 Schedule = Callable[[int], float | Tensor]
@@ -52,6 +61,7 @@ def update(
     block_size: int | None = None,
 ) -> tuple[State, Statistics]:
     """Mirrors `diffkm_jax.update`: one pass, and one step of the optimizer."""
+    state = with_remainder(state)
     algorithm, problem = as_algorithm(
         points,
         state.centroids,
@@ -64,61 +74,88 @@ def update(
         block_size=block_size,
     )
     check_state(state, algorithm.optimizer)
-    state, stats, _ = step(algorithm, problem, state)
-    return state, stats
+    return step(algorithm, problem, state)[:2]
 
 
-def step(
-    algorithm: Algorithm, problem: Problem, state: State
-) -> tuple[State, Statistics, Tensor]:
-    """The state after a step, the statistics before it, and the residual of these.
+class Step(NamedTuple):
+    """What a step finds.
 
-    A relocation counts as a step in the residual, so that a fit does not end on one.
+    Attributes:
+        state: After it; but for the number of steps that before it, if the loss or a
+            centroid was not finite.
+        stats: The statistics before it.
+        residual: Of these; a relocation counts in it, so that no fit ends on one.
+        finite: Whether the step was taken.
     """
+
+    state: State
+    stats: Statistics
+    residual: Tensor
+    finite: Tensor
+
+
+def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
+    """One step, of a state that has its remainder."""
     optimizer, empty, _ = algorithm
     c, active = state.centroids, problem.active
     problem = at_step(algorithm, problem, state.step)
-    stats = statistics_of(problem, c)
+    problem = problem._replace(remainder=state.remainder)
+    stats = used = statistics_of(problem, c)
+    filled, rows, weights = None, c, torch.zeros_like(stats.counts)
     if empty == "farthest":
         used, filled, rows = fill_farthest(problem, c, stats)
-        new = _optimize(optimizer, problem, state, used)
-        residual = residual_of(used)
-        new = set_rows(filled, rows, new, optimizer, active)
-    else:
-        new = _optimize(optimizer, problem, state, stats)
-        residual = residual_of(stats)
+        weights = used.counts  # Of a filled cluster that of its one point.
+    new = _optimize(optimizer, problem, state, used)
+    residual = residual_of(used)
     if callable(empty):
-        rows = rows_of_policy(empty, problem, c, new.centroids, stats.counts)
-        filled = (rows != new.centroids).any(1)
-        residual = residual + ((rows - new.centroids) ** 2).sum()
-        new = set_rows(filled, rows, new, optimizer, active)
-    new = new._replace(centroids=where_active(active, new.centroids, c))
-    return new, stats, residual
+        before, counts = zero_inactive(new.centroids, active), stats.counts
+        counts = in_true_unit(counts, problem)
+        rows = rows_of_policy(empty, problem, c, before, counts)
+        filled = (rows != before).any(1)
+        residual = residual + ((rows - before) ** 2).sum()
+    if filled is not None:
+        weights = as_optimized(optimizer, weights, problem)
+        new = set_rows(filled, rows, weights, new, optimizer, active)
+    held = zero_inactive(new.centroids, active).isfinite().all()
+    finite = stats.loss.isfinite() & held
+    # By a choice of values, so that an update compiles to one graph.
+    kept = select(finite, new._replace(step=()), state._replace(step=()))
+    return Step(kept._replace(step=new.step), stats, residual, finite)
+
+
+def as_optimized(
+    optimizer: GradientTransformation, sums: Tensor, problem: Problem
+) -> Tensor:
+    """Sums as true weights make them, but where a step is the same in every unit."""
+    return sums if is_per_count(optimizer) else in_true_unit(sums, problem)
 
 
 def _optimize(
     optimizer: GradientTransformation, problem: Problem, state: State, stats: Statistics
 ) -> State:
-    """The state after a step of the optimizer alone; inactive rows hold anything."""
+    """The state after a step of the optimizer alone."""
     dtype = state.centroids.dtype
+
+    def seen(sums: Tensor) -> Tensor:
+        return as_optimized(optimizer, sums.to(dtype), problem)
 
     def value_fn(params: Tensor, counts: Any = None) -> Tensor:
         del counts
-        return loss_of(problem, params).to(dtype)
+        return seen(loss_of(problem, params))
 
-    gradient = (-2 * stats.shifts).to(dtype)
+    gradient = seen(-2 * stats.shifts)
     has_means = problem.distance is squared_euclidean
-    visible = zero_inactive(state.centroids, problem.active)
     updates, opt_state = optimizer.update(
         gradient,
         state.opt_state,
-        visible,
-        counts=stats.counts.to(dtype) if has_means else None,
-        value=stats.loss.to(dtype),
+        zero_inactive(state.centroids, problem.active),
+        counts=seen(stats.counts) if has_means else None,
+        value=seen(stats.loss),
         grad=gradient,
         value_fn=value_fn,
     )
-    return State(visible + updates, opt_state, state.step + 1)
+    new = moved(state, updates, problem.active)
+    return new._replace(opt_state=opt_state, step=state.step + 1)
 
 
 def at_step(algorithm: Algorithm, problem: Problem, index: int) -> Problem:

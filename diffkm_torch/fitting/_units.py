@@ -1,0 +1,62 @@
+"""Weights at the ends of their dtype's range, in a unit in which a fit can add them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch._problem import Problem
+from diffkm_torch.optimizers import GradientTransformation, is_per_count
+
+
+def in_unit(problem: Problem, centroids: Tensor) -> Problem:
+    """The problem with weights in a unit in which products with them are normal.
+
+    A power of two, by which nothing rounds: 1, unless the largest weight is near an end
+    of the range, and no nearer to it than it must be, because the derivative in the
+    weights is divided by it.
+    """
+    if problem.weights is None:
+        return problem
+    dtype = accumulation_dtype(problem.points, centroids, problem.weights)
+    weights = problem.weights.to(dtype)
+    largest = weights.detach().max()
+    usable = (largest > 0) & largest.isfinite()
+    exponent = int(torch.where(usable, largest, 1).frexp().exponent)
+    # 2⁶⁴ is half of float32's range.
+    limit = {torch.float32: 64, torch.float64: 512}[dtype]
+    excess = exponent - min(max(exponent, -limit), limit)
+    unit = weights.new_tensor(2.0**excess)
+    return problem._replace(weights=weights / unit, unit=unit)
+
+
+def in_true_unit(sums: Tensor, problem: Problem) -> Tensor:
+    """Sums over the points of a problem, as its true weights make them."""
+    return sums if problem.unit is None else sums * problem.unit.to(sums.dtype)
+
+
+def counts_in_unit(
+    optimizer: GradientTransformation, opt_state: Any, problem: Problem
+) -> Any:
+    """The state of an optimizer that knows nothing but counts, as its steps need it."""
+    if problem.unit is None or not is_per_count(optimizer):
+        return opt_state
+    return _scaled(opt_state, 1 / problem.unit)
+
+
+def counts_in_true_unit(
+    optimizer: GradientTransformation, opt_state: Any, problem: Problem
+) -> Any:
+    """The same, as it is to be kept."""
+    if problem.unit is None or not is_per_count(optimizer):
+        return opt_state
+    return _scaled(opt_state, problem.unit)
+
+
+def _scaled(counts: tuple, factor: Tensor) -> tuple:
+    if not counts:
+        return counts
+    return type(counts)(*(n * factor.to(n.dtype) for n in counts))

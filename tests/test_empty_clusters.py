@@ -81,27 +81,45 @@ def test_farthest_under_any_optimizer_sets_the_row_and_forgets_its_state():
         optimizer=dk.macqueen(),
         empty="farthest",
     )
-    np.testing.assert_array_equal(online.opt_state.counts[2:], 0)
+    # No past, but the point that each was set to.
+    np.testing.assert_array_equal(online.opt_state.counts[2:], 1)
 
 
 @pytest.mark.parametrize("name", ["macqueen", "ema"])
-def test_both_packages_forget_the_same_of_a_row_that_is_set(name):
+def test_a_row_that_is_set_counts_the_weight_of_its_point_and_nothing_else(name):
     x, c = with_empty()
+    w = np.linspace(0.5, 1.5, len(x))
 
-    def end(module, x, c):
+    def end(module, x, c, w):
         optimizer = getattr(module, name)()
         state = module.init(c, optimizer=optimizer)
         # Counts of a past in which every cluster had weight.
         counts = state.opt_state.counts + 5
         state = state._replace(opt_state=state.opt_state._replace(counts=counts))
-        return module.update(x, state, optimizer=optimizer, empty="farthest")[0]
+        options = {"optimizer": optimizer, "empty": "farthest", "weights": w}
+        return module.update(x, state, **options)[0]
 
-    ours = end(dk, x, c)
-    theirs = end(dt, torch.tensor(np.asarray(x)), torch.tensor(np.asarray(c)))
+    ours = end(dk, x, c, jnp.asarray(w))
+    theirs = end(dt, *(torch.tensor(np.asarray(a)) for a in (x, c, w)))
     np.testing.assert_allclose(ours.centroids, theirs.centroids, rtol=1e-12)
     np.testing.assert_allclose(ours.opt_state.counts, theirs.opt_state.counts)
-    np.testing.assert_array_equal(theirs.opt_state.counts[2:], 0)
-    assert (theirs.opt_state.counts[:2] > 0).all()
+    far = np.argsort(-np.asarray(dk.pairwise(x, c).min(1)))[:2]
+    np.testing.assert_array_equal(theirs.centroids[2:], np.asarray(x)[far])
+    np.testing.assert_array_equal(theirs.opt_state.counts[2:], w[far])
+    assert (theirs.opt_state.counts[:2] > 2).all()
+
+
+@pytest.mark.parametrize(("module", "array"), [(dk, jnp.asarray), (dt, torch.tensor)])
+def test_the_next_batch_averages_with_the_point_that_a_row_was_set_to(module, array):
+    optimizer = module.macqueen()
+    state = module.init(array([[0.0], [100.0]]), optimizer=optimizer)
+    first, then = array([[0.0], [0.0], [6.0]]), array([[0.0], [8.0]])
+    options = {"optimizer": optimizer, "empty": "farthest"}
+    state, _ = module.update(first, state, **options)
+    np.testing.assert_array_equal(state.centroids, [[0.0], [6.0]])
+    state, _ = module.update(then, state, **options)
+    np.testing.assert_array_equal(state.centroids, [[0.0], [7.0]])
+    np.testing.assert_array_equal(state.opt_state.counts, [3.0, 2.0])
 
 
 def test_farthest_does_not_run_for_ever_on_too_few_different_points():

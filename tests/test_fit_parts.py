@@ -36,11 +36,14 @@ def at_start(centroids):
 
 def test_the_tolerance_is_relative_to_the_variance_and_never_below_rounding():
     assert tolerance(rule(tol=0.25), C, None) == 0.5
+    # From the first centroid, which is as near to their mean as the other.
     floor = EPS**2 * (9 + 16 + 64 * 2 * 2 * 2.0)
     np.testing.assert_allclose(tolerance(rule(), C, None), floor, rtol=1e-14)
     active = jnp.array([True, False])
-    floor = EPS**2 * (9 + 64 * 2 * 2 * 2.0)
+    floor = EPS**2 * (64 * 2 * 2 * 2.0)
     np.testing.assert_allclose(tolerance(rule(), C, active), floor, rtol=1e-14)
+    far = tolerance(rule(), C + 2.0**40, None)
+    np.testing.assert_allclose(far, tolerance(rule(), C, None), rtol=1e-14)
 
 
 def test_a_residual_at_the_tolerance_is_the_last():
@@ -108,8 +111,10 @@ def test_a_row_that_is_set_is_forgotten_by_its_optimizer_and_no_other():
     optimizer = dk.macqueen()
     state, _ = dk.update(X, dk.init(C, optimizer=optimizer), optimizer=optimizer)
     filled = jnp.array([False, True])
-    rows = jnp.full((2, 2), 7.0)
-    old, seen = state.centroids, state.opt_state
-    new, seen = set_rows(filled, rows, old, optimizer, seen, None)
-    np.testing.assert_array_equal(new, [old[0], [7.0, 7.0]])
-    np.testing.assert_array_equal(seen.counts, [2.0, 0.0])
+    state = state._replace(remainder=jnp.full((2, 2), 1e-17))
+    rows, weights = jnp.full((2, 2), 7.0), jnp.array([3.0, 0.5])
+    new = set_rows(filled, rows, weights, state, optimizer, None)
+    np.testing.assert_array_equal(new.centroids, [state.centroids[0], [7.0, 7.0]])
+    np.testing.assert_array_equal(new.remainder, [[1e-17, 1e-17], [0, 0]])
+    # The count of a row that is set is the weight of its point.
+    np.testing.assert_array_equal(new.opt_state.counts, [2.0, 0.5])

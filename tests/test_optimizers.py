@@ -227,7 +227,7 @@ def test_fits_by_ema_agree(name, empty):
     )
 
 
-def test_ema_forgets_the_count_of_a_cluster_that_was_moved():
+def test_ema_counts_one_point_of_a_cluster_that_was_moved_to_it():
     data = np.asarray(X)
     for module, array in ((dk, jnp.asarray), (dt, torch.tensor)):
         optimizer = module.ema(0.9)
@@ -236,7 +236,7 @@ def test_ema_forgets_the_count_of_a_cluster_that_was_moved():
             array(data), state, optimizer=optimizer, empty="farthest"
         )
         counts = np.asarray(state.opt_state.counts)
-        np.testing.assert_array_equal(counts == 0, [False, False, True, False])
+        np.testing.assert_array_equal(counts == 1, [False, False, True, False])
         moved = np.asarray(state.centroids)[2]
         assert (moved == data).all(1).any()
 
@@ -328,3 +328,26 @@ def test_a_narrow_gradient_is_divided_by_a_count_that_its_dtype_does_not_hold():
     for step in (ours, theirs):
         assert str(step.dtype).removeprefix("torch.") == "float16"
         np.testing.assert_allclose(np.asarray(step), 2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["newton", "macqueen", "ema"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize(("module", "array"), [(dk, jnp.asarray), (dt, torch.tensor)])
+def test_a_batch_that_is_not_finite_leaves_the_state_as_it_was(
+    module, array, bad, name
+):
+    optimizer = getattr(module, name)()
+    good = np.random.default_rng(0).normal(size=(9, 2))
+    spoiled = good.copy()
+    spoiled[3, 1] = bad
+    options = {"optimizer": optimizer}
+    state, _ = module.update(
+        array(good), module.init(array(good[:3]), **options), **options
+    )
+    same, stats = module.update(array(spoiled), state, **options)
+    assert not np.isfinite(float(stats.loss))
+    np.testing.assert_array_equal(same.centroids, state.centroids)
+    np.testing.assert_array_equal(same.remainder, state.remainder)
+    for after, before in zip(same.opt_state, state.opt_state, strict=True):
+        np.testing.assert_array_equal(after, before)
+    assert int(same.step) == 2

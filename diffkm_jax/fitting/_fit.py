@@ -121,6 +121,10 @@ def fit(
     Returns:
         A `FitResult`. Nothing raises at run time: read `status`. It cannot see squares
         that underflow: scale data in units so small that they do (10⁻¹⁸ in float32).
+        Wherever the data are, the fit takes the steps of data about the origin; loss,
+        labels and residual are those of the centroids as their dtype holds them, and
+        `state` has what rounding took. Of weights only the ratios matter: they may be
+        anywhere in the range of their dtype.
 
     Raises:
         TypeError: An array is not floating, `active` is not bool, `distance` no

@@ -70,6 +70,9 @@ def update(
     Euclidean. The gradient of the new centroids is that of the formulas: through the
     pass and through the optimizer, labels held constant.
 
+    A batch that is not finite leaves centroids and optimizer state as they were, and
+    the fact in `loss`: one bad row would else stay in running counts for ever.
+
     Args:
         points: A batch or all of the data, [n, d], floating, in data units.
         state: The `State` of `init` or of the last update, of the same optimizer.
@@ -88,7 +91,8 @@ def update(
         axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
 
     Returns:
-        The new state, and the `Statistics` at the centroids given.
+        The new state, and the `Statistics` at where the state given stood, its
+        centroids and `remainder` together.
 
     Raises:
         TypeError: An array is not floating, `active` is not bool, `distance` no

@@ -1,10 +1,12 @@
 """Does the suite notice a bug? Plants small ones, one at a time, and runs the tests.
 
     python tests/mutations.py --coverage .coverage --json found.json
+    python tests/mutations.py --draw 200 --seed 0 --jobs 2
 
 A mutation is a mistake that a person could make while moving code; `mutations.txt` has
 them by file: what it means, the text that must be there once, and the text instead.
-When code moves, file and texts follow it, and the meaning stays.
+When code moves, file and texts follow it, and the meaning stays. Those of `--draw` are
+drawn from all that cosmic-ray knows to make of the modules in `DRAWN`.
 
 Each is planted in a copy of the tree. There the tests that reach its line run, `-x`, in
 one process, the most specific first; then their files whole; and with `--whole`, all
@@ -15,6 +17,7 @@ tests reach a line, say the data of a run of the same tree,
 
 and files of which they say nothing run whole. (So do all files in the end, because a
 jitted function is traced by the first test of a process that calls it, and no other.)
+Without such data `DRAWN` says which files test a module.
 
 The environment is handed on: JAX_COMPILATION_CACHE_DIR, so that only programs that a
 mutation changes are compiled, and XLA_FLAGS=--xla_backend_optimization_level=0.
@@ -23,8 +26,10 @@ mutation changes are compiled, and XLA_FLAGS=--xla_backend_optimization_level=0.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -33,10 +38,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SLOW = [
@@ -48,6 +54,35 @@ SLOW = [
     "test_command_line",
     "test_notebooks",
 ]
+FITS = (
+    "test_fit_parts.py test_fit_far_away.py test_fit_units.py test_fitting.py "
+    "test_empty_clusters.py test_implicit.py test_fit_derivatives.py test_many_fits.py "
+    "test_fit_programs.py test_raises.py"
+)
+PASSES = (
+    "test_statistics.py test_losses.py test_fit_parts.py test_fitting.py "
+    "test_certificate.py test_raises.py test_export.py"
+)
+DRAWN = {
+    "diffkm_jax/statistics.py": PASSES,
+    "diffkm_jax/losses.py": "test_losses.py test_raises.py test_export.py",
+    "diffkm_jax/_pass.py": PASSES,
+    "diffkm_jax/_soft_pass.py": PASSES,
+    "diffkm_jax/_distance_pass.py": "test_losses.py test_distances.py " + FITS,
+    "diffkm_jax/_blocks.py": PASSES,
+    "diffkm_jax/_geometry.py": PASSES,
+    "diffkm_jax/optimizers.py": "test_optimizers.py " + FITS,
+    "diffkm_jax/assignments/*.py": (
+        "test_assignments.py test_declared.py test_assignment_agreement.py "
+        "test_assignment_transforms.py test_estimators.py test_raises.py"
+    ),
+    "diffkm_jax/estimators/*.py": (
+        "test_estimators.py test_estimator_agreement.py test_estimator_raises.py "
+        "test_polynomial.py test_diagnostics.py"
+    ),
+    "diffkm_jax/fitting/*.py": FITS,
+}
+BITS = {"BitAnd", "BitOr", "BitXor", "LShift", "RShift", "Invert"}
 FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", re.MULTILINE)
 REST = shutil.ignore_patterns(".git", "__pycache__", ".coverage*", ".*_cache", ".venv")
 
@@ -59,8 +94,7 @@ class Mutation(NamedTuple):
     meaning: str
     file: str
     line: int
-    old: str
-    new: str
+    text: str
 
 
 class Outcome(NamedTuple):
@@ -89,8 +123,69 @@ def table() -> list[Mutation]:
             times = f"it is there {text.count(old)} times"
             raise SystemExit(f"{file}: {name}: {old!r} must be there once, {times}")
         number = text[: text.index(old)].count("\n") + 1
-        found.append(Mutation(name, meaning, file, number, old, new))
+        found.append(Mutation(name, meaning, file, number, text.replace(old, new)))
     return found
+
+
+def drawn(number: int, seed: int) -> list[Mutation]:
+    """So many of the mutations that cosmic-ray makes, but of what does not run."""
+    from cosmic_ray import mutating, plugins  # pyright: ignore[reportMissingImports]
+    from cosmic_ray.ast import ast_nodes, get_ast  # pyright: ignore
+
+    def operators() -> Iterator[tuple[str, Any]]:
+        for name in sorted(plugins.operator_names()):
+            operator = plugins.get_operator(name)
+            # Operators on bits, where there were numbers, are errors that any test
+            # finds, as are numbers' on masks.
+            if len({word in BITS for word in name.split("_")[1:]}) > 1:
+                continue
+            if not operator.arguments() and "NoOp" not in name:
+                yield name, operator()
+
+    places = []
+    for pattern in DRAWN:
+        for path in sorted(ROOT.glob(pattern)):
+            nodes = list(ast_nodes(get_ast(path.read_text())))
+            for name, operator in operators():
+                spans = [s for n in nodes for s in operator.mutation_positions(n)]
+                places += [(path, name, operator, *at) for at in enumerate(spans)]
+    random.Random(seed).shuffle(places)
+    found = []
+    for path, name, operator, index, ((line, _), _) in places:
+        old = path.read_text()
+        new = mutating.mutate_code(old, operator, index)
+        if new is None or what_runs(new) in ("", what_runs(old)):
+            continue
+        file = str(path.relative_to(ROOT))
+        was, then = (text.splitlines()[line - 1].strip() for text in (old, new))
+        meaning = f"{file}:{line}: {name.removeprefix('core/')}: {was} → {then}"
+        found.append(Mutation(f"drawn-{seed}-{len(found)}", meaning, file, line, new))
+        if len(found) == number:
+            break
+    return found
+
+
+def what_runs(text: str) -> str:
+    """A module without annotations, docstrings and what is for type checkers only.
+
+    Nothing, if it is no Python: a * alone among arguments is no product.
+    """
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value = ast.Constant(None)
+    return ast.dump(tree)
 
 
 @cache
@@ -117,6 +212,9 @@ def stages_of(mutation: Mutation, coverage: Path | None) -> list[list[str]]:
     known; then the files of the former whole, and all without data; then all others.
     """
     by_file, size = read(coverage) if coverage else ({}, Counter[str]())
+    if coverage is None:
+        pattern = next((p for p in DRAWN if Path(mutation.file).match(p)), None)
+        return [[f"tests/{name}"] for name in DRAWN.get(pattern, "").split()] + [[]]
     every = {f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py")}
     unknown = every - {file_of(test) for test in size}
     words = set(re.findall("[a-z]{3,}", mutation.file.rstrip("s")))
@@ -180,7 +278,7 @@ def outcome_of(
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=REST)
         path = tree / mutation.file
-        path.write_text(path.read_text().replace(mutation.old, mutation.new))
+        path.write_text(mutation.text)
         for names in [*reaching, others] if options.whole else reaching:
             left = options.timeout - (time.monotonic() - begin)
             names = names and [*names, *(f"--deselect={test}" for test in flawed)]
@@ -202,9 +300,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where to write the outcomes")
     parser.add_argument("--timeout", type=float, default=600, help="seconds of each")
+    parser.add_argument("--draw", type=int, help="how many, instead of the table's")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--whole", action="store_true", help="survivors meet all files")
     options = parser.parse_args()
-    known = {mutation.id: mutation for mutation in table()}
+    mutations = drawn(options.draw, options.seed) if options.draw else table()
+    known = {mutation.id: mutation for mutation in mutations}
     if unknown := set(options.ids) - known.keys():
         parser.error(f"no such mutation: {sorted(unknown)}")
     todo = chosen = [known[name] for name in options.ids or known]

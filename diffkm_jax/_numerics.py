@@ -15,7 +15,9 @@ def nonzero(x: jax.Array) -> jax.Array:
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """√max(x, 0), with derivative 0 where x is not positive."""
     positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    root = jnp.sqrt(jnp.where(positive, x, 1))
+    # NaN is not positive either, and must not become 0.
+    return jnp.where(positive, root, lax.stop_gradient(jnp.maximum(x, 0)))
 
 
 def polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -15,7 +15,9 @@ def nonzero(x: jax.Array) -> jax.Array:
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """√max(x, 0), with derivative 0 where x is not positive."""
     positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    root = jnp.sqrt(jnp.where(positive, x, 1))
+    # NaN is not positive either, and must not become 0.
+    return jnp.where(positive, root, lax.stop_gradient(jnp.where(x < 0, 0, x)))
 
 
 def polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -29,7 +31,8 @@ def polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     zero = scale < tiny
     # A division is by the reciprocal, which must not underflow either.
     scale = jnp.minimum(scale, 0.25 / tiny)
-    x = jnp.where(zero, 0, x / jnp.where(zero, 1, scale))
+    # Not 0 where zero, but 0 · x: on CPUs the largest of NaN and 0 may be 0.
+    x = jnp.where(zero, 0 * x, x / jnp.where(zero, 1, scale))
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     length = jnp.sqrt(jnp.where(zero, 1, squared))
-    return jnp.where(zero, 0, scale), length, x / length
+    return jnp.where(zero, squared, scale), length, x / length

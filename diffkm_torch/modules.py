@@ -131,6 +131,8 @@ class VectorQuantizer(nn.Module):
     With `decay` the centroids are a buffer without gradient, and so are the moving
     averages `counts`, [k]: a call in training mode, once it has its values, does one
     `update(points, state, optimizer=ema(decay))`, in every process by its own points.
+    Points and weights that are not finite have no part in it (a call with no others
+    changes nothing), but stay in the losses, which say so.
 
     Args:
         centroids: Where to start, [k, d], floating, in data units; copied. With
@@ -220,10 +222,17 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _update(self, x: Tensor, w: Tensor | None) -> None:
         acc = accumulation_dtype(self.centroids)
-        state = State(self.centroids.to(acc), EmaState(self.counts.to(acc)), 0)
+        c, n = self.centroids.to(acc), self.counts.to(acc)
+        w = x.new_ones(len(x)) if w is None else w
+        usable = x.isfinite().all(1) & w.isfinite()
+        x, w = torch.where(usable[:, None], x, 0), torch.where(usable, w, 0)
+        state = State(c, EmaState(n), 0)
         state, _ = update(x, state, optimizer=self._optimizer, weights=w)
-        self.centroids.copy_(state.centroids)
-        self.counts.copy_(state.opt_state.counts)
+        new_c, new_n = state.centroids, state.opt_state.counts
+        # A sum of finite rows may overflow, and one of no rows is no step.
+        moves = usable.any() & new_c.isfinite().all(1) & new_n.isfinite()
+        self.centroids.copy_(torch.where(moves[:, None], new_c, c))
+        self.counts.copy_(torch.where(moves, new_n, n))
 
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""

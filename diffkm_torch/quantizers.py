@@ -6,7 +6,7 @@ A declared gradient is a change of value zero, added to the nearest centroid.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,28 +33,53 @@ class Quantized(NamedTuple):
 
 
 def straight_through_vector(points: Tensor, nearest: Tensor) -> Tensor:
-    """Mirrors `diffkm_jax.straight_through_vector`; no gradient at what is not finite.
-
-    That is the price of an exact value there without a backward pass of its own.
-    """
+    """Mirrors `diffkm_jax.straight_through_vector`: a change of zero is added."""
     points, nearest = _as_pair(points, nearest)
     return nearest.detach() + _no_change(points).to(nearest.dtype)
 
 
 def rotation_trick(points: Tensor, nearest: Tensor) -> Tensor:
-    """Mirrors `diffkm_jax.rotation_trick`: a constant matrix times a change of zero."""
+    """Mirrors `diffkm_jax.rotation_trick`: a constant matrix times the point."""
     points, nearest = _as_pair(points, nearest)
     dtype = accumulation_dtype(points, nearest)
     ratio, r, x, q = _rotation(points.detach().to(dtype), nearest.detach().to(dtype))
-    change = _no_change(points.to(dtype))
-    along_r, along_x = ((a * change).sum(-1, keepdim=True) for a in (r, x))
-    change = ratio * (change - 2 * r * along_r + 2 * q * along_x)
-    return nearest.detach() + change.to(nearest.dtype)
+    # The factor first: so in the backward pass it comes last, and nothing overflows
+    # before the gradient does.
+    scaled = ratio * points.to(dtype)
+    along_r, along_x = ((a * scaled).sum(-1, keepdim=True) for a in (r, x))
+    turned = scaled - 2 * r * along_r + 2 * q * along_x
+    return nearest.detach() + _no_change(turned).to(nearest.dtype)
 
 
-def _no_change(points: Tensor) -> Tensor:
-    points = torch.where(points.isfinite(), points, 0)
-    return points - points.detach()
+def _no_change(x: Tensor) -> Tensor:
+    """Zeros that have the derivative of x, whatever x is: NaN, infinite."""
+    # A rule for forward mode is what torch.compile refuses, and what it can do without.
+    rule = _NoChange if torch.compiler.is_compiling() else _ForwardNoChange
+    return rule.apply(x)
+
+
+class _NoChange(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        del ctx, inputs, output
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:  # type: ignore[override]
+        del ctx
+        return cotangent
+
+
+class _ForwardNoChange(_NoChange):
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # type: ignore[override]
+        del ctx
+        return tangent
 
 
 def _rotation(points: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,9 +88,12 @@ def _rotation(points: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     x_scale, x_length, x = _polar(points)
     q_scale, q_length, q = _polar(nearest)
     usable = (x_scale > 0) & x_length.isfinite()
-    ratio = q_scale / torch.where(usable, x_scale, 1) * (q_length / x_length)
+    x_scale, lengths = torch.where(usable, x_scale, 1), q_length / x_length
+    ratio = q_scale / x_scale
+    # A quotient out of range may be times a small one.
+    ratio = torch.where(ratio.isinf(), q_scale * lengths / x_scale, ratio * lengths)
     ratio = torch.where(usable, ratio.clamp(max=limits.max), 1)
-    x = torch.where(usable, x, 0)
+    x, q = (torch.where(usable, a, 0) for a in (x, q))
     squared = ((x + q) ** 2).sum(-1, keepdim=True)
     dropped = ~usable | (squared < limits.eps)
     r = torch.where(dropped, 0, (x + q) / torch.where(dropped, 1, squared).sqrt())

@@ -126,6 +126,50 @@ def test_moving_averages_are_those_of_update_step_by_step(weights):
     assert not list(layer.parameters())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weights", [None, W])
+def test_rows_that_are_not_finite_leave_no_trace_in_moving_averages(
+    weights, dtype, value
+):
+    layer, other = (dt.VectorQuantizer(C, decay=0.8) for _ in range(2))
+    keep = torch.arange(24) % 5 > 0
+    for step in range(3):
+        good = (X + step).to(dtype)
+        bad = torch.where(keep[:, None] | (torch.arange(3) != 1), good, value)
+        kept = weights if weights is None else weights[keep]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not layer(bad, weights=weights).commitment_loss.isfinite()
+            other(good[keep], weights=kept)
+    assert layer.centroids.isfinite().all()
+    close(dict(layer.state_dict()), dict(other.state_dict()), rtol=1e-6, atol=1e-6)
+
+
+def test_a_batch_without_a_finite_row_changes_no_moving_average():
+    layer = dt.VectorQuantizer(C, decay=0.8)
+    layer(X)
+    before = deepcopy(layer.state_dict())
+    assert layer(torch.full_like(X, torch.nan)).codebook_loss.isnan()
+    layer(X, weights=torch.full_like(W, torch.inf))
+    exact(dict(layer.state_dict()), before)
+
+
+def test_rows_of_weight_zero_leave_no_trace_whatever_they_hold():
+    layer, other = (dt.VectorQuantizer(C, decay=0.8) for _ in range(2))
+    w = (torch.arange(24) % 5 > 0).float()
+    for value in (torch.nan, torch.inf, 1e20, 3e38):
+        layer(torch.where(w[:, None] > 0, X, value), weights=w)
+        other(X[w > 0])
+    close(dict(layer.state_dict()), dict(other.state_dict()), rtol=1e-6, atol=1e-6)
+
+
+def test_a_sum_that_overflows_leaves_its_cluster_as_it_was():
+    layer = dt.VectorQuantizer(torch.tensor([[0.0], [1e38]]), decay=0.5)
+    layer(torch.tensor([[1.0], [3e38], [3e38], [3e38]]))
+    exact(layer.centroids, torch.tensor([[0.5], [1e38]]))
+    exact(layer.counts, torch.tensor([1.0, 0.0]))
+
+
 def test_moving_averages_rest_in_eval_mode():
     layer = dt.VectorQuantizer(C, decay=0.8).eval()
     layer(X)

@@ -114,6 +114,63 @@ def test_a_ratio_out_of_range_gives_no_nan(module, pull, x_scale, q_scale):
 
 
 @BOTH
+@pytest.mark.parametrize(
+    ("x", "q", "expected"),
+    [
+        ([np.inf, 0], [1, 0], [1, 2]),
+        ([np.nan, 0], [0, 1], [1, 2]),
+        ([-np.inf, 1], [np.inf, np.nan], [1, 2]),
+        ([1e-30, 0], [3e38, 0], [3.4028235e38, np.inf]),
+        ([-1, 0], [3e38, 0], [-3e38, np.inf]),
+        ([3e38, 3e38], [-1e38, -1e38], [-2 / 3, -1 / 3]),
+    ],
+)
+def test_the_rotation_at_extreme_points(module, pull, x, q, expected):
+    q = np.array([q], "float32")
+    cotangent, x = np.array([[1, 2]], "float32"), np.array([x], "float32")
+    value, grads = pull(module.rotation_trick, cotangent, x, q)
+    np.testing.assert_array_equal(value, q)
+    np.testing.assert_allclose(grads[0][0], expected, rtol=1e-6)
+
+
+@BOTH
+def test_straight_through_passes_the_cotangent_of_any_point(module, pull):
+    x = np.array([[np.inf, np.nan], [-np.inf, 1.0]])
+    value, grads = pull(module.straight_through_vector, G[:2, :2], x, C[:2, :2])
+    np.testing.assert_array_equal(value, C[:2, :2])
+    np.testing.assert_array_equal(grads[0], G[:2, :2])
+
+
+@BOTH
+def test_the_rotation_is_its_formula_over_all_of_float32(module, pull):
+    rng = np.random.default_rng(0)
+    sizes = [0, 1.2e-38, 1e-30, 1e-20, 1e-3, 0.06, 0.5, 1, 2, 1e20, 1e30, 5e37, 3e38]
+    numbers = np.array([*sizes, *[-a for a in sizes]], "float32")
+    x = rng.choice([*numbers, np.inf, np.nan], (4000, 3)).astype("float32")
+    x[:500] = x[:500, :1] * rng.choice([-1, 1], (500, 3))
+    q, g = rng.choice(numbers, (4000, 3)), rng.normal(size=(4000, 3)).astype("float32")
+    q[250:600] = -x[250:600]
+    q[~np.isfinite(q).all(1)] = 1
+    _, grads = pull(module.rotation_trick, g, x, q)
+    usable = np.isfinite(x).all(1, keepdims=True) & x.any(1, keepdims=True)
+    a, b = np.where(usable, x, 1).astype("float64"), q.astype("float64")
+    x_norm, q_norm = (np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
+    a, b = a / x_norm, b / np.where(q_norm == 0, 1, q_norm)
+    gap = np.linalg.norm(a + b, axis=1, keepdims=True)
+    r = np.where(gap < 1e-6, 0, (a + b) / np.maximum(gap, 1e-6))
+    turned = g - 2 * r * np.sum(r * g, 1, keepdims=True)
+    turned += 2 * a * np.sum(b * g, 1, keepdims=True)
+    largest = np.finfo("float32").max
+    expected = np.where(usable, np.minimum(q_norm / x_norm, largest) * turned, g)
+    found, expected = (np.clip(v, -largest, largest) for v in (grads[0], expected))
+    # Near the opposite r is not determined.
+    clear = ((gap < 1e-6) | (gap > 1e-2))[:, 0]
+    error = np.abs(found - expected).max(1) / np.abs(expected).max(1).clip(1e-33)
+    assert error[clear].max() < 1e-4
+    assert clear.mean() > 0.9
+
+
+@BOTH
 @MAPS
 def test_a_point_that_is_not_finite_harms_nobody(module, pull, name):
     x = X.copy()

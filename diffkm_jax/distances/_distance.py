@@ -23,7 +23,7 @@ class Distance(Protocol):
 
 
 def operands(x: ArrayLike, y: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """The two, checked, in the accumulation dtype and of a common shape."""
+    """The two, checked, in the accumulation dtype and with as many axes each."""
     x, y = jnp.asarray(x), jnp.asarray(y)
     check_floating("x", x)
     check_floating("y", y)
@@ -32,9 +32,10 @@ def operands(x: ArrayLike, y: ArrayLike) -> tuple[jax.Array, jax.Array]:
         raise ValueError(f"x and y must share their last axis d, got shapes {shapes}")
     dtype = accumulation_dtype(x, y)
     try:
-        shape = jnp.broadcast_shapes(x.shape, y.shape)
+        ndim = len(jnp.broadcast_shapes(x.shape, y.shape))
     except ValueError as error:
         shapes = f"{x.shape} and {y.shape}"
         raise ValueError(f"x and y must broadcast, got shapes {shapes}") from error
-    x, y = x.astype(dtype), y.astype(dtype)
-    return jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)
+    # Not broadcast, so that what depends on one alone is not computed for every pair.
+    x, y = (jnp.expand_dims(a, tuple(range(ndim - a.ndim))) for a in (x, y))
+    return x.astype(dtype), y.astype(dtype)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax.numpy as jnp
-
 from diffkm_jax.distances._distance import operands
+from diffkm_jax.distances._ratios import sum_itakura_saito, sum_kullback_leibler
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -43,13 +42,7 @@ def kl_divergence(
 
     Source: Banerjee et al. 2005, https://jmlr.org/papers/v6/banerjee05b.html
     """
-    x, y = operands(x, y)
-    positive = x > 0
-    safe_x = jnp.where(positive, x, 1)
-    safe_y = jnp.where(positive, y, 1)
-    present = safe_x * (jnp.log(safe_x) - jnp.log(safe_y)) - safe_x + safe_y
-    # A NaN in x is not positive: x − x keeps it, and is 0 with gradient 0 otherwise.
-    return jnp.sum(jnp.where(positive, present, y + (x - x)), axis=-1)
+    return sum_kullback_leibler(*operands(x, y))
 
 
 def itakura_saito(
@@ -77,5 +70,4 @@ def itakura_saito(
 
     Source: Banerjee et al. 2005, https://jmlr.org/papers/v6/banerjee05b.html
     """
-    x, y = operands(x, y)
-    return jnp.sum(x / y - (jnp.log(x) - jnp.log(y)) - 1, axis=-1)
+    return sum_itakura_saito(*operands(x, y))

@@ -10,19 +10,12 @@ from jax import lax
 
 from diffkm_jax._checks import check_floating, check_shape
 from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._numerics import polar, safe_sqrt
 from diffkm_jax.distances._distance import Distance, operands
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from jaxtyping import Array, Float
-
-
-def _safe_sqrt(squared: jax.Array) -> jax.Array:
-    """The square root with gradient 0 at 0, where the true one is infinite."""
-    positive = squared > 0
-    root = jnp.sqrt(jnp.where(positive, squared, 1))
-    # NaN is not positive either, and must not become 0.
-    return jnp.where(positive, root, lax.stop_gradient(squared))
 
 
 def squared_euclidean(
@@ -84,7 +77,7 @@ def euclidean(
     Source: Bradley, Mangasarian & Street 1996, on clustering by sums of norms,
         https://proceedings.neurips.cc/paper_files/paper/1996/hash/f4573fc71c731d5c362f0d7860945b88-Abstract.html
     """
-    return _safe_sqrt(squared_euclidean(x, y))
+    return safe_sqrt(squared_euclidean(x, y))
 
 
 def manhattan(
@@ -124,7 +117,7 @@ def manhattan(
 def cosine(
     x: Float[ArrayLike, "*batch d"], y: Float[ArrayLike, "*batch d"]
 ) -> Float[Array, "*batch"]:
-    """The cosine distance, 1 − x·y / (‖x‖ ‖y‖).
+    """The cosine distance, 1 − x·y / (‖x‖ ‖y‖) = ½ ‖x/‖x‖ − y/‖y‖‖².
 
     The gradient in `x` is −(ŷ − (x̂·ŷ) x̂)/‖x‖ with unit vectors x̂, ŷ, and likewise
     in `y`. A zero vector has distance 1 to everything, and gradient zero.
@@ -149,17 +142,12 @@ def cosine(
     Source: Dhillon & Modha 2001 (spherical k-means),
         https://doi.org/10.1023/A:1007612920971
     """
-    x, y = operands(x, y)
-    return 1 - jnp.sum(_unit(x) * _unit(y), axis=-1)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    # In units of its largest entry, whose square neither overflows nor underflows.
-    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
-    x = x / jnp.where(largest == 0, 1, largest)
-    norm = _safe_sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
-    zero = norm == 0
-    return jnp.where(zero, 0, x / jnp.where(zero, 1, norm))
+    (x_scale, _, x), (y_scale, _, y) = map(polar, operands(x, y))
+    # Not 1 − x̂·ŷ, which is left with nothing but rounding where the two are close.
+    distance = 0.5 * jnp.sum((x - y) ** 2, axis=-1)
+    zero = (x_scale == 0) | (y_scale == 0)
+    # A NaN in the other vector stays one.
+    return jnp.where(zero[..., 0], 1 + (distance - distance), distance)
 
 
 def mahalanobis(precision: Float[ArrayLike, "d d"]) -> Distance:

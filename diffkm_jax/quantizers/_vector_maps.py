@@ -115,9 +115,12 @@ def _rotation(points: jax.Array, nearest: jax.Array):
     x_scale, x_length, x = polar(points)
     q_scale, q_length, q = polar(nearest)
     usable = (x_scale > 0) & jnp.isfinite(x_length)
-    ratio = q_scale / jnp.where(usable, x_scale, 1) * (q_length / x_length)
+    x_scale, lengths = jnp.where(usable, x_scale, 1), q_length / x_length
+    ratio = q_scale / x_scale
+    # A quotient out of range may be times a small one.
+    ratio = jnp.where(jnp.isinf(ratio), q_scale * lengths / x_scale, ratio * lengths)
     ratio = jnp.where(usable, jnp.minimum(ratio, limits.max), 1)
-    x = jnp.where(usable, x, 0)
+    x, q = (jnp.where(usable, a, 0) for a in (x, q))
     squared = jnp.sum((x + q) ** 2, axis=-1, keepdims=True)
     # Nearer to opposite than √ε, rounding would decide where r points.
     dropped = ~usable | (squared < limits.eps)

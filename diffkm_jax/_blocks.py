@@ -28,21 +28,24 @@ def over_points(
     block: int,
     fill: jax.Array,
     *,
+    rows: bool = True,
     differentiable: bool = False,
 ) -> tuple[Any, Any]:
     """Sums f's first result over blocks of points, and stacks its second.
 
     f takes the points [block, d] and weights [block] of a block in the dtype of `fill`,
-    which stands for what is not finite in a row of weight zero. `differentiable` is for
-    what autodiff is to go through: it keeps the memory of a block at second order.
+    which stands for what must not enter of a row of weight zero: what is not finite
+    and, if `rows`, all of it where the square about `fill` is not. `differentiable` is
+    for what autodiff is to go through: it keeps the memory of a block at second order.
     """
+    filled = fill_inert if rows else fill_non_finite
     weights, n = problem.weights, problem.points.shape[0]
     if weights is None and export.is_symbolic_dim(n):
         weights = jnp.ones(n, fill.dtype)  # `blocked` adds rows, of weight zero.
 
     def of_block(x: jax.Array, w: jax.Array | None) -> tuple[Any, Any]:
         w = None if w is None else w.astype(fill.dtype)
-        return f(fill_inert(x.astype(fill.dtype), w, fill), w)
+        return f(filled(x.astype(fill.dtype), w, fill), w)
 
     if differentiable:
         # Each nested reverse pass spends one checkpoint: two keep second order flat.
@@ -55,13 +58,36 @@ def over_points(
 def fill_inert(
     points: jax.Array, weights: jax.Array | None, fill: jax.Array
 ) -> jax.Array:
-    """Points with `fill` for what is not finite in a row of weight zero.
+    """Points with `fill` in rows of weight zero where ‖x − fill‖² is not finite.
 
-    Finite rows stay, so that the derivative in their weight is still the formula's.
+    Other rows stay, so that the derivative in their weight is still the formula's.
     """
     if weights is None:
         return points
+    points = fill_non_finite(points, weights, fill)
+    return fill_rows(points, weights, jnp.sum((points - fill) ** 2, axis=1), fill)
+
+
+def fill_non_finite(
+    points: jax.Array, weights: jax.Array | None, fill: jax.Array
+) -> jax.Array:
+    """Points with `fill` for what is not finite in a row of weight zero."""
+    if weights is None:
+        return points
     return jnp.where(jnp.isfinite(points) | (weights != 0)[:, None], points, fill)
+
+
+def fill_rows(
+    points: jax.Array, weights: jax.Array | None, costs: jax.Array, fill: jax.Array
+) -> jax.Array:
+    """Points with `fill` in rows of weight zero whose cost [n] is not finite.
+
+    Before the cost enters a sum or a derivative: 0 · ∞ = NaN in both.
+    """
+    if weights is None:
+        return points
+    costs = lax.stop_gradient(costs)
+    return jnp.where((jnp.isfinite(costs) | (weights != 0))[:, None], points, fill)
 
 
 def weigh(weights: jax.Array | None, values: jax.Array) -> jax.Array:

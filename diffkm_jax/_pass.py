@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import zero_from_primal
 
-from diffkm_jax._blocks import block_for, fill_inert, over_points, psum, weigh
+from diffkm_jax._blocks import (
+    block_for,
+    fill_inert,
+    fill_rows,
+    over_points,
+    psum,
+    weigh,
+)
 from diffkm_jax._distance_pass import distance_labels, distance_loss, distance_sums
 from diffkm_jax._geometry import centered, masked, nearest, scores
 from diffkm_jax._problem import Plan, Problem
@@ -86,6 +93,7 @@ def hard_pass(
         # Loss Σ w e·e and shifts Σ w e from the residual itself: Σ w x − n c, or an
         # expanded square, would cancel far from the origin.
         e = x - c[label]
+        e = fill_rows(e, w, jnp.sum(e * e, axis=1), jnp.zeros((), acc))
         one = 1 if w is None else w
         # Integer counts are exact; float32 stops counting at 2²⁴.
         zeros = jnp.zeros(k, jnp.int32 if w is None else acc)
@@ -94,7 +102,7 @@ def hard_pass(
         return (jnp.sum(weigh(w, jnp.sum(e * e, axis=1))), counts, shifts), label
 
     total, labels = over_points(
-        block, problem, plan.block_size or block_for(*c.shape), m
+        block, problem, plan.block_size or block_for(*c.shape), m, rows=False
     )
     loss, counts, shifts = psum(total, plan.axis_name)
     return loss, counts.astype(acc), shifts, labels

@@ -62,7 +62,11 @@ def soft_sums(
         # The best score is taken off before it is scaled: scaled first, rounding grows
         # with 1/t, and exp overflows at small temperatures.
         best = lax.stop_gradient(masked(half, problem.active).max(0, keepdims=True))
-        score = masked((half - best) * (2 / t), problem.active)
+        gap = half - best
+        if differentiable:
+            # Where r = 0 anyway, or its derivative in t would be 0 · ∞ far away.
+            gap = jnp.maximum(gap, -1000 * t)
+        score = masked(gap * (2 / t), problem.active)
         unnormalized = jnp.exp(score)
         z = jnp.sum(unnormalized, axis=0, keepdims=True)
         r, log_z = unnormalized / z, jnp.log(z)[0]

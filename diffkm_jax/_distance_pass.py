@@ -67,7 +67,7 @@ def distance_loss(
         problem,
         plan.block_size or block_for(1, c.size),
         fill,
-        rows=False,
+        squares=False,
         differentiable=True,
     )
     return psum(total, plan.axis_name)
@@ -111,4 +111,4 @@ def distance_labels(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.A
         return (), nearest(masked(score, problem.active))
 
     block_size = plan.block_size or block_for(1, c.size)
-    return over_points(block, problem, block_size, m, rows=False)[1]
+    return over_points(block, problem, block_size, m, squares=False)[1]

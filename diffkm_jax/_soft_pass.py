@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._blocks import block_for, fill_inert, over_points, psum, weigh
+from diffkm_jax._blocks import (
+    block_for,
+    fill_inert,
+    finite_costs,
+    over_points,
+    psum,
+    weigh,
+)
 from diffkm_jax._geometry import centered, masked, matmul, scores
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._tangents import combine, is_zero, partition
@@ -72,6 +79,7 @@ def soft_sums(
         r, log_z = unnormalized / z, jnp.log(z)[0]
         # −T log Σ_j exp(−‖x − c_j‖²/T), where ‖x − c_j‖² = ‖x − m‖² − 2 half_j.
         free = jnp.sum((x - m) ** 2, axis=1) - 2 * best[0] - t * log_z
+        free = finite_costs(free, w)
         # −Σ r log r = log z − Σ r score. An excluded cluster has r = 0 and score −∞.
         entropy = log_z - jnp.sum(r * jnp.where(r > 0, score, 0), axis=0)
         wr = r if w is None else r * w[None]

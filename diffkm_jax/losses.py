@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._blocks import fill_non_finite, fill_rows, weigh
+from diffkm_jax._blocks import fill_inert, fill_rows, weigh
 from diffkm_jax._checks import as_problem, check_callable, check_scalar
 from diffkm_jax._distance_pass import heaviest
 from diffkm_jax._geometry import centered
@@ -221,7 +221,7 @@ def assigned_loss(
     c, m = centered(problem, centroids)
     w = None if problem.weights is None else problem.weights.astype(c.dtype)
     fill = heaviest(problem, m)
-    x = fill_non_finite(problem.points.astype(c.dtype), w, fill)
+    x = fill_inert(problem.points.astype(c.dtype), w, fill, squares=False)
 
     def costs_and_logits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         costs = pairwise(x, c, distance=distance)

@@ -45,7 +45,7 @@ def margins(
         return (), (margin, radius)
 
     block_size = plan.block_size or block_for(k, d)
-    return over_points(block, problem, block_size, m, rows=False)[1]
+    return over_points(block, problem, block_size, m, squares=False)[1]
 
 
 def _gamma(d: int, dtype: jnp.dtype) -> float:

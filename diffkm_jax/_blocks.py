@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax import export, lax
 
 from diffkm_jax._problem import Problem
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
 
 
 def block_for(k: int, d: int) -> int:
@@ -28,13 +31,15 @@ def over_points(
     block: int,
     fill: jax.Array,
     *,
+    squares: bool = True,
     differentiable: bool = False,
 ) -> tuple[Any, Any]:
     """Sums f's first result over blocks of points, and stacks its second.
 
     f takes the points [block, d] and weights [block] of a block in the dtype of `fill`,
-    which stands for what is not finite in a row of weight zero. `differentiable` is for
-    what autodiff is to go through: it keeps the memory of a block at second order.
+    which stands for what is not finite in a row of weight zero, or what has no finite
+    square, if `squares`. `differentiable` is for what autodiff is to go through: it
+    keeps the memory of a block at second order.
     """
     weights, n = problem.weights, problem.points.shape[0]
     if weights is None and export.is_symbolic_dim(n):
@@ -42,7 +47,7 @@ def over_points(
 
     def of_block(x: jax.Array, w: jax.Array | None) -> tuple[Any, Any]:
         w = None if w is None else w.astype(fill.dtype)
-        return f(fill_inert(x.astype(fill.dtype), w, fill), w)
+        return f(fill_inert(x.astype(fill.dtype), w, fill, squares=squares), w)
 
     if differentiable:
         # Each nested reverse pass spends one checkpoint: two keep second order flat.
@@ -53,15 +58,40 @@ def over_points(
 
 
 def fill_inert(
-    points: jax.Array, weights: jax.Array | None, fill: jax.Array
+    points: jax.Array,
+    weights: jax.Array | None,
+    fill: jax.Array,
+    *,
+    squares: bool = True,
 ) -> jax.Array:
     """Points with `fill` for what is not finite in a row of weight zero.
 
-    Finite rows stay, so that the derivative in their weight is still the formula's.
+    That is x − fill in every coordinate or, if `squares`, its square. Other rows stay,
+    so that the derivative in their weight is still the formula's.
     """
     if weights is None:
         return points
-    return jnp.where(jnp.isfinite(points) | (weights != 0)[:, None], points, fill)
+    away = points - fill
+    finite = jnp.isfinite(away * away if squares else away)
+    return jnp.where(finite | (weights != 0)[:, None], points, fill)
+
+
+def fill_rows(
+    rows: jax.Array, weights: jax.Array | None, costs: jax.Array, fill: ArrayLike
+) -> jax.Array:
+    """Rows [n, ...] with `fill` where the weight is zero and the cost [n] not finite.
+
+    Before that enters a sum or a derivative, where 0 · ∞ = NaN.
+    """
+    if weights is None:
+        return rows
+    kept = jnp.isfinite(lax.stop_gradient(costs)) | (weights != 0)
+    return jnp.where(kept.reshape(kept.shape + (1,) * (rows.ndim - 1)), rows, fill)
+
+
+def finite_costs(costs: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Costs [n] with 0 where the weight is zero and the cost not finite."""
+    return fill_rows(costs, weights, costs, 0)
 
 
 def weigh(weights: jax.Array | None, values: jax.Array) -> jax.Array:

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._blocks import block_for, over_points, psum, weigh
+from diffkm_jax._blocks import block_for, fill_rows, over_points, psum, weigh
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import centered, masked, nearest
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import pairwise
+from diffkm_jax.distances._pairwise import evaluate
 
 
 def distance_loss(
@@ -26,23 +27,62 @@ def distance_loss(
     c, m = centered(problem, centroids)
     t = problem.temperature
     offsets = jnp.zeros(len(c), c.dtype) if offsets is None else offsets
+    fill = heaviest(problem, m)
 
-    def block(x: jax.Array, w: jax.Array | None):
-        costs = pairwise(x, c, distance=plan.distance) + offsets[None, :]
-        if t is None:
-            score = masked(-lax.stop_gradient(costs).T, problem.active)
-            # Danskin: the derivative of a minimum is that of what attains it, with the
-            # label held constant. A derivative of `min` would split ties.
-            label = nearest(score)
-            cost = plan.distance(x, c[label]) + offsets[label]
-        else:
-            score = masked((-costs / t).T, problem.active)
-            cost = -t * jax.nn.logsumexp(score, axis=0)
+    def costs(x: jax.Array) -> jax.Array:
+        return (pairwise(x, c, distance=plan.distance) + offsets[None, :]).T
+
+    def held_score(x: jax.Array) -> jax.Array:
+        return masked(-lax.stop_gradient(costs(x)), problem.active)
+
+    of_fill = nearest(held_score(fill))
+
+    def hard(x: jax.Array, w: jax.Array | None):
+        # Danskin: the derivative of a minimum is that of what attains it, with the
+        # label held constant. A derivative of `min` would split ties.
+        score = held_score(x)
+        label = nearest(score)
+        if w is not None:
+            least = score.max(axis=0)
+            x = fill_rows(x, w, least, fill)
+            label = jnp.where(jnp.isfinite(least) | (w != 0), label, of_fill)
+        cost = evaluate(plan.distance, x, c[label]) + offsets[label]
         return jnp.sum(weigh(w, cost)), None
 
-    block_size = plan.block_size or block_for(1, c.size)
-    total, _ = over_points(block, problem, block_size, m, differentiable=True)
+    def soft(x: jax.Array, w: jax.Array | None):
+        if w is not None:
+            # In a block without a row of weight zero, nothing is computed twice.
+            least = lax.cond(
+                jnp.any(w == 0),
+                lambda: held_score(x).max(axis=0),
+                lambda: jnp.zeros_like(w),
+            )
+            x = fill_rows(x, w, least, fill)
+        score = masked(-costs(x) / t, problem.active)
+        free = -t * jax.nn.logsumexp(score, axis=0)
+        return jnp.sum(weigh(w, free)), None
+
+    total, _ = over_points(
+        hard if t is None else soft,
+        problem,
+        plan.block_size or block_for(1, c.size),
+        fill,
+        squares=False,
+        differentiable=True,
+    )
     return psum(total, plan.axis_name)
+
+
+def heaviest(problem: Problem, origin: jax.Array) -> jax.Array:
+    """The point of the largest weight, [1, d], or the origin where none has any.
+
+    What stands for rows of weight zero: where distances have derivatives at the data,
+    they have them there, and perhaps not at a centroid.
+    """
+    weights = problem.weights
+    i = 0 if weights is None else jnp.argmax(weights)
+    point = lax.stop_gradient(problem.points[i][None].astype(origin.dtype))
+    return point if weights is None else jnp.where(weights[i] > 0, point, origin)
 
 
 def distance_sums(
@@ -70,4 +110,5 @@ def distance_labels(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.A
         score = -pairwise(x, c, distance=plan.distance).T
         return (), nearest(masked(score, problem.active))
 
-    return over_points(block, problem, plan.block_size or block_for(1, c.size), m)[1]
+    block_size = plan.block_size or block_for(1, c.size)
+    return over_points(block, problem, block_size, m, squares=False)[1]

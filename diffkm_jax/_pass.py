@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import zero_from_primal
 
-from diffkm_jax._blocks import block_for, fill_inert, over_points, psum, weigh
+from diffkm_jax._blocks import (
+    block_for,
+    fill_inert,
+    finite_costs,
+    over_points,
+    psum,
+    weigh,
+)
 from diffkm_jax._distance_pass import distance_labels, distance_loss, distance_sums
 from diffkm_jax._geometry import about, centered, masked, nearest, scores
 from diffkm_jax._problem import Plan, Problem
@@ -91,10 +98,11 @@ def hard_pass(
         zeros = jnp.zeros(k, jnp.int32 if w is None else acc)
         counts = zeros.at[label].add(one)
         shifts = jnp.zeros_like(c).at[label].add(weigh(w, e))
-        return (jnp.sum(weigh(w, jnp.sum(e * e, axis=1))), counts, shifts), label
+        squared = finite_costs(jnp.sum(e * e, axis=1), w)
+        return (jnp.sum(weigh(w, squared)), counts, shifts), label
 
     total, labels = over_points(
-        block, problem, plan.block_size or block_for(*c.shape), m
+        block, problem, plan.block_size or block_for(*c.shape), m, squares=False
     )
     loss, counts, shifts = psum(total, plan.axis_name)
     counts = counts.astype(acc)
@@ -121,16 +129,16 @@ def _hard_rule(plan: Plan, primals: tuple, tangents: tuple):
     if not (is_zero(dx) and is_zero(dw)):
         # The only part that costs a pass: the gradient in the centroids has none.
         own = centroids.astype(acc)[labels]
-        e = fill_inert(problem.points.astype(acc), problem.weights, own) - own
+        w = None if problem.weights is None else problem.weights.astype(acc)
+        e = fill_inert(problem.points.astype(acc), w, own) - own
         if problem.remainder is not None:
             e -= problem.remainder.astype(acc)[labels]
-        w = None if problem.weights is None else problem.weights.astype(acc)
         de = jnp.zeros_like(e) if is_zero(dx) else weigh(w, dx.astype(acc))
         dloss += 2 * jnp.sum(e * de)
         if not is_zero(dw):
             dw = dw.astype(acc)
             de += dw[:, None] * e
-            dloss += jnp.sum(jnp.sum(e * e, axis=1) * dw)
+            dloss += jnp.sum(finite_costs(jnp.sum(e * e, axis=1), w) * dw)
             dcounts = dcounts.at[labels].add(dw)
         dshifts = dshifts.at[labels].add(de)
         dloss, dcounts, dshifts = psum((dloss, dcounts, dshifts), plan.axis_name)

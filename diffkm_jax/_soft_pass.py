@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._blocks import block_for, fill_inert, over_points, psum, weigh
+from diffkm_jax._blocks import block_for, finite_costs, over_points, psum, weigh
 from diffkm_jax._geometry import about, centered, masked, matmul, scores
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._tangents import combine, is_zero, partition
@@ -23,7 +23,7 @@ class SoftSums(NamedTuple):
         counts: Σ w r_j, [k].
         shifts: Σ w r_j (x − c_j), [k, d].
         entropy: −Σ w Σ_j r_j log r_j, [], which is −∂F/∂T.
-        means: Σ_j r_j c_j of every point, [n, d], or None.
+        residuals: x − Σ_j r_j c_j of every point, [n, d], or None.
         energies: The free energy of every point, [n], or None.
     """
 
@@ -31,7 +31,7 @@ class SoftSums(NamedTuple):
     counts: jax.Array
     shifts: jax.Array
     entropy: jax.Array
-    means: Any
+    residuals: Any
     energies: Any
 
 
@@ -63,12 +63,17 @@ def soft_sums(
         # The best score is taken off before it is scaled: scaled first, rounding grows
         # with 1/t, and exp overflows at small temperatures.
         best = lax.stop_gradient(masked(half, problem.active).max(0, keepdims=True))
-        score = masked((half - best) * (2 / t), problem.active)
+        gap = half - best
+        if differentiable:
+            # Where r = 0 anyway, or its derivative in t would be 0 · ∞ far away.
+            gap = jnp.maximum(gap, -1000 * t)
+        score = masked(gap * (2 / t), problem.active)
         unnormalized = jnp.exp(score)
         z = jnp.sum(unnormalized, axis=0, keepdims=True)
         r, log_z = unnormalized / z, jnp.log(z)[0]
         # −T log Σ_j exp(−‖x − c_j‖²/T), where ‖x − c_j‖² = ‖x − m‖² − 2 half_j.
         free = jnp.sum((x - m) ** 2, axis=1) - 2 * best[0] - t * log_z
+        free = finite_costs(free, w)
         # −Σ r log r = log z − Σ r score. An excluded cluster has r = 0 and score −∞.
         entropy = log_z - jnp.sum(r * jnp.where(r > 0, score, 0), axis=0)
         wr = r if w is None else r * w[None]
@@ -76,7 +81,10 @@ def soft_sums(
         # Σ w r (x − c) = Σ w r (x − m) − n b with b = c − m, all of it near the origin.
         shifts = matmul(wr, x - m) - counts[:, None] * b
         total = jnp.sum(weigh(w, free)), counts, shifts, jnp.sum(weigh(w, entropy))
-        return total, (matmul(r.T, b) + m, free) if by_point else (None, None)
+        if not by_point:
+            return total, (None, None)
+        # Near the origin too: means about zero would round far from it.
+        return total, ((x - m) - matmul(r.T, b), free)
 
     total, rows = over_points(
         block, problem, block_size, m, differentiable=differentiable
@@ -92,7 +100,7 @@ def _soft_rule(plan: Plan, by_point: bool, primals: tuple, tangents: tuple):
     out = soft_pass(plan, problem, centroids, by_point or needed)
     dloss = _loss_tangent(plan, problem, out, *tangents)
     if not by_point:
-        out = out._replace(means=None, energies=None)
+        out = out._replace(residuals=None, energies=None)
     dothers = _other_tangents(plan, primals, tangents, by_point)
     return out, dothers._replace(loss=dloss)
 
@@ -104,10 +112,8 @@ def _loss_tangent(
     dx, dw, dt = dproblem.points, dproblem.weights, dproblem.temperature
     acc, dloss = out.loss.dtype, jnp.zeros_like(out.loss)
     if not is_zero(dx):
-        points, weights = problem.points.astype(acc), problem.weights
-        e = fill_inert(points, weights, out.means) - out.means
-        w = None if weights is None else weights.astype(acc)
-        dloss += 2 * jnp.sum(e * weigh(w, dx.astype(acc)))
+        w = None if problem.weights is None else problem.weights.astype(acc)
+        dloss += 2 * jnp.sum(out.residuals * weigh(w, dx.astype(acc)))
     if not is_zero(dw):
         dloss += jnp.sum(out.energies * dw.astype(acc))
     if not (is_zero(dx) and is_zero(dw)):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._blocks import fill_inert, weigh
+from diffkm_jax._blocks import weigh
 from diffkm_jax._checks import as_points, as_weights, check_integer
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import anchor, matmul
@@ -145,8 +145,11 @@ def _kmeans_plus_plus(
     acc = accumulation_dtype(points, weights)
     w = None if weights is None else lax.stop_gradient(weights).astype(acc)
     x = lax.stop_gradient(points).astype(acc)
-    x = fill_inert(x, w, jnp.zeros((), acc))
-    x = x - anchor(x, None if w is None else w > 0)
+    if w is None:
+        x = x - anchor(x, None)
+    else:
+        # A row of weight zero is never drawn, and must not enter whatever it holds.
+        x = jnp.where((w > 0)[:, None], x - anchor(x, w > 0), 0)
     # ‖x_i − x_j‖² = 2 (h_i + h_j − x_i·x_j) with h = ‖x‖²/2: one product for all.
     half = 0.5 * jnp.sum(x * x, axis=1)
     mass = jnp.ones(len(x), acc) if w is None else w
@@ -155,7 +158,8 @@ def _kmeans_plus_plus(
         """Rows in proportion to their potential, or to their weight if all is 0."""
         potential = jnp.where(potential.sum() > 0, potential, mass)
         cumulative = jnp.cumsum(potential)
-        u = jax.random.uniform(key, (num,), acc) * cumulative[-1]
+        # In float32 whatever the data are, so that a key means the same rows.
+        u = jax.random.uniform(key, (num,), jnp.float32).astype(acc) * cumulative[-1]
         index = jnp.searchsorted(cumulative, u, side="right").astype(jnp.int32)
         # Rounding in the sums must not choose a row of weight zero.
         index = jnp.minimum(index, len(x) - 1)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from diffkm_jax._blocks import fill_inert, weigh
+from diffkm_jax._blocks import fill_inert, fill_rows, weigh
 from diffkm_jax._checks import as_problem, check_callable, check_scalar
+from diffkm_jax._distance_pass import heaviest
 from diffkm_jax._geometry import centered
 from diffkm_jax._pass import total_loss
 from diffkm_jax.distances import Distance, pairwise, squared_euclidean
@@ -218,11 +220,21 @@ def assigned_loss(
     )
     c, m = centered(problem, centroids)
     w = None if problem.weights is None else problem.weights.astype(c.dtype)
-    x = fill_inert(problem.points.astype(c.dtype), w, m)
-    costs = pairwise(x, c, distance=distance)
-    logits = -costs / problem.temperature.astype(costs.dtype)
-    if problem.active is not None:
-        logits = jnp.where(problem.active[None], logits, -jnp.inf)
+    fill = heaviest(problem, m)
+    x = fill_inert(problem.points.astype(c.dtype), w, fill, squares=False)
+
+    def costs_and_logits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        costs = pairwise(x, c, distance=distance)
+        logits = -costs / problem.temperature.astype(costs.dtype)
+        if problem.active is not None:
+            logits = jnp.where(problem.active[None], logits, -jnp.inf)
+        return costs, logits
+
+    if w is not None:
+        # What a row costs is finite if all its distances are, and any of its logits.
+        held, logits = lax.stop_gradient(costs_and_logits(x))
+        x = fill_rows(x, w, held.max(axis=1) + logits.max(axis=1), fill)
+    costs, logits = costs_and_logits(x)
     rows = assignment(logits)
     if rows.shape != logits.shape:
         shapes = f"{rows.shape} for logits {logits.shape}"

@@ -10,11 +10,13 @@ from diffkm_torch._problem import Problem
 
 
 def prepare(
-    problem: Problem, centroids: Tensor
+    problem: Problem, centroids: Tensor, *, with_data: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Points [n, d], centroids [k, d], weights [n] and the anchor [1, d] of a pass.
 
-    All are in the accumulation dtype; what must not count has been filled.
+    All are in the accumulation dtype; what is not finite and must not count has been
+    filled, with the anchor or, `with_data`, with the heaviest point, then returned in
+    its place.
     """
     points, weights, active = problem.points, problem.weights, problem.active
     dtype = accumulation_dtype(points, centroids, weights)
@@ -23,9 +25,10 @@ def prepare(
     c = fill_inactive(c, active, m)
     # An argmin would pass over a centroid that is NaN: let the loss be NaN instead.
     c = torch.where(c.isfinite().all(), c, torch.nan)
-    x = fill_inert(x, weights, m)
     w = x.new_ones(len(x)) if weights is None else weights.to(dtype)
-    return x, c, w, m
+    if with_data and weights is not None:
+        m = heaviest(x, w, m)
+    return fill_inert(x, weights, m), c, w, m
 
 
 def anchor(centroids: Tensor, active: Tensor | None) -> Tensor:
@@ -52,13 +55,34 @@ def fill_inactive(c: Tensor, active: Tensor | None, value: Tensor) -> Tensor:
 
 
 def fill_inert(x: Tensor, weights: Tensor | None, value: Tensor) -> Tensor:
-    """Points [n, d] with `value` for what is not finite in rows of weight zero.
+    """Points [n, d] with `value` where x − value is not finite in rows of weight zero.
 
     Filled before any arithmetic, because 0 · NaN = NaN, in values and in gradients.
     """
     if weights is None:
         return x
-    return torch.where(x.isfinite() | (weights != 0)[:, None], x, value)
+    finite = (x - value).isfinite()
+    return torch.where(finite | (weights != 0)[:, None], x, value)
+
+
+def fill_rows(x: Tensor, weights: Tensor, costs: Tensor, value: Tensor) -> Tensor:
+    """Points [n, d] with `value` in rows of weight zero whose cost [n] is not finite.
+
+    Other rows stay, so that the derivative in their weight is still the formula's.
+    """
+    kept = costs.detach().isfinite() | (weights != 0)
+    return torch.where(kept[:, None], x, value)
+
+
+def heaviest(x: Tensor, w: Tensor, m: Tensor) -> Tensor:
+    """The point of the largest weight, [1, d], or m where no point has any.
+
+    What stands for rows of weight zero: where a distance has derivatives at the data,
+    it has them there, and perhaps not at a centroid.
+    """
+    i = w.detach().argmax()[None]
+    positive = w.detach().index_select(0, i)[:, None] > 0
+    return torch.where(positive, x.detach().index_select(0, i), m)
 
 
 def masked(score: Tensor, active: Tensor | None) -> Tensor:

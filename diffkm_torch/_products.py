@@ -1,4 +1,8 @@
-"""Matrix products that autocast leaves in the dtype of their operands."""
+"""Products and sums over points: in the dtype of their operands, to its rounding.
+
+A sum of n numbers one after another, which is what an index or a product over n points
+does, forward or in its derivative, may lose n ε. Here it is made of sums of pieces.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,53 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+_PIECE = 64
+
+
+def rows_of(centroids: Tensor, labels: Tensor) -> Tensor:
+    """The rows centroids[labels], [n, d], with a derivative summed in pieces."""
+    index, pieces = _in_pieces(labels, len(centroids))
+    copies = centroids.expand(pieces, *centroids.shape)
+    return copies.reshape(-1, *centroids.shape[1:]).index_select(0, index)
+
+
+def sum_by_label(values: Tensor, labels: Tensor, k: int) -> Tensor:
+    """The sums of values [n, ...] over the points of every label, [k, ...]."""
+    index, pieces = _in_pieces(labels, k)
+    zeros = values.new_zeros(pieces * k, *values.shape[1:])
+    sums = zeros.index_add(0, index, values)
+    return sums.reshape(pieces, k, *values.shape[1:]).sum(0)
+
+
+def _in_pieces(labels: Tensor, k: int) -> tuple[Tensor, int]:
+    """The label in its own copy of k rows for every piece, [n], and how many."""
+    n, size = len(labels), max(_PIECE, k)
+    piece = torch.arange(n, device=labels.device) // size
+    return labels + k * piece, -(-n // size)
+
+
+def rows_product(x: Tensor, c: Tensor) -> Tensor:
+    """The product x cᵀ, [n, k], of [n, d] and [k, d]; derivatives in pieces."""
+    pieces = _split(x)
+    products = product(pieces, c.expand(len(pieces), *c.shape).mT)
+    return products.reshape(-1, len(c))[: len(x)]
+
+
+def product_of_rows(a: Tensor, b: Tensor) -> Tensor:
+    """The product aᵀ b over rows, [k, d] of [n, k] and [n, d], summed in pieces."""
+    return product(_split(a).mT, _split(b)).sum(0)
+
+
+def _split(x: Tensor) -> Tensor:
+    """Rows [n, d] as pieces, zeros added, [n / size, size, d]."""
+    rows = pad(x, (0, 0, 0, -len(x) % _PIECE))
+    return rows.reshape(-(-len(x) // _PIECE), _PIECE, x.shape[1])
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """The product a @ b, [m, n] of [m, l] and [l, n], in their dtype under autocast.
+    """The product a @ b, [..., m, n], in their dtype under autocast.
 
     So are its derivatives. To switch autocast off around `a @ b` would not reach them:
     a backward pass runs under the autocast it finds, a compiled one under that of its
@@ -41,7 +88,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         a, b = ctx.saved_tensors
-        return product(cotangent, b.T), product(a.T, cotangent)
+        return product(cotangent, b.mT), product(a.mT, cotangent)
 
 
 class _ForwardProduct(_Product):

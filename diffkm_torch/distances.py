@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,4 +162,33 @@ def pairwise(
     """Mirrors `diffkm_jax.pairwise`: points [n, d], centroids [k, d] to [n, k]."""
     points, centroids = as_points_and_centroids(points, centroids)
     check_callable("distance", distance)
-    return distance(points[:, None, :], centroids[None, :, :])
+    return evaluate(distance, points[:, None, :], centroids[None, :, :])
+
+
+def evaluate(distance: Distance, x: Tensor, y: Tensor) -> Tensor:
+    """The distances of x and y [..., d], [...], checked: floating, float32 or wider."""
+    found = _checked(distance(x, y), x, y)
+    sizes, d = torch.broadcast_shapes(x.shape, y.shape), x.shape[-1]
+    if len(set(sizes)) < len(sizes):
+        # Equal sizes would hide a sum over another axis than the last.
+        with torch.no_grad():
+            a, b = x.new_ones(d + 1, 1, d), y.new_ones(1, d + 2, d)
+            _checked(distance(a, b), a, b)
+    return found.to(torch.promote_types(found.dtype, accumulation_dtype(x, y)))
+
+
+def _checked(found: Any, x: Tensor, y: Tensor) -> Tensor:
+    """What a distance returned for x and y, if it is a real tensor [...]."""
+    shape = tuple(torch.broadcast_shapes(x.shape, y.shape)[:-1])
+    if not isinstance(found, Tensor):
+        kind = type(found).__name__
+        raise TypeError(f"distance must return an array of shape {shape}, got {kind}")
+    if tuple(found.shape) != shape:
+        arguments = f"arguments of shapes {tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(
+            f"distance must return shape {shape} for {arguments}, by a sum over the "
+            f"last axis only, got shape {tuple(found.shape)}"
+        )
+    if found.is_complex():
+        raise TypeError(f"distance must return a real array, got dtype {found.dtype}")
+    return found

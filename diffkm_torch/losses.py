@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from diffkm_torch._checks import as_problem, as_scalar, check_callable
-from diffkm_torch._geometry import masked, prepare
+from diffkm_torch._geometry import fill_rows, masked, prepare
 from diffkm_torch.distances import Distance, pairwise, squared_euclidean
 from diffkm_torch.statistics import loss_of
 
@@ -77,9 +78,15 @@ def assigned_loss(
         points, centroids, distance=distance, weights=weights, active=active
     )
     check_callable("assignment", assignment)
-    x, c, w, _ = prepare(problem, centroids)
+    x, c, w, fill = prepare(problem, centroids, with_data=True)
+    temperature = as_scalar("temperature", temperature, x.dtype)
+    if weights is not None:
+        with torch.no_grad():
+            # What a row costs is finite if all its distances are, and any logit.
+            costs = pairwise(x, c, distance=distance)
+            logits = masked(-costs / temperature, active)
+        x = fill_rows(x, w, costs.amax(1) + logits.amax(1), fill)
     costs = pairwise(x, c, distance=distance)
-    temperature = as_scalar("temperature", temperature, costs.dtype)
     logits = masked(-costs / temperature, active)
     rows = assignment(logits)
     if rows.shape != logits.shape:

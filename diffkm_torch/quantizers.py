@@ -13,8 +13,9 @@ from torch import Tensor
 
 from diffkm_torch._checks import as_problem, check_callable, check_floating, check_shape
 from diffkm_torch._dtypes import accumulation_dtype
-from diffkm_torch._geometry import fill_inert, prepare
+from diffkm_torch._geometry import fill_inert, fill_rows, prepare
 from diffkm_torch._problem import Problem
+from diffkm_torch._products import rows_of
 from diffkm_torch.distances import squared_euclidean
 from diffkm_torch.statistics import labels_of
 
@@ -172,12 +173,13 @@ def _encode(
     """Points and nearest centroids [n, d], labels [n], and the two losses."""
     x, c, w, _ = prepare(problem, centroids)
     labels = labels_of(problem._replace(points=x), centroids)
-    nearest = c[labels]
+    nearest = rows_of(c, labels)
     fixed = nearest.detach()
     # What is not finite where the weight is zero becomes the value itself.
     x = fill_inert(problem.points.to(c.dtype), problem.weights, fixed)
-    codebook_loss = (w * ((x.detach() - nearest) ** 2).sum(1)).sum()
-    commitment_loss = (w * ((x - fixed) ** 2).sum(1)).sum()
+    inert = fill_rows(x, w, ((x - fixed) ** 2).sum(1), fixed)
+    codebook_loss = (w * ((inert.detach() - nearest) ** 2).sum(1)).sum()
+    commitment_loss = (w * ((inert - fixed) ** 2).sum(1)).sum()
     return x, nearest, labels, codebook_loss, commitment_loss
 
 

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from diffkm_torch._checks import as_problem, as_scalar
-from diffkm_torch._geometry import masked, prepare
+from diffkm_torch._geometry import fill_rows, masked, prepare
 from diffkm_torch._problem import Problem
-from diffkm_torch._products import product
-from diffkm_torch.distances import Distance, pairwise, squared_euclidean
+from diffkm_torch._products import (
+    product_of_rows,
+    rows_of,
+    rows_product,
+    sum_by_label,
+)
+from diffkm_torch.distances import Distance, evaluate, pairwise, squared_euclidean
 
 __all__ = ["Statistics", "assign", "statistics"]
 
@@ -114,16 +119,19 @@ def _sums(problem: Problem, centroids: Tensor) -> tuple[Tensor, ...]:
     """Loss [] and counts [k]; if squared Euclidean, shifts [k, d] too."""
     squared = problem.distance is squared_euclidean
     block = _squared_euclidean_block if squared else _distance_block
-    x, c, w, m = prepare(problem, centroids)
+    x, c, w, m = prepare(problem, centroids, with_data=not squared)
     temperature = problem.temperature
     if temperature is not None:
         # Checked here too, because it may be what a schedule returned.
         temperature = as_scalar("temperature", temperature, x.dtype)
     problem = problem._replace(temperature=temperature)
     size = problem.block_size or len(x)
+    blocks = x.split(size)
+    # One copy for every block, so that their derivatives are not added one by one.
+    copies = c.expand(len(blocks), *c.shape)
     parts = [
-        block(problem, rows, c, mass, m)
-        for rows, mass in zip(x.split(size), w.split(size), strict=True)
+        block(problem, *of_block, m)
+        for of_block in zip(blocks, copies, w.split(size), strict=True)
     ]
     return tuple(torch.stack(field).sum(0) for field in zip(*parts, strict=True))
 
@@ -132,37 +140,52 @@ def _squared_euclidean_block(
     problem: Problem, x: Tensor, c: Tensor, w: Tensor, m: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shifts are Σ_i w_i r_ij (x_i − c_j), r one-hot or softmax(−distance / T)."""
-    b, t = _about(m, c, problem), problem.temperature
-    score = _scores(x, b, m)
+    b = _about(m, c, problem)
+    t, weighted = problem.temperature, problem.weights is not None
     if t is None:
-        labels = masked(score.detach(), problem.active).argmax(1)
-        e = x - c[labels]
+        score = _scores(x.detach(), b.detach(), m)
+        labels = masked(score, problem.active).argmax(1)
+        nearest = rows_of(c, labels)
+        if weighted:
+            held = nearest.detach()
+            x = fill_rows(x, w, ((x - held) ** 2).sum(1), held)
+        e = x - nearest
         if problem.remainder is not None:
             e = e - problem.remainder.to(c.dtype)[labels]
         loss = (w * (e * e).sum(1)).sum()
-        counts = x.new_zeros(len(c)).index_add(0, labels, w)
-        shifts = torch.zeros_like(c).index_add(0, labels, w[:, None] * e)
-        return loss, counts, shifts
-    score = masked(score * (2 / t), problem.active)
-    # −T log Σ_j exp(−‖x − c_j‖² / T)
-    free = ((x - m) ** 2).sum(1) - t * score.logsumexp(1)
+        counts = sum_by_label(w, labels, len(c))
+        return loss, counts, sum_by_label(w[:, None] * e, labels, len(c))
+    if weighted:
+        x = fill_rows(x, w, ((x - m) ** 2).sum(1), m)
+    score = _scores(x, b, m)
+    # Taken off before it is scaled: scaled first, rounding grows with 1/T.
+    best = masked(score.detach(), problem.active).amax(1, keepdim=True)
+    score = masked((score - best) * (2 / t), problem.active)
+    # −T log Σ_j exp(−‖x − c_j‖² / T), where ‖x − c_j‖² = ‖x − m‖² − 2 score_j
+    free = ((x - m) ** 2).sum(1) - 2 * best[:, 0] - t * score.logsumexp(1)
     wr = w[:, None] * score.softmax(1)
     counts = wr.sum(0)
-    shifts = product(wr.T, x - m) - counts[:, None] * b
+    shifts = product_of_rows(wr, x - m) - counts[:, None] * b
     return (w * free).sum(), counts, shifts
 
 
 def _distance_block(
-    problem: Problem, x: Tensor, c: Tensor, w: Tensor, m: Tensor
+    problem: Problem, x: Tensor, c: Tensor, w: Tensor, fill: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Without shifts: what ∂loss/∂c is, autograd knows."""
-    del m  # Nothing is expanded.
-    costs, t = pairwise(x, c, distance=problem.distance), problem.temperature
+    """Without shifts: what ∂loss/∂c is, autograd knows. `fill` is a point, [1, d]."""
+    t, distance = problem.temperature, problem.distance
+
+    def held_score(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return masked(-pairwise(x, c, distance=distance), problem.active)
+
+    if problem.weights is not None:
+        x = fill_rows(x, w, held_score(x).amax(1), fill)
     if t is None:
-        labels = masked(-costs.detach(), problem.active).argmax(1)
-        loss = (w * problem.distance(x, c[labels])).sum()
-        return loss, x.new_zeros(len(c)).index_add(0, labels, w)
-    score = masked(-costs / t, problem.active)
+        labels = held_score(x).argmax(1)
+        loss = (w * evaluate(distance, x, rows_of(c, labels))).sum()
+        return loss, sum_by_label(w, labels, len(c))
+    score = masked(-pairwise(x, c, distance=distance) / t, problem.active)
     loss = -t * (w * score.logsumexp(1)).sum()
     return loss, (w[:, None] * score.softmax(1)).sum(0)
 
@@ -178,4 +201,4 @@ def _scores(x: Tensor, b: Tensor, m: Tensor) -> Tensor:
 
     Centered before it is expanded, or float32 loses the labels of data far from 0.
     """
-    return product(x - m, b.T) - 0.5 * (b**2).sum(1)
+    return rows_product(x - m, b) - 0.5 * (b**2).sum(1)

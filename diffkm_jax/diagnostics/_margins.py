@@ -41,10 +41,12 @@ def margins(
         radius = jnp.where(jnp.isfinite(radius), jnp.maximum(radius, 0), 0)
         margin, radius = (jnp.where(number > 1, v, jnp.inf) for v in (margin, radius))
         if w is not None:
+            margin = jnp.where((w != 0) | jnp.isfinite(margin), margin, jnp.inf)
             radius = jnp.where(w == 0, jnp.inf, radius)
         return (), (margin, radius)
 
-    return over_points(block, problem, plan.block_size or block_for(k, d), m)[1]
+    block_size = plan.block_size or block_for(k, d)
+    return over_points(block, problem, block_size, m, squares=False)[1]
 
 
 def _gamma(d: int, dtype: jnp.dtype) -> float:

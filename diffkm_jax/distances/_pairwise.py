@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
 
 from diffkm_jax._checks import as_points_and_centroids, check_callable
+from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.distances._distance import Distance
 from diffkm_jax.distances._metrics import squared_euclidean
 
@@ -33,8 +37,10 @@ def pairwise(
         else float32.
 
     Raises:
-        TypeError: `points` or `centroids` is not floating, or `distance` no function.
-        ValueError: `points` is not [n, d] or `centroids` not [k, d] with the same d.
+        TypeError: `points` or `centroids` is not floating, or `distance` no function
+            or one that returns no real array.
+        ValueError: `points` is not [n, d] or `centroids` not [k, d] with the same d, or
+            what `distance` returns has another shape than [...] for two [..., d].
 
     Example:
         >>> x, c = jnp.array([[0.0], [1.0], [9.0]]), jnp.array([[0.0], [10.0]])
@@ -46,4 +52,33 @@ def pairwise(
     """
     points, centroids = as_points_and_centroids(points, centroids)
     check_callable("distance", distance)
-    return distance(points[:, None, :], centroids[None, :, :])
+    return evaluate(distance, points[:, None, :], centroids[None, :, :])
+
+
+def evaluate(distance: Distance, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The distances of x and y [..., d], [...], checked: floating, float32 or wider."""
+    found = _checked(distance(x, y), x, y)
+    sizes, d = jnp.broadcast_shapes(x.shape, y.shape), x.shape[-1]
+    if len(set(sizes)) < len(sizes):
+        # Equal sizes would hide a sum over another axis than the last.
+        a = jax.ShapeDtypeStruct((d + 1, 1, d), x.dtype)
+        b = jax.ShapeDtypeStruct((1, d + 2, d), y.dtype)
+        _checked(jax.eval_shape(distance, a, b), a, b)
+    return found.astype(jnp.promote_types(found.dtype, accumulation_dtype(x, y)))
+
+
+def _checked(found: Any, x: Any, y: Any) -> Any:
+    """What a distance returned for x and y, if it is a real array [...]."""
+    shape = jnp.broadcast_shapes(x.shape, y.shape)[:-1]
+    if not (hasattr(found, "shape") and hasattr(found, "dtype")):
+        kind = type(found).__name__
+        raise TypeError(f"distance must return an array of shape {shape}, got {kind}")
+    if found.shape != shape:
+        arguments = f"arguments of shapes {x.shape} and {y.shape}"
+        raise ValueError(
+            f"distance must return shape {shape} for {arguments}, by a sum over the "
+            f"last axis only, got shape {found.shape}"
+        )
+    if jnp.issubdtype(found.dtype, jnp.complexfloating):
+        raise TypeError(f"distance must return a real array, got dtype {found.dtype}")
+    return found

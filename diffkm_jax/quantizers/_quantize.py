@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from diffkm_jax._blocks import fill_inert, weigh
+from diffkm_jax._blocks import fill_inert, finite_costs, weigh
 from diffkm_jax._checks import as_problem, check_callable, check_floating, check_shape
 from diffkm_jax._geometry import centered
 from diffkm_jax._numerics import polar
@@ -190,6 +190,7 @@ def _encode(plan: Plan, problem: Problem, centroids: jax.Array):
     nearest = centered(problem, centroids)[0][labels]
     acc, fixed = nearest.dtype, lax.stop_gradient(nearest)
     w = None if problem.weights is None else problem.weights.astype(acc)
-    x = fill_inert(problem.points.astype(acc), w, fixed)
-    commitment_loss = jnp.sum(weigh(w, jnp.sum((x - fixed) ** 2, axis=1)))
+    x = fill_inert(problem.points.astype(acc), w, fixed, squares=False)
+    squared = jnp.sum((fill_inert(x, w, fixed) - fixed) ** 2, axis=1)
+    commitment_loss = jnp.sum(weigh(w, finite_costs(squared, w)))
     return x, nearest, labels, codebook_loss, commitment_loss

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._geometry import anchor, prepare
+from diffkm_torch._geometry import anchor, fill_rows, prepare
 from diffkm_torch._problem import Problem
 from diffkm_torch.fitting._state import State, zero_inactive
 from diffkm_torch.fitting._step import Algorithm, at_step, step
@@ -105,5 +105,6 @@ def run(
 def mean_variance(problem: Problem, centroids: Tensor) -> Tensor:
     """The weighted variance of the features, averaged over them, []."""
     x, _, w, origin = prepare(problem, centroids)
+    x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
     mean = origin + (w[:, None] * (x - origin)).sum(0, keepdim=True) / w.sum()
     return (w[:, None] * (x - mean) ** 2).sum() / (w.sum() * x.shape[1])

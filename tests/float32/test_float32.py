@@ -1,5 +1,7 @@
 """What most users run: JAX as it comes, without x64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,3 +147,16 @@ def test_quantizers_in_float32():
         np.testing.assert_array_equal(result.values, START[result.labels])
         loss = dk.kmeans_loss(DIGITS, START)
         np.testing.assert_allclose(result.commitment_loss, loss, rtol=1e-6)
+
+
+def test_the_soft_gradient_in_points_does_not_depend_on_the_offset():
+    x = np.random.default_rng(0).integers(-64, 64, (12, 2)) / 16
+    c = x[:3] + 0.25
+
+    def gradient(offset):
+        loss = partial(dk.soft_kmeans_loss, temperature=0.3)
+        return jax.grad(loss)(np.float32(x + offset), np.float32(c + offset))
+
+    near = gradient(0.0)
+    for offset in (1e3, 1e4, 1e5):
+        np.testing.assert_allclose(gradient(offset), near, atol=2e-6)

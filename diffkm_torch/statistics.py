@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffkm_torch._checks import as_problem, as_scalar
 from diffkm_torch._geometry import masked, prepare
+from diffkm_torch._hints import hinted
 from diffkm_torch._problem import Problem
 from diffkm_torch._products import product
 from diffkm_torch.distances import Distance, pairwise, squared_euclidean
@@ -28,6 +29,7 @@ class Statistics(NamedTuple):
     shifts: Tensor
 
 
+@hinted
 def statistics(
     points: Tensor,
     centroids: Tensor,
@@ -38,7 +40,7 @@ def statistics(
     block_size: int | None = None,
 ) -> Statistics:
     """Mirrors `diffkm_jax.statistics`; `block_size` None takes all points at once."""
-    problem = as_problem(
+    problem, centroids = as_problem(
         points,
         centroids,
         distance=squared_euclidean,
@@ -50,6 +52,7 @@ def statistics(
     return statistics_of(problem, centroids)
 
 
+@hinted
 def assign(
     points: Tensor,
     centroids: Tensor,
@@ -59,7 +62,7 @@ def assign(
     block_size: int | None = None,
 ) -> Tensor:
     """Mirrors `diffkm_jax.assign`: labels [n], int64, ties to the lowest index."""
-    problem = as_problem(
+    problem, centroids = as_problem(
         points, centroids, distance=distance, active=active, block_size=block_size
     )
     return labels_of(problem, centroids)

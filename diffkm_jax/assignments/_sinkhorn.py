@@ -10,8 +10,8 @@ from jax import lax
 
 from diffkm_jax._checks import (
     as_logits,
+    as_real,
     as_scalar,
-    check_floating,
     check_integer,
     check_shape,
 )
@@ -78,8 +78,7 @@ def sinkhorn(
     z = jnp.where(excluded, 0, logits.astype(tau.dtype)) / tau
     shares = jnp.zeros(k, z.dtype)
     if column_weights is not None:
-        column_weights = jnp.asarray(column_weights)
-        check_floating("column_weights", column_weights)
+        column_weights = as_real("column_weights", column_weights)
         check_shape("column_weights", column_weights, (k,), f"[k] with k = {k}")
         shares = jnp.log(column_weights.astype(z.dtype))
     shares = jnp.broadcast_to(shares, (*z.shape[:-2], 1, k))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffkm_jax._checks import as_points_and_centroids, check_callable
+from diffkm_jax._hints import hinted
 from diffkm_jax.distances._distance import Distance
 from diffkm_jax.distances._metrics import squared_euclidean
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
+@hinted
 def pairwise(
     points: Float[ArrayLike, "n d"],
     centroids: Float[ArrayLike, "k d"],

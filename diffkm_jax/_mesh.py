@@ -8,6 +8,8 @@ import jax
 from jax import lax
 
 Tree = TypeVar("Tree")
+# Else it is called pvary, as until jax 0.8.
+HAS_PCAST = hasattr(lax, "pcast")
 
 
 def varying_axes(tree: Any) -> frozenset:
@@ -17,9 +19,7 @@ def varying_axes(tree: Any) -> frozenset:
 
 def _varying_axes(array: jax.Array) -> frozenset:
     kind: Any = jax.typeof(array)
-    # The name before jax 0.10.
-    axes = getattr(kind, "vma", None)
-    return kind.mat.varying if axes is None else axes
+    return kind.vma if hasattr(kind, "vma") else kind.mat.varying
 
 
 def vary_as(tree: Tree, *others: Any) -> Tree:
@@ -28,7 +28,11 @@ def vary_as(tree: Tree, *others: Any) -> Tree:
 
     def cast(leaf: jax.Array) -> jax.Array:
         missing = tuple(axes - _varying_axes(leaf))
-        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+        if not missing:
+            return leaf
+        if HAS_PCAST:
+            return lax.pcast(leaf, missing, to="varying")
+        return lax.pvary(leaf, missing)
 
     return jax.tree.map(cast, tree)
 
@@ -54,10 +58,11 @@ def check_replicated(problem: Any, start: Any, axis_name: str | None) -> None:
     missing = sorted(varying_axes(problem) - axes - {axis_name})
     if missing:
         axis = repr(missing[0])
+        cast = f"pcast(centroids, {axis}, to='varying')"
+        cast = cast if HAS_PCAST else f"pvary(centroids, {axis})"
         raise ValueError(
             f"axis_name must be {axis}, over which the points are sharded, got "
-            f"{axis_name!r}; or for one fit per device pass as centroids "
-            f"jax.lax.pcast(centroids, {axis}, to='varying')"
+            f"{axis_name!r}; for one fit per device, centroids is jax.lax.{cast}"
         )
     if axis_name in axes:
         raise ValueError(

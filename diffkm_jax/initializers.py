@@ -15,6 +15,7 @@ from diffkm_jax._checks import as_points, as_weights, check_integer, check_key
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import anchor, matmul
 from diffkm_jax._hints import hinted
+from diffkm_jax._mesh import vary_as
 from diffkm_jax.distances import squared_euclidean
 
 if TYPE_CHECKING:
@@ -180,5 +181,5 @@ def _kmeans_plus_plus(
 
     first = draw(jax.random.fold_in(key, 0), mass, 1)[0]
     chosen = jnp.zeros(k, jnp.int32).at[0].set(first)
-    start = chosen, squared_euclidean(x, x[first])
+    start = vary_as((chosen, squared_euclidean(x, x[first])), key, x, mass)
     return points[lax.fori_loop(1, k, choose, start)[0]]

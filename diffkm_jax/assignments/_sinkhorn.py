@@ -15,6 +15,7 @@ from diffkm_jax._checks import (
     check_integer,
     check_shape,
 )
+from diffkm_jax._mesh import vary_as
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -95,6 +96,7 @@ def sinkhorn(
         rows = total(z + columns, -1)
         return shares - total(z - rows, -2), None
 
-    columns, _ = lax.scan(iteration, jnp.zeros_like(shares), length=num_iters)
+    start = vary_as(jnp.zeros_like(shares), z, shares)
+    columns, _ = lax.scan(iteration, start, length=num_iters)
     balanced = jnp.where(excluded, -jnp.inf, z + columns)
     return jax.nn.softmax(balanced).astype(logits.dtype)

@@ -14,6 +14,7 @@ from diffkm_jax._checks import as_problem, check_integer
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import anchor, matmul
 from diffkm_jax._hints import hinted
+from diffkm_jax._mesh import vary_as
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.diagnostics._curvature import hessian_product, smallest_eigenvalue
 from diffkm_jax.diagnostics._margins import margins
@@ -242,7 +243,7 @@ def soft_license(
     """The implicit function theorem asks for a Hessian that is positive."""
     weighty = stats.counts[:, None] > 0
     start = jax.random.normal(jax.random.key(0), c.shape, c.dtype)
-    product = partial(hessian_product, plan, problem, c)
+    product = partial(hessian_product, plan, problem, vary_as(c, stats))
     smallest, error = smallest_eigenvalue(
         product, jnp.where(weighty, start, 0), num_steps
     )

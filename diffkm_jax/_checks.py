@@ -58,6 +58,8 @@ def as_array(
 ) -> jax.Array:
     """The value as an array."""
     try:
+        if isinstance(value, str):
+            raise TypeError  # JAX takes some words for a dtype.
         return jnp.asarray(value, dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and library_of(value) != "torch":
@@ -184,11 +186,12 @@ def check_scalar(
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
     if is_array and not is_real(value.dtype):
         raise TypeError(f"{name} must be real, got dtype {value.dtype}")
-    if isinstance(value, int | float | np.ndarray | np.generic):
-        check_range(name, value, dtype, zero=zero)
+    number: Any = value.item() if isinstance(value, np.ndarray | np.generic) else value
+    if isinstance(number, int | float):
+        check_range(name, number, dtype, zero=zero)
 
 
-def check_range(name: str, number: Any, dtype: Any, *, zero: bool) -> None:
+def check_range(name: str, number: float, dtype: Any, *, zero: bool) -> None:
     """Raises ValueError unless a number is positive, finite and normal in `dtype`."""
     least, most = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max)
     if least <= number <= most or (zero and 0 <= number <= most):

@@ -16,6 +16,7 @@ from diffkm_torch._geometry import masked, prepare
 from diffkm_torch._hints import hinted
 from diffkm_torch._problem import Problem
 from diffkm_torch._products import product
+from diffkm_torch.assignments._softmax import below_largest
 from diffkm_torch.distances import Distance, pairwise, squared_euclidean
 
 __all__ = ["Statistics", "assign", "statistics"]
@@ -143,10 +144,10 @@ def _squared_euclidean_block(
         counts = x.new_zeros(len(c)).index_add(0, labels, w)
         shifts = torch.zeros_like(c).index_add(0, labels, w[:, None] * e)
         return loss, counts, shifts
-    score = masked(score * (2 / t), problem.active)
     # −T log Σ_j exp(−‖x − c_j‖² / T)
-    free = ((x - m) ** 2).sum(1) - t * score.logsumexp(1)
-    wr = w[:, None] * score.softmax(1)
+    soft_max, r = _soften(masked(2 * score, problem.active), t)
+    free = ((x - m) ** 2).sum(1) - soft_max
+    wr = w[:, None] * r
     counts = wr.sum(0)
     shifts = product(wr.T, x - m) - counts[:, None] * (c - m)
     return (w * free).sum(), counts, shifts
@@ -162,9 +163,15 @@ def _distance_block(
         labels = masked(-costs.detach(), problem.active).argmax(1)
         loss = (w * problem.distance(x, c[labels])).sum()
         return loss, x.new_zeros(len(c)).index_add(0, labels, w)
-    score = masked(-costs / t, problem.active)
-    loss = -t * (w * score.logsumexp(1)).sum()
-    return loss, (w[:, None] * score.softmax(1)).sum(0)
+    soft_max, r = _soften(masked(-costs, problem.active), t)
+    return -(w * soft_max).sum(), (w[:, None] * r).sum(0)
+
+
+def _soften(score: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """T log Σ_j exp(score_j / T), [n], and softmax(score / T), [n, k], however cold."""
+    scaled, out = below_largest(score, t, -1000)
+    scaled = scaled.masked_fill(out, -torch.inf)
+    return score.detach().amax(1) + t * scaled.logsumexp(1), scaled.softmax(1)
 
 
 def _scores(x: Tensor, c: Tensor, m: Tensor) -> Tensor:

@@ -75,6 +75,8 @@ def no_tensor(name: str, value: object) -> str:
     kind, library = type(value).__name__, type(value).__module__.partition(".")[0]
     if name == "centroids" and hasattr(value, "centroids"):
         return f"{kind}: pass result.centroids"
+    if name == "centroids" and isinstance(value, int):
+        return f"{kind}: pass k rows of points as a start"
     if isinstance(value, Tensor):
         return f"layout {value.layout}: pass a dense tensor, {name}.to_dense()"
     if hasattr(value, "todense"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import chex
 import jax
@@ -12,22 +12,77 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._hints import library_of, no_array, shown
+from diffkm_jax._mesh import check_axis
 from diffkm_jax._problem import Plan, Problem
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
 
 
+REAL = jnp.floating, jnp.integer, jnp.bool_
+SCALAR = "a number or a scalar array"
+
+
+def _check(assertion: Callable, array: jax.Array, want: Any, error: Exception) -> None:
+    """Raises the error, and not chex's, where an assertion of chex fails."""
+    try:
+        assertion(array, want)
+    except AssertionError:
+        raise error from None
+
+
 def check_floating(name: str, array: jax.Array) -> None:
     """Raises TypeError unless `array` is floating."""
-    message = f"{name} must be floating, got dtype {array.dtype}"
-    chex.assert_type(array, float, custom_message=message, exception_type=TypeError)
+    error = TypeError(f"{name} must be floating, got dtype {array.dtype}")
+    _check(chex.assert_type, array, float, error)
 
 
 def check_shape(name: str, array: jax.Array, shape: tuple, layout: str) -> None:
     """Raises ValueError unless `array` has `shape`, in which None fits any size."""
-    message = f"{name} must be {layout}, got shape {array.shape}"
-    chex.assert_shape(array, shape, custom_message=message, exception_type=ValueError)
+    error = ValueError(f"{name} must be {layout}, got shape {array.shape}")
+    _check(chex.assert_shape, array, shape, error)
+
+
+def is_real(dtype: Any) -> bool:
+    """Whether a dtype is of real numbers."""
+    return any(jnp.issubdtype(dtype, kind) for kind in REAL)
+
+
+def as_array(
+    name: str,
+    value: ArrayLike,
+    *,
+    what: str = "an array of real numbers",
+    dtype: Any = None,
+) -> jax.Array:
+    """The value as an array."""
+    try:
+        if isinstance(value, str):
+            raise TypeError  # JAX takes some words for a dtype.
+        return jnp.asarray(value, dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and library_of(value) != "torch":
+            raise
+        why = f" ({error})" if type(value) in (list, tuple) else ""
+        got = no_array(name, value) + why
+        raise TypeError(f"{name} must be {what}, got {got}") from None
+
+
+def as_floating(name: str, value: ArrayLike) -> jax.Array:
+    """The value as an array that is floating."""
+    array = as_array(name, value)
+    check_floating(name, array)
+    return array
+
+
+def as_real(name: str, value: ArrayLike) -> jax.Array:
+    """The value as an array: floating; of integers or bools, the default float."""
+    array = as_array(name, value)
+    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool:
+        return array.astype(jnp.result_type(float))
+    check_floating(name, array)
+    return array
 
 
 def as_problem(
@@ -47,10 +102,9 @@ def as_problem(
     active = as_active(active, centroids.shape[0])
     check_callable("distance", distance)
     check_block_size(block_size)
+    check_axis(axis_name)
     if temperature is not None:
-        check_scalar("temperature", temperature)
-        dtype = accumulation_dtype(points, centroids, weights)
-        temperature = jnp.asarray(temperature, dtype)
+        temperature = as_scalar("temperature", temperature, points, centroids, weights)
     plan = Plan(distance, block_size, axis_name)
     return plan, Problem(points, weights, active, temperature), centroids
 
@@ -59,9 +113,13 @@ def as_points_and_centroids(
     points: ArrayLike, centroids: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
     """The two as arrays: floating, [n, d] and [k, d], n and k at least 1."""
-    points, centroids = as_points(points), jnp.asarray(centroids)
-    check_floating("centroids", centroids)
+    points, centroids = as_points(points), as_real("centroids", centroids)
     d = points.shape[1]
+    if centroids.ndim == 0:
+        raise ValueError(
+            "centroids must be [k, d], got one number: to draw k of the points, "
+            "kmeans_plus_plus(key, points, k); to fit them too, fit_restarts"
+        )
     layout = f"[k, d] with d = {d} as in points {points.shape}"
     check_shape("centroids", centroids, (None, d), layout)
     if centroids.shape[0] == 0:
@@ -73,8 +131,7 @@ def as_points_and_centroids(
 
 def as_points(points: ArrayLike) -> jax.Array:
     """The points as an array: floating, [n, d], n at least 1."""
-    points = jnp.asarray(points)
-    check_floating("points", points)
+    points = as_real("points", points)
     check_shape("points", points, (None, None), "[n, d]")
     if points.shape[0] == 0:
         raise ValueError(f"points must have at least one row, got shape {points.shape}")
@@ -85,8 +142,7 @@ def as_weights(weights: ArrayLike | None, n: int) -> jax.Array | None:
     """The weights as an array: None or floating, [n]."""
     if weights is None:
         return None
-    weights = jnp.asarray(weights)
-    check_floating("weights", weights)
+    weights = as_real("weights", weights)
     check_shape("weights", weights, (n,), f"[n] with n = {n}")
     return weights
 
@@ -95,28 +151,55 @@ def as_active(active: ArrayLike | None, k: int) -> jax.Array | None:
     """The mask of clusters as an array: None or bool, [k]."""
     if active is None:
         return None
-    active = jnp.asarray(active)
-    message = f"active must be bool, got dtype {active.dtype}"
-    chex.assert_type(active, bool, custom_message=message, exception_type=TypeError)
+    active = as_array("active", active)
+    error = TypeError(f"active must be bool, got dtype {active.dtype}")
+    _check(chex.assert_type, active, bool, error)
     check_shape("active", active, (k,), f"[k] with k = {k}")
     return active
 
 
-def check_scalar(name: str, value: ArrayLike, *, zero: bool = False) -> None:
-    """Raises ValueError unless `value` is a scalar and, if a plain number, positive.
-
-    A JAX array is not read: that would wait for the device. With `zero`, 0 passes.
-    """
+def check_given(name: str, value: object) -> None:
+    """Raises ValueError where a number has no default and got None."""
     if value is None:
-        raise ValueError(f"{name} must be a number or a scalar array, got None")
-    if np.ndim(value) != 0:
-        shape = np.shape(value)
+        raise ValueError(f"{name} must be {SCALAR}, got None")
+
+
+def check_scalar(
+    name: str, value: ArrayLike, dtype: Any, *, zero: bool = False
+) -> None:
+    """Raises unless `value` is a real scalar and, if a plain number, positive.
+
+    In `dtype`, that is, and a normal number there: processors flush the others to 0. A
+    JAX array is not read: that would wait for the device. With `zero`, 0 passes.
+    """
+    check_given(name, value)
+    if callable(value):
+        raise TypeError(
+            f"{name} must be {SCALAR}, got {shown(value)}: a schedule is for fit and "
+            f"update; elsewhere call it, {name}=schedule(step), or pass result.{name}"
+        )
+    if not hasattr(value, "shape") and not isinstance(value, int | float):
+        value = as_array(name, value, what=SCALAR)
+    shape = tuple(np.shape(value))
+    if shape:
         raise ValueError(f"{name} must be a scalar (rank 0), got shape {shape}")
-    if isinstance(value, (int, float, np.number, np.ndarray)):
-        number = float(value)
-        if not (number > 0 or (zero and number == 0)) or math.isinf(number):
-            kind = "finite and not negative" if zero else "finite and positive"
-            raise ValueError(f"{name} must be {kind}, got {value}")
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    if is_array and not is_real(value.dtype):
+        raise TypeError(f"{name} must be real, got dtype {value.dtype}")
+    number: Any = value.item() if isinstance(value, np.ndarray | np.generic) else value
+    if isinstance(number, int | float):
+        check_range(name, number, dtype, zero=zero)
+
+
+def check_range(name: str, number: float, dtype: Any, *, zero: bool) -> None:
+    """Raises ValueError unless a number is positive, finite and normal in `dtype`."""
+    least, most = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max)
+    if least <= number <= most or (zero and 0 <= number <= most):
+        return
+    kind = "finite and not negative" if zero else "finite and positive"
+    if 0 < number < math.inf:
+        kind += f" in {np.dtype(dtype)}, from {least} to {most}"
+    raise ValueError(f"{name} must be {kind}, got {number}")
 
 
 def check_integer(
@@ -134,7 +217,7 @@ def check_integer(
 def check_callable(name: str, function: object) -> None:
     """Raises TypeError unless `function` can be called."""
     if not callable(function):
-        raise TypeError(f"{name} must be a function, got {function!r}")
+        raise TypeError(f"{name} must be a function, got {shown(function)}")
 
 
 def check_block_size(block_size: int | None) -> None:
@@ -143,10 +226,22 @@ def check_block_size(block_size: int | None) -> None:
         check_integer("block_size", block_size, minimum=1)
 
 
+def check_key(key: Any) -> None:
+    """Raises TypeError unless `key` is a random key, typed or raw."""
+    is_array = isinstance(key, jax.Array | np.ndarray)
+    is_typed = is_array and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    is_raw = is_array and key.dtype == np.uint32
+    if not (is_typed and key.ndim == 0) and not (is_raw and key.ndim == 1):
+        seed = key if isinstance(key, int) else 0
+        raise TypeError(
+            "key must be a random key, and the first argument, as "
+            f"jax.random.key({seed}); got {shown(key)}"
+        )
+
+
 def as_logits(logits: ArrayLike) -> jax.Array:
     """The logits as an array: floating, [..., k], k at least 1."""
-    logits = jnp.asarray(logits)
-    check_floating("logits", logits)
+    logits = as_floating("logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         found = f"got shape {logits.shape}"
         raise ValueError(f"logits must be [..., k] with k at least 1, {found}")
@@ -154,11 +249,12 @@ def as_logits(logits: ArrayLike) -> jax.Array:
 
 
 def as_scalar(
-    name: str, value: ArrayLike, *arrays: jax.Array, zero: bool = False
+    name: str, value: ArrayLike, *arrays: jax.Array | None, zero: bool = False
 ) -> jax.Array:
     """A checked positive scalar, of the widest dtype of the arrays, or float32."""
-    check_scalar(name, value, zero=zero)
-    return jnp.asarray(value, accumulation_dtype(*arrays))
+    dtype = accumulation_dtype(*arrays)
+    check_scalar(name, value, dtype, zero=zero)
+    return as_array(name, value, what=SCALAR, dtype=dtype)
 
 
 def as_noise(
@@ -172,8 +268,7 @@ def as_noise(
         draws: None for noise [..., k]; a number for noise [m, ..., k] of at least that
             many draws.
     """
-    noise = jnp.asarray(noise)
-    check_floating("noise", noise)
+    noise = as_floating("noise", noise)
     if draws is None:
         layout = f"of the shape of logits {logits.shape} (one row of an estimator's)"
         check_shape("noise", noise, logits.shape, layout)

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._blocks import weigh
-from diffkm_jax._checks import as_points, as_weights, check_integer
+from diffkm_jax._checks import as_points, as_weights, check_integer, check_key
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import anchor, matmul
+from diffkm_jax._hints import hinted
+from diffkm_jax._mesh import vary_as
 from diffkm_jax.distances import squared_euclidean
 
 if TYPE_CHECKING:
@@ -24,14 +26,16 @@ __all__ = ["kmeans_plus_plus", "random_points"]
 
 
 def _checked(
-    points: ArrayLike, k: int, weights: ArrayLike | None
+    key: jax.Array, points: ArrayLike, k: int, weights: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array | None]:
+    check_key(key)
     points = as_points(points)
     n = len(points)
     check_integer("k", k, minimum=1, maximum=n, why=" (the number of points)")
     return points, as_weights(weights, n)
 
 
+@hinted
 def random_points(
     key: PRNGKeyArray,
     points: Float[ArrayLike, "n d"],
@@ -67,7 +71,7 @@ def random_points(
 
     Source: Forgy 1965; Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489
     """
-    points, weights = _checked(points, k, weights)
+    points, weights = _checked(key, points, k, weights)
     return _random_points(key, points, weights, k)
 
 
@@ -84,6 +88,7 @@ def _random_points(
     return points[jnp.where(jnp.isfinite(logits), index, index[0])]
 
 
+@hinted
 def kmeans_plus_plus(
     key: PRNGKeyArray,
     points: Float[ArrayLike, "n d"],
@@ -127,7 +132,7 @@ def kmeans_plus_plus(
     Source: Arthur & Vassilvitskii 2007,
         https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
     """
-    points, weights = _checked(points, k, weights)
+    points, weights = _checked(key, points, k, weights)
     if num_candidates is None:
         num_candidates = 2 + int(math.log(k))
     check_integer("num_candidates", num_candidates, minimum=1)
@@ -180,5 +185,5 @@ def _kmeans_plus_plus(
 
     first = draw(jax.random.fold_in(key, 0), mass, 1)[0]
     chosen = jnp.zeros(k, jnp.int32).at[0].set(first)
-    start = chosen, squared_euclidean(x, x[first])
+    start = vary_as((chosen, squared_euclidean(x, x[first])), key, x, mass)
     return points[lax.fori_loop(1, k, choose, start)[0]]

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._blocks import fill_inert, fill_rows, weigh
-from diffkm_jax._checks import as_problem, check_callable, check_scalar
+from diffkm_jax._checks import as_problem, check_callable, check_given
 from diffkm_jax._distance_pass import heaviest
 from diffkm_jax._geometry import centered
+from diffkm_jax._hints import hinted
 from diffkm_jax._pass import total_loss
 from diffkm_jax.distances import Distance, pairwise, squared_euclidean
 
@@ -35,6 +36,7 @@ class Assignment(Protocol):
         ...
 
 
+@hinted
 def kmeans_loss(
     points: Float[ArrayLike, "n d"],
     centroids: Float[ArrayLike, "k d"],
@@ -92,6 +94,7 @@ def kmeans_loss(
     return total_loss(plan, problem, centroids)
 
 
+@hinted
 def soft_kmeans_loss(
     points: Float[ArrayLike, "n d"],
     centroids: Float[ArrayLike, "k d"],
@@ -144,8 +147,7 @@ def soft_kmeans_loss(
 
     Source: Rose 1998, https://doi.org/10.1109/5.726788
     """
-    if temperature is None:
-        raise ValueError("temperature must be a number or a scalar array, got None")
+    check_given("temperature", temperature)
     plan, problem, centroids = as_problem(
         points,
         centroids,
@@ -159,6 +161,7 @@ def soft_kmeans_loss(
     return total_loss(plan, problem, centroids)
 
 
+@hinted
 def assigned_loss(
     points: Float[ArrayLike, "n d"],
     centroids: Float[ArrayLike, "k d"],
@@ -209,7 +212,7 @@ def assigned_loss(
         https://arxiv.org/abs/1611.01144
     """
     check_callable("assignment", assignment)
-    check_scalar("temperature", temperature)
+    check_given("temperature", temperature)
     _, problem, centroids = as_problem(
         points,
         centroids,

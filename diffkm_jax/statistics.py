@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import export
 
 from diffkm_jax._checks import as_problem
+from diffkm_jax._hints import hinted
 from diffkm_jax._pass import nearest_labels, sums
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import Distance, squared_euclidean
@@ -46,6 +47,7 @@ export.register_namedtuple_serialization(
 )
 
 
+@hinted
 def statistics(
     points: Float[ArrayLike, "n d"],
     centroids: Float[ArrayLike, "k d"],
@@ -129,6 +131,7 @@ def residual_of(stats: Statistics) -> jax.Array:
     return jnp.sum(full_step(stats) ** 2)
 
 
+@hinted
 def assign(
     points: Float[ArrayLike, "n d"],
     centroids: Float[ArrayLike, "k d"],

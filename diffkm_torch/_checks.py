@@ -9,15 +9,33 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch._hints import no_tensor, shown
 from diffkm_torch._problem import Problem
+
+SCALAR = "a number or a scalar array"
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raises TypeError unless `tensor` is a dense tensor."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a tensor, got {no_tensor(name, tensor)}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raises TypeError unless `tensor` is a floating tensor."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    check_tensor(name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be floating, got dtype {tensor.dtype}")
+
+
+def as_real(name: str, tensor: Tensor) -> Tensor:
+    """The tensor, checked: floating; of integers or bools, in the default dtype."""
+    check_tensor(name, tensor)
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return tensor.to(torch.get_default_dtype())
+    check_floating(name, tensor)
+    return tensor
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple, layout: str) -> None:
@@ -39,22 +57,23 @@ def as_problem(
     active: Tensor | None = None,
     temperature: float | Tensor | None = None,
     block_size: int | None = None,
-) -> Problem:
-    """The arguments of a pass over points, checked: the problem they are."""
+) -> tuple[Problem, Tensor]:
+    """The arguments of a pass over points, checked: its problem, the centroids."""
     points, centroids = as_points_and_centroids(points, centroids)
     weights = as_weights(weights, len(points))
     active = as_active(active, len(centroids))
     check_callable("distance", distance)
     check_block_size(block_size)
     if temperature is not None:
-        check_scalar("temperature", temperature)
-    return Problem(points, weights, active, temperature, distance, block_size)
+        dtype = accumulation_dtype(points, centroids, weights)
+        check_scalar("temperature", temperature, dtype)
+    problem = Problem(points, weights, active, temperature, distance, block_size)
+    return problem, centroids
 
 
 def as_points_and_centroids(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """The two, checked: floating, [n, d] and [k, d], n and k at least 1."""
-    check_floating("points", points)
-    check_floating("centroids", centroids)
+    points, centroids = as_real("points", points), as_real("centroids", centroids)
     check_shape("points", points, (None, None), "[n, d]")
     d = points.shape[1]
     layout = f"[k, d] with d = {d} as in points {tuple(points.shape)}"
@@ -68,36 +87,65 @@ def as_points_and_centroids(points: Tensor, centroids: Tensor) -> tuple[Tensor, 
 
 def as_weights(weights: Tensor | None, n: int) -> Tensor | None:
     """The weights, checked: None or floating, [n]."""
-    if weights is not None:
-        check_floating("weights", weights)
-        check_shape("weights", weights, (n,), f"[n] with n = {n}")
+    if weights is None:
+        return None
+    weights = as_real("weights", weights)
+    check_shape("weights", weights, (n,), f"[n] with n = {n}")
     return weights
 
 
 def as_active(active: Tensor | None, k: int) -> Tensor | None:
     """The mask of clusters, checked: None or bool, [k]."""
     if active is not None:
+        check_tensor("active", active)
         if active.dtype != torch.bool:
             raise TypeError(f"active must be bool, got dtype {active.dtype}")
         check_shape("active", active, (k,), f"[k] with k = {k}")
     return active
 
 
-def check_scalar(name: str, value: float | Tensor, *, zero: bool = False) -> None:
-    """Raises ValueError unless `value` is a scalar and, if a plain number, positive.
-
-    A tensor is not read: that would wait for the device. With `zero`, 0 passes.
-    """
+def check_given(name: str, value: object) -> None:
+    """Raises ValueError where a number has no default and got None."""
     if value is None:
-        raise ValueError(f"{name} must be a number or a scalar array, got None")
+        raise ValueError(f"{name} must be {SCALAR}, got None")
+
+
+def check_scalar(
+    name: str, value: float | Tensor, dtype: torch.dtype, *, zero: bool = False
+) -> None:
+    """Raises unless `value` is a real scalar and, if a plain number, positive.
+
+    In `dtype`, that is, and a normal number there: processors may flush the others to
+    0. A tensor is not read: that would wait for the device. With `zero`, 0 passes.
+    """
+    check_given(name, value)
+    if callable(value):
+        raise TypeError(
+            f"{name} must be {SCALAR}, got {shown(value)}: a schedule is for fit and "
+            f"update; elsewhere call it, {name}=schedule(step), or pass result.{name}"
+        )
     shape = tuple(getattr(value, "shape", ()))
     if shape:
         raise ValueError(f"{name} must be a scalar (rank 0), got shape {shape}")
-    if not isinstance(value, Tensor):
-        number = float(value)
-        if not (number > 0 or (zero and number == 0)) or math.isinf(number):
-            kind = "finite and not negative" if zero else "finite and positive"
-            raise ValueError(f"{name} must be {kind}, got {value}")
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"{name} must be real, got dtype {value.dtype}")
+        return
+    number = value.item() if hasattr(value, "item") else value
+    if not isinstance(number, int | float):
+        raise TypeError(f"{name} must be {SCALAR}, got {shown(value)}")
+    check_range(name, number, dtype, zero=zero)
+
+
+def check_range(name: str, number: float, dtype: torch.dtype, *, zero: bool) -> None:
+    """Raises ValueError unless a number is positive, finite and normal in `dtype`."""
+    least, most = torch.finfo(dtype).tiny, torch.finfo(dtype).max
+    if least <= number <= most or (zero and 0 <= number <= most):
+        return
+    kind = "finite and not negative" if zero else "finite and positive"
+    if 0 < number < math.inf:
+        kind += f" in {str(dtype).removeprefix('torch.')}, from {least} to {most}"
+    raise ValueError(f"{name} must be {kind}, got {number}")
 
 
 def check_integer(name: str, value: int, *, minimum: int) -> None:
@@ -112,7 +160,7 @@ def check_integer(name: str, value: int, *, minimum: int) -> None:
 def check_callable(name: str, function: object) -> None:
     """Raises TypeError unless `function` can be called."""
     if not callable(function):
-        raise TypeError(f"{name} must be a function, got {function!r}")
+        raise TypeError(f"{name} must be a function, got {shown(function)}")
 
 
 def check_block_size(block_size: int | None) -> None:
@@ -134,7 +182,7 @@ def as_scalar(
     name: str, value: float | Tensor, dtype: torch.dtype, *, zero: bool = False
 ) -> Tensor:
     """A checked positive scalar as a tensor of `dtype`, with its gradient."""
-    check_scalar(name, value, zero=zero)
+    check_scalar(name, value, dtype, zero=zero)
     return torch.as_tensor(value, dtype=dtype)
 
 

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from diffkm_torch._checks import (
     as_points_and_centroids,
+    as_real,
     check_callable,
     check_floating,
     check_shape,
 )
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch._hints import hinted
 from diffkm_torch._products import product
 
 __all__ = [
@@ -34,8 +36,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def _operands(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    check_floating("x", x)
-    check_floating("y", y)
+    x, y = as_real("x", x), as_real("y", y)
     shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-1]:
         raise ValueError(f"x and y must share their last axis d, got shapes {shapes}")
@@ -156,6 +157,7 @@ def mahalanobis(precision: Tensor) -> Distance:
     return squared_mahalanobis
 
 
+@hinted
 def pairwise(
     points: Tensor, centroids: Tensor, *, distance: Distance = squared_euclidean
 ) -> Tensor:

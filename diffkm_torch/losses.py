@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import as_problem, as_scalar, check_callable
+from diffkm_torch._checks import as_problem, as_scalar, check_callable, check_given
 from diffkm_torch._geometry import fill_rows, masked, prepare
+from diffkm_torch._hints import hinted
 from diffkm_torch.distances import Distance, pairwise, squared_euclidean
 from diffkm_torch.statistics import loss_of
 
@@ -17,6 +18,7 @@ __all__ = ["assigned_loss", "kmeans_loss", "soft_kmeans_loss"]
 Assignment = Callable[[Tensor], Tensor]
 
 
+@hinted
 def kmeans_loss(
     points: Tensor,
     centroids: Tensor,
@@ -27,7 +29,7 @@ def kmeans_loss(
     block_size: int | None = None,
 ) -> Tensor:
     """Mirrors `diffkm_jax.kmeans_loss`: Σ_i w_i min_j distance(x_i, c_j), []."""
-    problem = as_problem(
+    problem, centroids = as_problem(
         points,
         centroids,
         distance=distance,
@@ -38,6 +40,7 @@ def kmeans_loss(
     return loss_of(problem, centroids)
 
 
+@hinted
 def soft_kmeans_loss(
     points: Tensor,
     centroids: Tensor,
@@ -49,9 +52,8 @@ def soft_kmeans_loss(
     block_size: int | None = None,
 ) -> Tensor:
     """Mirrors `diffkm_jax.soft_kmeans_loss`: the free energy at a temperature, []."""
-    if temperature is None:
-        raise ValueError("temperature must be a number or a scalar array, got None")
-    problem = as_problem(
+    check_given("temperature", temperature)
+    problem, centroids = as_problem(
         points,
         centroids,
         distance=distance,
@@ -63,6 +65,7 @@ def soft_kmeans_loss(
     return loss_of(problem, centroids)
 
 
+@hinted
 def assigned_loss(
     points: Tensor,
     centroids: Tensor,
@@ -74,7 +77,7 @@ def assigned_loss(
     active: Tensor | None = None,
 ) -> Tensor:
     """Mirrors `diffkm_jax.assigned_loss`: Σ_ij w_i A_ij distance_ij, []."""
-    problem = as_problem(
+    problem, centroids = as_problem(
         points, centroids, distance=distance, weights=weights, active=active
     )
     check_callable("assignment", assignment)

@@ -23,12 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from diffkm_torch._checks import (
+    as_real,
     check_callable,
     check_floating,
     check_scalar,
     check_shape,
 )
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch._hints import shown
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.fitting import State, update
 from diffkm_torch.losses import kmeans_loss, soft_kmeans_loss
@@ -91,12 +93,15 @@ class KMeansLoss(nn.Module):
     ) -> None:
         """Checks its arguments and copies the centroids."""
         super().__init__()
-        _check_centroids(centroids)
+        centroids = _as_centroids(centroids)
         if temperature is not None:
-            check_scalar("temperature", temperature)
+            dtype = accumulation_dtype(centroids)
+            check_scalar("temperature", temperature, dtype)
         check_callable("distance", distance)
         if reduction not in ("sum", "mean"):
-            raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+            raise ValueError(
+                f"reduction must be 'sum' or 'mean', got {shown(reduction)}"
+            )
         self.centroids = nn.Parameter(centroids.detach().clone())
         self.temperature = temperature
         self.distance = distance
@@ -175,7 +180,7 @@ class VectorQuantizer(nn.Module):
     ) -> None:
         """Checks its arguments and copies the centroids."""
         super().__init__()
-        _check_centroids(centroids)
+        centroids = _as_centroids(centroids)
         check_callable("method", method)
         start = centroids.detach().clone()
         self._optimizer = None if decay is None else ema(decay)
@@ -240,25 +245,26 @@ class VectorQuantizer(nn.Module):
         return f"{sizes}, method={_name(self.method)}, decay={self.decay}"
 
 
-def _check_centroids(centroids: Tensor) -> None:
-    check_floating("centroids", centroids)
+def _as_centroids(centroids: Tensor) -> Tensor:
+    centroids = as_real("centroids", centroids)
     check_shape("centroids", centroids, (None, None), "[k, d]")
     if len(centroids) == 0:
         shape = tuple(centroids.shape)
         raise ValueError(f"centroids must have at least one row, got shape {shape}")
+    return centroids
 
 
 def _rows(
     points: Tensor, weights: Tensor | None, centroids: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Points [n, d] and weights [n], their leading axes made one."""
-    check_floating("points", points)
+    points = as_real("points", points)
     shape, d = tuple(points.shape), centroids.shape[1]
     if shape[-1:] != (d,):
         layout = f"[..., d] with d = {d} as in centroids {tuple(centroids.shape)}"
         raise ValueError(f"points must be {layout}, got shape {shape}")
     if weights is not None:
-        check_floating("weights", weights)
+        weights = as_real("weights", weights)
         check_shape("weights", weights, shape[:-1], f"[...] as points {shape}")
         weights = weights.reshape(-1)
     return points.reshape(-1, d), weights

@@ -184,7 +184,7 @@ def sgd(learning_rate: float) -> GradientTransformation:
 
     Source: `optax.sgd`, https://optax.readthedocs.io
     """
-    check_scalar("learning_rate", learning_rate)
+    check_scalar("learning_rate", learning_rate, torch.float32)
 
     def update(
         updates: Tensor, state: tuple, params: Tensor | None = None, **extra: Any

@@ -11,9 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import as_problem, check_callable, check_floating, check_shape
+from diffkm_torch._checks import (
+    as_problem,
+    as_real,
+    check_callable,
+    check_floating,
+    check_shape,
+)
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._geometry import fill_inert, fill_rows, prepare
+from diffkm_torch._hints import hinted
 from diffkm_torch._problem import Problem
 from diffkm_torch._products import rows_of
 from diffkm_torch.distances import squared_euclidean
@@ -112,6 +119,7 @@ def _polar(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(zero, 0, scale), length, x / length
 
 
+@hinted
 def quantize(
     points: Tensor,
     centroids: Tensor,
@@ -122,7 +130,7 @@ def quantize(
     block_size: int | None = None,
 ) -> Quantized:
     """Mirrors `diffkm_jax.quantize`: nearest centroids, a method's gradient, losses."""
-    problem = as_problem(
+    problem, centroids = as_problem(
         points,
         centroids,
         distance=squared_euclidean,
@@ -131,6 +139,7 @@ def quantize(
         block_size=block_size,
     )
     check_callable("method", method)
+    points = problem.points
     x, nearest, *others = _encode(problem, centroids)
     nearest = nearest.detach().to(centroids.dtype)
     values = method(x.to(points.dtype), nearest)
@@ -140,6 +149,7 @@ def quantize(
     return Quantized(values, *others)
 
 
+@hinted
 def nsvq(
     points: Tensor,
     centroids: Tensor,
@@ -150,7 +160,7 @@ def nsvq(
     block_size: int | None = None,
 ) -> Quantized:
     """Mirrors `diffkm_jax.nsvq`: x + ‖x − q‖ v/‖v‖, with gradient to x and q."""
-    problem = as_problem(
+    problem, centroids = as_problem(
         points,
         centroids,
         distance=squared_euclidean,
@@ -158,6 +168,7 @@ def nsvq(
         active=active,
         block_size=block_size,
     )
+    points = problem.points
     check_floating("noise", noise)
     shape = tuple(points.shape)
     check_shape("noise", noise, shape, f"[n, d] as points {shape}")
@@ -184,8 +195,7 @@ def _encode(
 
 
 def _as_pair(points: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
-    check_floating("points", points)
-    check_floating("nearest", nearest)
+    points, nearest = as_real("points", points), as_real("nearest", nearest)
     shape = tuple(points.shape)
     if not shape or shape[-1] == 0:
         found = f"got shape {shape}"

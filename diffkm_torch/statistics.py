@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffkm_torch._checks import as_problem, as_scalar
 from diffkm_torch._geometry import fill_rows, masked, prepare
+from diffkm_torch._hints import hinted
 from diffkm_torch._problem import Problem
 from diffkm_torch._products import (
     product_of_rows,
@@ -20,6 +21,7 @@ from diffkm_torch._products import (
     rows_product,
     sum_by_label,
 )
+from diffkm_torch.assignments._softmax import below_largest
 from diffkm_torch.distances import Distance, evaluate, pairwise, squared_euclidean
 
 __all__ = ["Statistics", "assign", "statistics"]
@@ -33,6 +35,7 @@ class Statistics(NamedTuple):
     shifts: Tensor
 
 
+@hinted
 def statistics(
     points: Tensor,
     centroids: Tensor,
@@ -43,7 +46,7 @@ def statistics(
     block_size: int | None = None,
 ) -> Statistics:
     """Mirrors `diffkm_jax.statistics`; `block_size` None takes all points at once."""
-    problem = as_problem(
+    problem, centroids = as_problem(
         points,
         centroids,
         distance=squared_euclidean,
@@ -55,6 +58,7 @@ def statistics(
     return statistics_of(problem, centroids)
 
 
+@hinted
 def assign(
     points: Tensor,
     centroids: Tensor,
@@ -64,7 +68,7 @@ def assign(
     block_size: int | None = None,
 ) -> Tensor:
     """Mirrors `diffkm_jax.assign`: labels [n], int64, ties to the lowest index."""
-    problem = as_problem(
+    problem, centroids = as_problem(
         points, centroids, distance=distance, active=active, block_size=block_size
     )
     return labels_of(problem, centroids)
@@ -157,13 +161,10 @@ def _squared_euclidean_block(
         return loss, counts, sum_by_label(w[:, None] * e, labels, len(c))
     if weighted:
         x = fill_rows(x, w, ((x - m) ** 2).sum(1), m)
-    score = _scores(x, b, m)
-    # Taken off before it is scaled: scaled first, rounding grows with 1/T.
-    best = masked(score.detach(), problem.active).amax(1, keepdim=True)
-    score = masked((score - best) * (2 / t), problem.active)
     # −T log Σ_j exp(−‖x − c_j‖² / T), where ‖x − c_j‖² = ‖x − m‖² − 2 score_j
-    free = ((x - m) ** 2).sum(1) - 2 * best[:, 0] - t * score.logsumexp(1)
-    wr = w[:, None] * score.softmax(1)
+    soft_max, r = _soften(masked(2 * _scores(x, b, m), problem.active), t)
+    free = ((x - m) ** 2).sum(1) - soft_max
+    wr = w[:, None] * r
     counts = wr.sum(0)
     shifts = product_of_rows(wr, x - m) - counts[:, None] * b
     return (w * free).sum(), counts, shifts
@@ -185,9 +186,16 @@ def _distance_block(
         labels = held_score(x).argmax(1)
         loss = (w * evaluate(distance, x, rows_of(c, labels))).sum()
         return loss, sum_by_label(w, labels, len(c))
-    score = masked(-pairwise(x, c, distance=distance) / t, problem.active)
-    loss = -t * (w * score.logsumexp(1)).sum()
-    return loss, (w[:, None] * score.softmax(1)).sum(0)
+    costs = pairwise(x, c, distance=distance)
+    soft_max, r = _soften(masked(-costs, problem.active), t)
+    return -(w * soft_max).sum(), (w[:, None] * r).sum(0)
+
+
+def _soften(score: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """T log Σ_j exp(score_j / T), [n], and softmax(score / T), [n, k], however cold."""
+    scaled, out = below_largest(score, t, -1000)
+    scaled = scaled.masked_fill(out, -torch.inf)
+    return score.detach().amax(1) + t * scaled.logsumexp(1), scaled.softmax(1)
 
 
 def _about(m: Tensor, c: Tensor, problem: Problem) -> Tensor:

@@ -480,9 +480,13 @@ def test_everything_is_in_the_accumulation_dtype(temperature, dtype):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"points": np.ones((N, D), int)}, TypeError, "points must be floating"),
-        ({"centroids": np.ones((K, D), int)}, TypeError, "centroids must be floating"),
-        ({"weights": np.ones(N, int)}, TypeError, "weights must be floating"),
+        ({"points": np.ones((N, D), complex)}, TypeError, "points must be floating"),
+        (
+            {"centroids": np.ones((K, D), complex)},
+            TypeError,
+            "centroids must be floating",
+        ),
+        ({"weights": np.ones(N, complex)}, TypeError, "weights must be floating"),
         ({"active": np.ones(K)}, TypeError, "active must be bool"),
         ({"num_iterations": 2.0}, TypeError, "num_iterations must be a Python integer"),
         ({"block_size": 2.0}, TypeError, "block_size must be a Python integer"),

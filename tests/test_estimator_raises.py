@@ -105,7 +105,7 @@ def test_other_arguments_of_maps(package):
     with pytest.raises(ValueError, match=r"column_weights must be \[k\].*k = 3.*4"):
         package.call("sinkhorn", LOGITS, column_weights=np.ones(4))
     with pytest.raises(TypeError, match="column_weights must be floating"):
-        package.call("sinkhorn", LOGITS, column_weights=np.ones(3, int))
+        package.call("sinkhorn", LOGITS, column_weights=np.ones(3, complex))
 
 
 @BOTH
@@ -285,9 +285,9 @@ def test_draws_of_another_dtype(package):
 def test_evaluate(function):
     reinmax = dk.estimators.reinmax
     for bad in (reinmax, dk.reinmax):
-        with pytest.raises(TypeError, match=r"must be an Estimator, .*\), got <func"):
+        with pytest.raises(TypeError, match=r"an Estimator, .*\), got reinmax$"):
             function(KEY, total, LOGITS, bad)
-    with pytest.raises(TypeError, match=r"must be an Estimator, .*\), got <func"):
+    with pytest.raises(TypeError, match=r"an Estimator, .*\), got reinmax$"):
         dk.evaluate(KEY, total, LOGITS, [reinmax])
     with pytest.raises(TypeError, match="logits must be floating"):
         function(KEY, total, LOGITS.astype(int), reinmax())

@@ -15,7 +15,7 @@ import diffkm_torch
 
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
-    ["_dtypes", "_leaves", "_numerics", "_problem", "_tangents"],
+    ["_dtypes", "_hints", "_leaves", "_mesh", "_numerics", "_problem", "_tangents"],
     ["_checks", "_blocks", "_products", "agreement", "bridge"],
     ["_geometry"],
     ["distances", "assignments"],

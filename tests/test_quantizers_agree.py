@@ -126,8 +126,8 @@ RAISES = [
         (name, arrays, {}, error, message)
         for name in METHODS
         for arrays, error, message in [
-            ((X.astype(int), X), TypeError, "points must be floating, .*int64"),
-            ((X, X.astype(int)), TypeError, "nearest must be floating, .*int64"),
+            ((X + 1j, X), TypeError, "points must be floating, .*complex128"),
+            ((X, X + 1j), TypeError, "nearest must be floating, .*complex128"),
             ((np.float64(1), X), ValueError, r"points must be \[..., d\].*shape \(\)"),
             ((X[:, :0], X), ValueError, r"points must be .*shape \(41, 0\)"),
             ((X, C), ValueError, r"nearest must be .*\(41, 3\), got shape \(5, 3\)"),
@@ -138,7 +138,7 @@ RAISES = [
         (name, (X, C, *more), options, error, message)
         for name, more in [("quantize", ()), ("nsvq", (V,))]
         for options, error, message in [
-            ({"weights": W.astype(int)}, TypeError, "weights must be floating"),
+            ({"weights": W + 1j}, TypeError, "weights must be floating"),
             ({"weights": W[1:]}, ValueError, r"weights must be \[n\] with n = 41"),
             ({"active": np.ones(5)}, TypeError, "active must be bool, .*float64"),
             ({"active": np.ones(3, bool)}, ValueError, r"active must be \[k\]"),
@@ -150,8 +150,8 @@ RAISES = [
         (name, (*pair, *more), {}, error, message)
         for name, more in [("quantize", ()), ("nsvq", (V,))]
         for pair, error, message in [
-            ((X.astype(int), C), TypeError, "points must be floating"),
-            ((X, C.astype(int)), TypeError, "centroids must be floating"),
+            ((X + 1j, C), TypeError, "points must be floating"),
+            ((X, C + 1j), TypeError, "centroids must be floating"),
             ((X[0], C), ValueError, r"points must be \[n, d\], got shape \(3,\)"),
             ((X, C[:, :2]), ValueError, r"centroids must be .*d = 3.*\(5, 2\)"),
         ]

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._checks import (
+    as_floating,
     as_logits,
     as_noise,
     as_scalar,
-    check_floating,
     check_shape,
 )
 from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._hints import shown
 from diffkm_jax.assignments._declared import declared, gradient_of
 from diffkm_jax.assignments._softmax import relaxed
 from diffkm_jax.assignments._straight_through import chosen, perturbed
@@ -190,14 +191,13 @@ def conditional_gumbel(
     Source: Paulus, Maddison & Krause 2021, https://arxiv.org/abs/2010.04838;
         Tucker et al. 2017 (REBAR), https://arxiv.org/abs/1703.07370
     """
-    logits, one_hot = as_logits(logits), jnp.asarray(one_hot)
-    check_floating("one_hot", one_hot)
+    logits, one_hot = as_logits(logits), as_floating("one_hot", one_hot)
     layout = f"of the shape of logits {logits.shape}"
     check_shape("one_hot", one_hot, logits.shape, layout)
     stacked = jnp.ndim(noise) > logits.ndim
     noise = as_noise(noise, logits, draws=1 if stacked else None)
     if not isinstance(differentiable, bool):
-        raise TypeError(f"differentiable must be a bool, got {differentiable!r}")
+        raise TypeError(f"differentiable must be a bool, got {shown(differentiable)}")
     dtype = accumulation_dtype(logits, noise)
     z, g = (jnp.broadcast_to(a, noise.shape).astype(dtype) for a in (logits, noise))
     drawn = jnp.broadcast_to(one_hot, noise.shape) > 0

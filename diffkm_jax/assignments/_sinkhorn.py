@@ -10,11 +10,12 @@ from jax import lax
 
 from diffkm_jax._checks import (
     as_logits,
+    as_real,
     as_scalar,
-    check_floating,
     check_integer,
     check_shape,
 )
+from diffkm_jax._mesh import vary_as
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -78,8 +79,7 @@ def sinkhorn(
     z = jnp.where(excluded, 0, logits.astype(tau.dtype)) / tau
     shares = jnp.zeros(k, z.dtype)
     if column_weights is not None:
-        column_weights = jnp.asarray(column_weights)
-        check_floating("column_weights", column_weights)
+        column_weights = as_real("column_weights", column_weights)
         check_shape("column_weights", column_weights, (k,), f"[k] with k = {k}")
         shares = jnp.log(column_weights.astype(z.dtype))
     shares = jnp.broadcast_to(shares, (*z.shape[:-2], 1, k))
@@ -96,6 +96,7 @@ def sinkhorn(
         rows = total(z + columns, -1)
         return shares - total(z - rows, -2), None
 
-    columns, _ = lax.scan(iteration, jnp.zeros_like(shares), length=num_iters)
+    start = vary_as(jnp.zeros_like(shares), z, shares)
+    columns, _ = lax.scan(iteration, start, length=num_iters)
     balanced = jnp.where(excluded, -jnp.inf, z + columns)
     return jax.nn.softmax(balanced).astype(logits.dtype)

@@ -13,6 +13,8 @@ from diffkm_jax._blocks import block_for, over_points, psum, weigh
 from diffkm_jax._checks import as_problem, check_integer
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import anchor, matmul
+from diffkm_jax._hints import hinted
+from diffkm_jax._mesh import vary_as
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.diagnostics._curvature import hessian_product, smallest_eigenvalue
 from diffkm_jax.diagnostics._margins import margins
@@ -91,6 +93,7 @@ export.register_namedtuple_serialization(
 )
 
 
+@hinted
 def certificate(
     points: Float[ArrayLike, "n d"],
     centroids: Float[ArrayLike, "k d"],
@@ -151,10 +154,6 @@ def certificate(
         Paige 1980 (Lanczos), https://doi.org/10.1016/0024-3795(80)90167-6;
         Higham 2002 (rounding), https://doi.org/10.1137/1.9780898718027
     """
-    if isinstance(centroids, tuple):
-        raise TypeError("centroids must be an array: pass result.centroids")
-    if callable(temperature):
-        raise TypeError("temperature must be a scalar: pass result.temperature")
     check_integer("num_iterations", num_iterations, minimum=1)
     plan, problem, centroids = as_problem(
         points,
@@ -244,7 +243,7 @@ def soft_license(
     """The implicit function theorem asks for a Hessian that is positive."""
     weighty = stats.counts[:, None] > 0
     start = jax.random.normal(jax.random.key(0), c.shape, c.dtype)
-    product = partial(hessian_product, plan, problem, c)
+    product = partial(hessian_product, plan, problem, vary_as(c, stats))
     smallest, error = smallest_eigenvalue(
         product, jnp.where(weighty, start, 0), num_steps
     )

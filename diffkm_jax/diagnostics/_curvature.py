@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from diffkm_jax._blocks import block_for
 from diffkm_jax._geometry import matmul
+from diffkm_jax._mesh import vary_as
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._soft_pass import soft_sums
 
@@ -56,7 +57,7 @@ def smallest_eigenvalue(
 
     q = start.reshape(-1) / jnp.sqrt(jnp.sum(start * start))
     basis = jnp.zeros((num_steps, start.size), start.dtype)
-    begin = basis, q, jnp.zeros_like(q[0])
+    begin = vary_as((basis, q, jnp.zeros_like(q[0])), q)
     _, (alpha, beta, running) = jax.lax.scan(step, begin, jnp.arange(num_steps))
     # Steps after the end must not look like eigenvalues below the others.
     top = jnp.max(jnp.abs(alpha)) + 2 * jnp.max(beta)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._checks import as_logits, check_integer
+from diffkm_jax._checks import as_logits, check_integer, check_key
+from diffkm_jax._hints import hinted
 from diffkm_jax.assignments import hard
 from diffkm_jax.diagnostics._estimates import estimate
 from diffkm_jax.estimators._estimator import (
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
 
+@hinted
 def is_discrete(
     key: jax.Array,
     f: Cost,
@@ -62,6 +64,7 @@ def is_discrete(
     Source: Maddison, Tarlow & Minka 2014 (draws as an argmax of Gumbel noise),
         https://arxiv.org/abs/1411.0030
     """
+    check_key(key)
     check_estimator(estimator)
     check_integer("num_samples", num_samples, minimum=1)
     logits, cost = as_logits(logits), checked_cost(f)

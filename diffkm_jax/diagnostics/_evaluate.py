@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, overload
 import jax
 import jax.numpy as jnp
 
-from diffkm_jax._checks import as_logits, check_integer
+from diffkm_jax._checks import as_logits, check_integer, check_key
+from diffkm_jax._hints import hinted
 from diffkm_jax.diagnostics._estimates import Sample, estimate, joint_draw, judged
 from diffkm_jax.diagnostics._moments import moments
 from diffkm_jax.diagnostics._report import Report, report_of
@@ -28,6 +29,7 @@ DEFAULT_SAMPLES = 10_000
 
 
 @overload
+@hinted
 def evaluate(
     key: jax.Array,
     f: Cost,
@@ -42,6 +44,7 @@ def evaluate(
 
 
 @overload
+@hinted
 def evaluate(
     key: jax.Array,
     f: Cost,
@@ -55,6 +58,7 @@ def evaluate(
 ) -> tuple[Report, ...]: ...
 
 
+@hinted
 def evaluate(
     key: jax.Array,
     f: Cost,
@@ -133,6 +137,7 @@ def evaluate(
         Chan, Golub & LeVeque 1983 (merging of variances),
         https://doi.org/10.1080/00031305.1983.10483115
     """
+    check_key(key)
     several = isinstance(estimator, Iterable)
     estimators = tuple(estimator) if several else (estimator,)
     if not estimators:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from diffkm_jax._mesh import vary_as
 from diffkm_jax._numerics import nonzero
 from diffkm_jax.estimators._attach import over_rows
 
@@ -64,7 +65,7 @@ def moments(
     # From nothing, so that the chunk is compiled once; a weight of 0 merges as nothing.
     shapes = jax.eval_shape(of_chunk, jax.ShapeDtypeStruct((), int))
     nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    return lax.scan(step, nothing, jnp.arange(chunks))[0]
+    return lax.scan(step, vary_as(nothing, shapes), jnp.arange(chunks))[0]
 
 
 def _is_moments(node: Any) -> bool:

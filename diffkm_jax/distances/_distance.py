@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import jax
 import jax.numpy as jnp
 
-from diffkm_jax._checks import check_floating
+from diffkm_jax._checks import as_real
 from diffkm_jax._dtypes import accumulation_dtype
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ class Distance(Protocol):
 
 def operands(x: ArrayLike, y: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """The two, checked, in the accumulation dtype and with as many axes each."""
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    check_floating("x", x)
-    check_floating("y", y)
+    x, y = as_real("x", x), as_real("y", y)
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-1]:
         shapes = f"{x.shape} and {y.shape}"
         raise ValueError(f"x and y must share their last axis d, got shapes {shapes}")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._checks import check_floating, check_shape
+from diffkm_jax._checks import as_floating, check_shape
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._numerics import polar, safe_sqrt
 from diffkm_jax.distances._distance import Distance, operands
@@ -178,8 +178,7 @@ def mahalanobis(precision: Float[ArrayLike, "d d"]) -> Distance:
     Source: Mahalanobis 1936; Xing et al. 2002 (learning P for clustering),
         https://proceedings.neurips.cc/paper/2002/hash/c3e4035af2a1cde9f21e1ae1951ac80b-Abstract.html
     """
-    precision = jnp.asarray(precision)
-    check_floating("precision", precision)
+    precision = as_floating("precision", precision)
     d = precision.shape[0] if precision.ndim else 0
     check_shape("precision", precision, (d, d), "square, [d, d]")
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from diffkm_jax._checks import as_points_and_centroids, check_callable
 from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._hints import hinted
 from diffkm_jax.distances._distance import Distance
 from diffkm_jax.distances._metrics import squared_euclidean
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
+@hinted
 def pairwise(
     points: Float[ArrayLike, "n d"],
     centroids: Float[ArrayLike, "k d"],

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 
-from diffkm_jax._checks import as_logits, check_floating, check_shape
+from diffkm_jax._checks import as_floating, as_logits, check_shape
 from diffkm_jax.assignments._declared import declared
 
 if TYPE_CHECKING:
@@ -50,10 +49,8 @@ def attach(
     Source: Schulman et al. 2015 (stochastic computation graphs),
         https://arxiv.org/abs/1506.05254
     """
-    costs, gradient = jnp.asarray(costs), jnp.asarray(gradient)
     logits = as_logits(logits)
-    check_floating("costs", costs)
-    check_floating("gradient", gradient)
+    costs, gradient = as_floating("costs", costs), as_floating("gradient", gradient)
     layout = f"of the shape of logits {logits.shape}"
     check_shape("gradient", gradient, logits.shape, layout)
     prefix = logits.shape[: min(costs.ndim, logits.ndim - 1)]

@@ -11,12 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from diffkm_jax._checks import (
+    as_array,
+    as_floating,
     as_logits,
     check_callable,
     check_floating,
+    check_key,
     check_scalar,
     check_shape,
 )
+from diffkm_jax._hints import shown
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike, DTypeLike
@@ -102,6 +106,7 @@ class Estimator:
         Raises:
             TypeError: `dtype` is not floating.
         """
+        check_key(key)
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"dtype must be floating, got {dtype}")
@@ -152,8 +157,7 @@ class Estimator:
             if self.num_draws:
                 raise ValueError(f"noise must be {shape} for {self.name}, got None")
             noise = jnp.zeros(shape, logits.dtype)
-        noise = jnp.asarray(noise)
-        check_floating("noise", noise)
+        noise = as_floating("noise", noise)
         check_shape("noise", noise, shape, f"{shape}, a row per draw of {self.name}")
         shapes: list[tuple[int, ...]] = []
         costs = self.rule(checked_cost(f, shapes), logits, noise, **self.settings)
@@ -170,7 +174,7 @@ def check_estimator(record: object) -> None:
     if not isinstance(record, Estimator):
         raise TypeError(
             "estimator must be an Estimator, as dk.estimators.reinmax() returns it (a "
-            f"map such as dk.reinmax is none), got {record!r}"
+            f"map such as dk.reinmax is none), got {shown(record)}"
         )
 
 
@@ -179,7 +183,7 @@ def checked_cost(f: Cost, shapes: list[tuple[int, ...]] | None = None) -> Cost:
     check_callable("f", f)
 
     def cost(rows: jax.Array) -> jax.Array:
-        costs = jnp.asarray(f(rows))
+        costs = as_array("the costs of f", f(rows))
         prefix = rows.shape[: costs.ndim]
         if costs.ndim >= rows.ndim or costs.shape != prefix:
             raise ValueError(
@@ -196,7 +200,8 @@ def checked_cost(f: Cost, shapes: list[tuple[int, ...]] | None = None) -> Cost:
 
 def setting(name: str, value: ArrayLike, *, zero: bool = False) -> jax.Array:
     """A checked scalar as a leaf, always of one dtype, so that no value recompiles."""
-    check_scalar(name, value, zero=zero)
+    # In float32, for logits may be that.
+    check_scalar(name, value, jnp.float32, zero=zero)
     return jnp.asarray(value).astype(jax.dtypes.canonicalize_dtype(float))
 
 

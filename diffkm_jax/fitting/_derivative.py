@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from diffkm_jax._hints import shown
 from diffkm_jax._pass import is_expanded, rests_at_means
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.fitting._implicit import System, solution, trusted
@@ -25,11 +26,11 @@ def check_derivative(derivative: str, plan: Plan) -> None:
     """Raises ValueError unless the derivative is one that the distance has."""
     if derivative not in ("implicit", "one_step", "unrolled", "none"):
         expected = "'implicit', 'one_step', 'unrolled' or 'none'"
-        raise ValueError(f"derivative must be {expected}, got {derivative!r}")
+        raise ValueError(f"derivative must be {expected}, got {shown(derivative)}")
     if derivative == "one_step" and not is_expanded(plan):
         raise ValueError(
             "derivative 'one_step' is that of a step to the mean and needs distance "
-            f"squared_euclidean, got {plan.distance}"
+            f"squared_euclidean, got {shown(plan.distance)}"
         )
 
 

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax import export, lax
 
-from diffkm_jax._checks import check_integer, check_scalar
+from diffkm_jax._checks import as_scalar, check_integer
 from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._hints import hinted
+from diffkm_jax._mesh import check_replicated
 from diffkm_jax._pass import sums_and_labels
 from diffkm_jax._problem import Problem
 from diffkm_jax.distances import Distance, squared_euclidean
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 
+@hinted
 def fit(
     points: Float[ArrayLike, "n d"],
     centroids: Float[ArrayLike, "k d"] | State,
@@ -165,7 +168,7 @@ def fit(
         axis_name=axis_name,
     )
     check_derivative(derivative, algorithm.plan)
-    check_loop(tol, max_steps)
+    check_integer("max_steps", max_steps, minimum=0)
     k, n = len(start), problem.points.shape[0]
     known = active is None and axis_name is None and not export.is_symbolic_dim(n)
     if known and k > n:
@@ -177,6 +180,7 @@ def fit(
         acc = accumulation_dtype(problem.points, start, problem.weights)
         state = initial_state(start.astype(acc), algorithm.optimizer, problem.active)
         dtype = start.dtype
+    check_replicated(problem, state, axis_name)
     tol = as_tol(tol, problem)
     return fit_from(algorithm, derivative, max_steps, dtype, problem, state, tol)
 
@@ -262,12 +266,6 @@ def result_of(
     )
 
 
-def check_loop(tol: ArrayLike, max_steps: int) -> None:
-    """Raises ValueError or TypeError unless both are what a loop can stop by."""
-    check_scalar("tol", tol, zero=True)
-    check_integer("max_steps", max_steps, minimum=0)
-
-
 def as_tol(tol: ArrayLike, problem: Problem) -> jax.Array:
     """The tolerance as a scalar array, so that another value is no other program."""
-    return jnp.asarray(tol, accumulation_dtype(problem.points, problem.weights))
+    return as_scalar("tol", tol, problem.points, problem.weights, zero=True)

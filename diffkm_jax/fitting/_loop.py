@@ -11,6 +11,7 @@ from jax import lax
 
 from diffkm_jax._blocks import block_for, over_points, psum, weigh
 from diffkm_jax._geometry import about, anchor, centered
+from diffkm_jax._mesh import vary_as
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.fitting._state import State, zero_inactive
 from diffkm_jax.fitting._step import Algorithm, at_step, step
@@ -118,6 +119,8 @@ def run(
     no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     history = jnp.zeros(max_steps + 1, variance.dtype)
     begin = Progress(state, history, zero, no, no)
+    # A carry that varies over a mesh as what comes of it does: a fit per device.
+    begin = vary_as(begin, variance, start.centroids)
 
     def goes_on(now: Progress) -> jax.Array:
         return (now.num_steps < max_steps) & ~now.converged & ~now.failed

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from diffkm_jax._checks import as_points, check_integer
+from diffkm_jax._checks import as_points, check_integer, check_key
 from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._hints import hinted
 from diffkm_jax._pass import total_loss
 from diffkm_jax._problem import Problem
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._derivative import check_derivative
 from diffkm_jax.fitting._empty import EmptyPolicy
-from diffkm_jax.fitting._fit import as_tol, check_loop, fit_from, result_of
+from diffkm_jax.fitting._fit import as_tol, fit_from, result_of
 from diffkm_jax.fitting._loop import Progress, StopRule, run
 from diffkm_jax.fitting._state import FitResult, State, initial_state
 from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, PRNGKeyArray
 
 
+@hinted
 def fit_restarts(
     key: PRNGKeyArray,
     points: Float[ArrayLike, "n d"],
@@ -88,11 +90,12 @@ def fit_restarts(
     Source: Arthur & Vassilvitskii 2007,
         https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
     """
+    check_key(key)
     points = as_points(points)
     n = len(points)
     check_integer("k", k, minimum=1, maximum=n, why=" (the number of points)")
     check_integer("num_restarts", num_restarts, minimum=1)
-    check_loop(tol, max_steps)
+    check_integer("max_steps", max_steps, minimum=0)
     algorithm, problem, _ = as_algorithm(
         points,
         points[:1],

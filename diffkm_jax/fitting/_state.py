@@ -12,6 +12,7 @@ from jax import export, lax
 
 from diffkm_jax._checks import as_points_and_centroids
 from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._hints import hinted
 from diffkm_jax.optimizers import newton
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class FitResult(NamedTuple):
 export.register_namedtuple_serialization(FitResult, serialized_name="diffkm.FitResult")
 
 
+@hinted
 def init(
     centroids: Float[ArrayLike, "k d"],
     *,

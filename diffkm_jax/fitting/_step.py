@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from diffkm_jax._checks import as_problem
-from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._checks import as_problem, as_scalar
+from diffkm_jax._hints import hinted, shown
+from diffkm_jax._mesh import check_replicated
 from diffkm_jax._pass import is_expanded, total_loss
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import Distance, squared_euclidean
@@ -24,7 +25,7 @@ from diffkm_jax.fitting._empty import (
 )
 from diffkm_jax.fitting._state import State, moved, with_remainder, zero_inactive
 from diffkm_jax.fitting._units import in_true_unit
-from diffkm_jax.optimizers import is_per_count, macqueen, newton
+from diffkm_jax.optimizers import is_per_count, newton
 from diffkm_jax.statistics import Statistics, residual_of, statistics_of
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Algorithm(NamedTuple):
     schedule: Callable[[jax.Array], ArrayLike] | None
 
 
+@hinted
 def update(
     points: Float[ArrayLike, "n d"],
     state: State,
@@ -111,6 +113,9 @@ def update(
     Source: Bottou & Bengio 1995,
         https://leon.bottou.org/papers/bottou-bengio-95
     """
+    if not isinstance(state, State):
+        hint = "pass result.state" if hasattr(state, "state") else "init(centroids)"
+        raise TypeError(f"state must be a State, got {type(state).__name__}: {hint}")
     state = with_remainder(state)
     algorithm, problem, _ = as_algorithm(
         points,
@@ -125,6 +130,8 @@ def update(
         axis_name=axis_name,
     )
     check_state(state, algorithm.optimizer)
+    if empty == "farthest":
+        check_replicated(problem, state, axis_name)
     return step(algorithm, problem, state)[:2]
 
 
@@ -206,8 +213,8 @@ def at_step(algorithm: Algorithm, problem: Problem, index: jax.Array) -> Problem
     """The problem at the temperature of a step."""
     if algorithm.schedule is None:
         return problem
-    dtype = accumulation_dtype(problem.points, problem.weights)
-    temperature = jnp.asarray(algorithm.schedule(index), dtype)
+    temperature: Any = algorithm.schedule(index)
+    temperature = as_scalar("temperature", temperature, problem.points, problem.weights)
     return problem._replace(temperature=temperature)
 
 
@@ -223,12 +230,12 @@ def as_algorithm(
     """The arguments of a step, checked: its algorithm, its problem, the centroids."""
     if not callable(empty) and empty not in ("keep", "farthest"):
         expected = "'keep', 'farthest' or a function"
-        raise ValueError(f"empty must be {expected}, got {empty!r}")
+        raise ValueError(f"empty must be {expected}, got {shown(empty)}")
     if optimizer is None:
         optimizer = newton()
     if not isinstance(optimizer, optax.GradientTransformation):
-        hint = ": call it" if optimizer in (newton, macqueen) else ""
-        expected = f"an optax transformation, got {optimizer!r}{hint}"
+        hint = ": call it, as newton()" if callable(optimizer) else ""
+        expected = f"an optax transformation, got {shown(optimizer)}{hint}"
         raise TypeError(f"optimizer must be {expected}")
     schedule: Any = temperature if callable(temperature) else None
     scalar: Any = None if schedule else temperature
@@ -239,7 +246,7 @@ def as_algorithm(
 
 
 def check_state(state: State, optimizer: optax.GradientTransformation) -> None:
-    """Raises ValueError unless the state is one of the optimizer."""
+    """Raises unless the state is one of the optimizer."""
     expected = jax.tree.structure(jax.eval_shape(optimizer.init, state.centroids))
     found = jax.tree.structure(state.opt_state)
     if expected != found:

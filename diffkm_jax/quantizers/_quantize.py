@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import export, lax
 
 from diffkm_jax._blocks import fill_inert, finite_costs, weigh
-from diffkm_jax._checks import as_problem, check_callable, check_floating, check_shape
+from diffkm_jax._checks import as_floating, as_problem, check_callable, check_shape
 from diffkm_jax._geometry import centered
+from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import polar
 from diffkm_jax._pass import hard_pass
 from diffkm_jax._problem import Plan, Problem
@@ -49,6 +50,7 @@ class Quantized(NamedTuple):
 export.register_namedtuple_serialization(Quantized, serialized_name="diffkm.Quantized")
 
 
+@hinted
 def quantize(
     points: Float[ArrayLike, "n d"],
     centroids: Float[ArrayLike, "k d"],
@@ -117,6 +119,7 @@ def quantize(
     return Quantized(values, *others)
 
 
+@hinted
 def nsvq(
     points: Float[ArrayLike, "n d"],
     centroids: Float[ArrayLike, "k d"],
@@ -172,8 +175,7 @@ def nsvq(
         active=active,
         block_size=block_size,
     )
-    points, noise = problem.points, jnp.asarray(noise)
-    check_floating("noise", noise)
+    points, noise = problem.points, as_floating("noise", noise)
     check_shape("noise", noise, points.shape, f"[n, d] as points {points.shape}")
     x, nearest, *others = _encode(plan, problem, centroids)
     scale, length, _ = polar(x - nearest)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._checks import check_floating, check_shape
+from diffkm_jax._checks import as_real, check_shape
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._numerics import polar
 from diffkm_jax.assignments._declared import declared, gradient_of
@@ -129,9 +129,7 @@ def _rotation(points: jax.Array, nearest: jax.Array):
 
 
 def _as_pair(points: ArrayLike, nearest: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    points, nearest = jnp.asarray(points), jnp.asarray(nearest)
-    check_floating("points", points)
-    check_floating("nearest", nearest)
+    points, nearest = as_real("points", points), as_real("nearest", nearest)
     if points.ndim == 0 or points.shape[-1] == 0:
         found = f"got shape {points.shape}"
         raise ValueError(f"points must be [..., d] with d at least 1, {found}")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffkm_torch._hints import shown
 from diffkm_torch.agreement._arguments import Wrt, arguments
 from diffkm_torch.agreement._comparison import Comparison
 from diffkm_torch.agreement._evaluate import JaxSide, Task, TorchSide
@@ -159,7 +160,7 @@ def _check_options(
 ) -> None:
     for name, fn in (("jax_fn", jax_fn), ("torch_fn", torch_fn)):
         if not callable(fn):
-            raise TypeError(f"{name} must be a function, got {fn!r}")
+            raise TypeError(f"{name} must be a function, got {shown(fn)}")
     if isinstance(dtypes, str) or not dtypes or not set(dtypes) <= set(DTYPES):
         raise ValueError(f"dtypes must be among {DTYPES}, got {dtypes!r}")
     if "float64" in dtypes and not jax.config.values["jax_enable_x64"]:
@@ -170,7 +171,7 @@ def _check_options(
         )
     if isinstance(cotangent, str) and cotangent not in ("random", "ones"):
         raise ValueError(
-            f"cotangent must be 'random', 'ones' or arrays, got {cotangent!r}"
+            f"cotangent must be 'random', 'ones' or arrays, got {shown(cotangent)}"
         )
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order!r}")

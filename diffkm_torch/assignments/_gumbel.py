@@ -13,6 +13,7 @@ from diffkm_torch._checks import (
     check_shape,
 )
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch._hints import shown
 from diffkm_torch.assignments._softmax import relaxed
 from diffkm_torch.assignments._straight_through import (
     chosen,
@@ -63,7 +64,7 @@ def conditional_gumbel(
     stacked = noise.ndim > logits.ndim
     noise = as_noise(noise, logits, draws=1 if stacked else None)
     if not isinstance(differentiable, bool):
-        raise TypeError(f"differentiable must be a bool, got {differentiable!r}")
+        raise TypeError(f"differentiable must be a bool, got {shown(differentiable)}")
     dtype = accumulation_dtype(logits, noise)
     z, g = logits.to(dtype).expand_as(noise), noise.to(dtype)
     drawn = one_hot.expand_as(noise) > 0

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from diffkm_torch._checks import (
     as_logits,
+    as_real,
     as_scalar,
-    check_floating,
     check_integer,
     check_shape,
 )
@@ -34,7 +34,7 @@ def sinkhorn(
     z = logits.to(tau.dtype).masked_fill(excluded, 0) / tau
     shares = z.new_zeros(k)
     if column_weights is not None:
-        check_floating("column_weights", column_weights)
+        column_weights = as_real("column_weights", column_weights)
         check_shape("column_weights", column_weights, (k,), f"[k] with k = {k}")
         shares = column_weights.to(z.dtype).log()
 

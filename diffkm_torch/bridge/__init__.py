@@ -24,6 +24,7 @@ except ImportError as error:
         "diffkm_torch.bridge calls JAX, which is not installed: pip install diffkm"
     ) from error
 
+from diffkm_torch._hints import shown
 from diffkm_torch.bridge._autograd import apply
 from diffkm_torch.bridge._programs import Program, as_output
 
@@ -79,7 +80,7 @@ def jax_to_torch(fn: Callable[..., Any]) -> Callable[..., Any]:
         https://docs.pytorch.org/docs/stable/notes/extending.html
     """
     if not callable(fn):
-        raise TypeError(f"fn must be a function, got {fn!r}")
+        raise TypeError(f"fn must be a function, got {shown(fn)}")
     programs: dict[Any, Program] = {}
 
     @torch.compiler.disable

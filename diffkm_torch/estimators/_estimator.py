@@ -93,7 +93,8 @@ def checked_cost(f: Cost, shapes: list[tuple[int, ...]]) -> Cost:
 
 def setting(name: str, value: float | Tensor, *, zero: bool = False) -> float | Tensor:
     """A checked scalar."""
-    check_scalar(name, value, zero=zero)
+    # In float32, for logits may be that.
+    check_scalar(name, value, torch.float32, zero=zero)
     return value
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from diffkm_torch._hints import shown
 from diffkm_torch._problem import Problem
 from diffkm_torch._products import product
 from diffkm_torch.distances import Distance, squared_euclidean
@@ -21,11 +22,11 @@ def check_derivative(derivative: str, distance: Distance) -> None:
     """Raises ValueError unless the derivative is one that the distance has."""
     if derivative not in ("implicit", "one_step", "unrolled", "none"):
         expected = "'implicit', 'one_step', 'unrolled' or 'none'"
-        raise ValueError(f"derivative must be {expected}, got {derivative!r}")
+        raise ValueError(f"derivative must be {expected}, got {shown(derivative)}")
     if derivative == "one_step" and distance is not squared_euclidean:
         raise ValueError(
             "derivative 'one_step' is that of a step to the mean and needs distance "
-            f"squared_euclidean, got {distance}"
+            f"squared_euclidean, got {shown(distance)}"
         )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffkm_torch._checks import check_integer, check_scalar
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch._hints import hinted
 from diffkm_torch._problem import Problem
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.fitting._derivative import check_derivative, differentiate
@@ -43,6 +44,7 @@ from diffkm_torch.statistics import (
 )
 
 
+@hinted
 def fit(
     points: Tensor,
     centroids: Tensor | State,
@@ -63,10 +65,11 @@ def fit(
     The implicit derivative of a fit that is soft, or of another distance, is exact up
     to the second order.
     """
-    start = centroids.centroids if isinstance(centroids, State) else centroids
-    algorithm, problem = as_algorithm(
+    if isinstance(centroids, FitResult):
+        raise TypeError("centroids must be a tensor or a State: pass result.state")
+    algorithm, problem, start = as_algorithm(
         points,
-        start,
+        centroids.centroids if isinstance(centroids, State) else centroids,
         optimizer=optimizer,
         empty=empty,
         temperature=temperature,
@@ -76,16 +79,17 @@ def fit(
         block_size=block_size,
     )
     check_derivative(derivative, distance)
+    points, weights = problem.points, problem.weights
     k, n = len(start), len(points)
     if k > n and active is None:
         raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
-    check_scalar("tol", tol, zero=True)
+    acc = accumulation_dtype(points, start, weights)
+    check_scalar("tol", tol, acc, zero=True)
     check_integer("max_steps", max_steps, minimum=0)
     if isinstance(centroids, State):
         state, dtype = with_remainder(centroids), points.dtype
         check_state(state, algorithm.optimizer)
     else:
-        acc = accumulation_dtype(points, start, weights)
         state = initial_state(start.to(acc), algorithm.optimizer, active)
         dtype = start.dtype
     problem = in_unit(problem, state.centroids)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffkm_torch._checks import as_points_and_centroids
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch._hints import hinted
 from diffkm_torch.optimizers import GradientTransformation, newton
 
 
@@ -55,6 +56,7 @@ class FitResult(NamedTuple):
     state: State
 
 
+@hinted
 def init(
     centroids: Tensor, *, optimizer: GradientTransformation | None = None
 ) -> State:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffkm_torch._checks import as_problem
+from diffkm_torch._hints import hinted, shown
 from diffkm_torch._problem import Problem
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.fitting._empty import (
@@ -48,6 +49,7 @@ class Algorithm(NamedTuple):
     schedule: Schedule | None
 
 
+@hinted
 def update(
     points: Tensor,
     state: State,
@@ -61,8 +63,11 @@ def update(
     block_size: int | None = None,
 ) -> tuple[State, Statistics]:
     """Mirrors `diffkm_jax.update`: one pass, and one step of the optimizer."""
+    if not isinstance(state, State):
+        hint = "pass result.state" if hasattr(state, "state") else "init(centroids)"
+        raise TypeError(f"state must be a State, got {type(state).__name__}: {hint}")
     state = with_remainder(state)
-    algorithm, problem = as_algorithm(
+    algorithm, problem, _ = as_algorithm(
         points,
         state.centroids,
         optimizer=optimizer,
@@ -173,17 +178,18 @@ def as_algorithm(
     empty: str | EmptyPolicy,
     temperature: Temperature,
     **of_pass: Any,
-) -> tuple[Algorithm, Problem]:
-    """The arguments of a step, checked: its algorithm and its problem."""
+) -> tuple[Algorithm, Problem, Tensor]:
+    """The arguments of a step, checked: its algorithm, its problem, the centroids."""
     schedule = temperature if callable(temperature) else None
     scalar = None if callable(temperature) else temperature
-    problem = as_problem(points, centroids, temperature=scalar, **of_pass)
+    problem, centroids = as_problem(points, centroids, temperature=scalar, **of_pass)
     if not callable(empty) and empty not in ("keep", "farthest"):
         expected = "'keep', 'farthest' or a function"
-        raise ValueError(f"empty must be {expected}, got {empty!r}")
+        raise ValueError(f"empty must be {expected}, got {shown(empty)}")
     if optimizer is None:
         optimizer = newton()
     if not isinstance(optimizer, GradientTransformation):
         expected = "newton(), macqueen(), sgd(...) or another GradientTransformation"
-        raise TypeError(f"optimizer must be {expected}, got {optimizer!r}")
-    return Algorithm(optimizer, empty, schedule), problem
+        hint = ": call it, as newton()" if callable(optimizer) else ""
+        raise TypeError(f"optimizer must be {expected}, got {shown(optimizer)}{hint}")
+    return Algorithm(optimizer, empty, schedule), problem, centroids

@@ -36,3 +36,18 @@ def polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     length = jnp.sqrt(jnp.where(zero, 1, squared))
     return jnp.where(zero, squared, scale), length, x / length
+
+
+def unit_of(largest: jax.Array) -> jax.Array:
+    """The unit for positive numbers up to the largest in which products are normal.
+
+    A power of two, so that to divide by it does not round. It is 1, unless the largest
+    is near an end of the range; then as near to 1 as will do, because derivatives in
+    those numbers are divided by it.
+    """
+    usable = (largest > 0) & jnp.isfinite(largest)
+    exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]
+    # 2⁶⁴ is half of float32's range.
+    limit = jnp.finfo(largest.dtype).maxexp // 2
+    excess = exponent - jnp.clip(exponent, -limit, limit)
+    return jnp.ldexp(jnp.ones_like(largest), excess)

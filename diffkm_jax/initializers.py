@@ -16,6 +16,7 @@ from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import anchor, matmul
 from diffkm_jax._hints import hinted
 from diffkm_jax._mesh import vary_as
+from diffkm_jax._numerics import unit_of
 from diffkm_jax.distances import squared_euclidean
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def _kmeans_plus_plus(
     if w is None:
         x = x - anchor(x, None)
     else:
+        w = w / unit_of(jnp.max(w))
         # A row of weight zero is never drawn, and must not enter whatever it holds.
         x = jnp.where((w > 0)[:, None], x - anchor(x, w > 0), 0)
     # ‖x_i − x_j‖² = 2 (h_i + h_j − x_i·x_j) with h = ‖x‖²/2: one product for all.

@@ -95,6 +95,20 @@ def test_the_best_of_several_fits_is_chosen_by_weights_of_any_size():
     np.testing.assert_allclose(scaled.centroids, plain.centroids, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("draw", [dk.kmeans_plus_plus, dk.random_points])
+def test_a_start_is_drawn_by_the_ratios_of_weights(draw, scale):
+    far = X.copy()
+    far[[50, 120]] += 1e3
+    weights = WEIGHTS.copy()
+    weights[120] = 1e-3
+    starts = [
+        draw(jax.random.key(0), jnp.asarray(far), 4, weights=jnp.asarray(w))
+        for w in (weights, weights * np.float32(scale))
+    ]
+    np.testing.assert_array_equal(*starts)
+
+
 @pytest.mark.parametrize(("module", "array"), MODULES)
 def test_weights_of_zero_are_no_unit(module, array):
     found = module.fit(array(X), array(C), weights=array(0 * WEIGHTS), max_steps=2)

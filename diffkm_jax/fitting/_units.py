@@ -10,16 +10,13 @@ import optax
 from jax import lax
 
 from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._numerics import unit_of
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.optimizers import is_per_count
 
 
 def in_unit(plan: Plan, problem: Problem, centroids: jax.Array) -> Problem:
-    """The problem with weights in a unit in which products with them are normal.
-
-    It is 1, unless the largest weight is near an end of the range; no nearer to 1 than
-    it must be, because the derivative in the weights is divided by it.
-    """
+    """The problem with weights in a unit in which products with them are normal."""
     if problem.weights is None:
         return problem
     acc = accumulation_dtype(problem.points, centroids, problem.weights)
@@ -27,12 +24,7 @@ def in_unit(plan: Plan, problem: Problem, centroids: jax.Array) -> Problem:
     largest = jnp.max(lax.stop_gradient(weights))
     if plan.axis_name is not None:
         largest = lax.pmax(largest, plan.axis_name)
-    usable = (largest > 0) & jnp.isfinite(largest)
-    exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]
-    # A power of two, by which nothing rounds; 2⁶⁴ is half of float32's range.
-    limit = jnp.finfo(acc).maxexp // 2
-    excess = exponent - jnp.clip(exponent, -limit, limit)
-    unit = jnp.ldexp(jnp.ones((), acc), excess)
+    unit = unit_of(largest)
     return problem._replace(weights=weights / unit, unit=unit)
 
 

@@ -15,6 +15,7 @@ from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._pass import sums_and_labels
 from diffkm_jax._problem import Problem
 from diffkm_jax.distances import Distance, squared_euclidean
+from diffkm_jax.distances._domain import out_of_domain
 from diffkm_jax.fitting._derivative import (
     check_derivative,
     differentiate,
@@ -107,7 +108,8 @@ def fit(
         axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
 
     Returns:
-        A `FitResult`. Nothing raises at run time: read `status`. It cannot see squares
+        A `FitResult`. Nothing raises at run time: read `status`. Of the distances of
+        this library it says DOMAIN where they are not defined. It cannot see squares
         that underflow: scale data in units so small that they do (10⁻¹⁸ in float32).
 
     Raises:
@@ -178,7 +180,7 @@ def fit_from(
     """The fit that starts at a state; its result has centroids of `dtype`."""
     unrolled = derivative == "unrolled"
     progress = run(algorithm, max_steps, problem, state, tol, unrolled=unrolled)
-    return result_of(algorithm, derivative, dtype, problem, state.step, progress)
+    return result_of(algorithm, derivative, dtype, problem, state, progress)
 
 
 def result_of(
@@ -186,13 +188,13 @@ def result_of(
     derivative: str,
     dtype: Any,
     problem: Problem,
-    first_step: jax.Array,
+    start: State,
     progress: Progress,
 ) -> FitResult:
     """What a loop found, by a pass at the centroids as they are returned."""
     plan, state = algorithm.plan, progress.state
     # Of the last step taken; of the first, if none was.
-    problem = at_step(algorithm, problem, jnp.maximum(state.step - 1, first_step))
+    problem = at_step(algorithm, problem, jnp.maximum(state.step - 1, start.step))
     c, solved = differentiate(derivative, plan, problem, state.centroids)
     found, labels = sums_and_labels(plan, problem, c.astype(dtype))
     stats = Statistics(*found)
@@ -212,6 +214,7 @@ def result_of(
         Status.NON_FINITE: failed,
         Status.EMPTY_CLUSTER: is_empty(stats.counts, problem.active).any(),
         Status.LINEAR_SOLVE: ~solved,
+        Status.DOMAIN: out_of_domain(plan, problem, start.centroids, centroids),
     }
     status = sum(jnp.where(on, flag.value, 0) for flag, on in flags.items())
     return FitResult(

@@ -132,19 +132,19 @@ def best_fit(
     keys, held = jax.random.split(key, num_restarts), lax.stop_gradient(problem)
     dtype = jax.eval_shape(draw, keys[0], problem).dtype
 
-    def search(key: jax.Array) -> tuple[Progress, jax.Array]:
-        found = run(algorithm, max_steps, held, start(key, held), tol, unrolled=False)
+    def search(key: jax.Array) -> tuple[State, Progress, jax.Array]:
+        begin = start(key, held)
+        found = run(algorithm, max_steps, held, begin, tol, unrolled=False)
         last = jnp.maximum(found.state.step - 1, 0)
         c = found.state.centroids.astype(dtype)
         loss = total_loss(algorithm.plan, at_step(algorithm, held, last), c)
-        return lax.stop_gradient((found, loss))
+        return lax.stop_gradient((begin, found, loss))
 
     # One after the other: side by side they would need the memory of all passes.
-    every, losses = lax.map(search, keys)
+    *every, losses = lax.map(search, keys)
     best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
     if derivative == "unrolled":
         state = start(keys[best], problem)
         return fit_from(algorithm, derivative, max_steps, dtype, problem, state, tol)
-    progress = jax.tree.map(lambda a: a[best], every)
-    zero = jnp.zeros((), jnp.int32)
-    return result_of(algorithm, derivative, dtype, problem, zero, progress)
+    begin, progress = jax.tree.map(lambda a: a[best], every)
+    return result_of(algorithm, derivative, dtype, problem, begin, progress)

@@ -53,6 +53,11 @@ class Status(enum.IntFlag):
             linear system did not get solved, because the Hessian is singular, not
             positive, or too badly conditioned. Found only where the centroids are
             differentiated: read it next to the gradient, as an auxiliary output.
+        DOMAIN: A point of positive weight, or an active centroid at the start or the
+            end, is where the distance is not defined: a row of zeros under `cosine`
+            (as a centroid it has gradient zero and never moves), a number below 0 under
+            `kl_divergence`, of a centroid also 0, and a number of at most 0 under
+            `itakura_saito`. Set beside the others; a distance of your own has none.
     """
 
     CONVERGED = 1
@@ -60,6 +65,7 @@ class Status(enum.IntFlag):
     NON_FINITE = 4
     EMPTY_CLUSTER = 8
     LINEAR_SOLVE = 16
+    DOMAIN = 32
 
     def __str__(self) -> str:
         """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""

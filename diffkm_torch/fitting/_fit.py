@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffkm_torch._checks import check_integer, check_scalar
+from diffkm_torch._domain import out_of_domain
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._problem import Problem
 from diffkm_torch.distances import Distance, squared_euclidean
@@ -76,13 +77,13 @@ def fit(
         progress = run(algorithm, problem, state, limit, max_steps)
     last = max(progress.state.step - 1, state.step)
     problem = at_step(algorithm, problem, last)
-    return result_of(derivative, problem, state.step, dtype, max_steps, progress)
+    return result_of(derivative, problem, state, dtype, max_steps, progress)
 
 
 def result_of(
     derivative: str,
     problem: Problem,
-    first_step: int,
+    start: State,
     dtype: torch.dtype,
     max_steps: int,
     progress: Progress,
@@ -103,6 +104,8 @@ def result_of(
         status |= Status.EMPTY_CLUSTER
     if not trusted:
         status |= Status.LINEAR_SOLVE
+    if out_of_domain(problem, start.centroids, centroids):
+        status |= Status.DOMAIN
     padding = [loss] * (max_steps + 1 - len(progress.history))
     return FitResult(
         centroids=centroids,
@@ -111,7 +114,7 @@ def result_of(
         counts=stats.counts,
         residual=residual_of(stats).detach(),
         history=torch.stack([h.to(loss.dtype) for h in progress.history] + padding),
-        num_steps=state.step - first_step,
+        num_steps=state.step - start.step,
         status=status,
         temperature=t,
         state=state._replace(centroids=c),

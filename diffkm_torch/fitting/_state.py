@@ -32,6 +32,7 @@ class Status(enum.IntFlag):
     NON_FINITE = 4
     EMPTY_CLUSTER = 8
     LINEAR_SOLVE = 16
+    DOMAIN = 32
 
     def __str__(self) -> str:
         """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""

@@ -19,7 +19,7 @@ LEVELS = [
     ["_checks", "_blocks", "_products", "agreement", "bridge"],
     ["_geometry"],
     ["distances", "assignments"],
-    ["_soft_pass", "_distance_pass"],
+    ["_soft_pass", "_distance_pass", "_domain"],
     ["_pass"],
     ["statistics"],
     ["losses", "initializers", "optimizers", "quantizers", "estimators"],

@@ -17,6 +17,7 @@ from diffkm_jax._mesh import check_replicated
 from diffkm_jax._pass import sums_and_labels
 from diffkm_jax._problem import Problem
 from diffkm_jax.distances import Distance, squared_euclidean
+from diffkm_jax.distances._domain import out_of_domain
 from diffkm_jax.fitting._derivative import (
     check_derivative,
     differentiate,
@@ -122,7 +123,8 @@ def fit(
         axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
 
     Returns:
-        A `FitResult`. Nothing raises at run time: read `status`. It cannot see squares
+        A `FitResult`. Nothing raises at run time: read `status`. Of the distances of
+        this library it says DOMAIN where they are not defined. It cannot see squares
         that underflow: scale data in units so small that they do (10⁻¹⁸ in float32).
         Wherever the data are, the fit takes the steps of data about the origin; loss,
         labels and residual are those of the centroids as their dtype holds them, and
@@ -201,7 +203,7 @@ def fit_from(
     opt_state = counts_in_unit(algorithm.optimizer, state.opt_state, problem)
     state = state._replace(opt_state=opt_state)
     found = run(algorithm, max_steps, problem, state, tol, unrolled=unrolled)
-    return result_of(algorithm, derivative, dtype, problem, state.step, *found)
+    return result_of(algorithm, derivative, dtype, problem, state, *found)
 
 
 def result_of(
@@ -209,14 +211,14 @@ def result_of(
     derivative: str,
     dtype: Any,
     problem: Problem,
-    first_step: jax.Array,
+    start: State,
     progress: Progress,
     rule: StopRule,
 ) -> FitResult:
     """What a loop found, by a pass at the centroids as they are returned."""
     plan, state, active = algorithm.plan, progress.state, problem.active
     # Of the last step taken; of the first, if none was.
-    problem = at_step(algorithm, problem, jnp.maximum(state.step - 1, first_step))
+    problem = at_step(algorithm, problem, jnp.maximum(state.step - 1, start.step))
     exact = problem._replace(remainder=lax.stop_gradient(state.remainder))
     c, solved = differentiate(derivative, plan, exact, state.centroids)
     found, labels = sums_and_labels(plan, problem, c.astype(dtype))
@@ -244,6 +246,7 @@ def result_of(
         Status.NON_FINITE: failed,
         Status.EMPTY_CLUSTER: empty,
         Status.LINEAR_SOLVE: ~solved,
+        Status.DOMAIN: out_of_domain(plan, problem, start.centroids, centroids),
         Status.NOT_AT_REST: progress.converged & ~at_rest & ~failed,
     }
     status = sum(jnp.where(on, flag.value, 0) for flag, on in flags.items())

@@ -138,20 +138,20 @@ def best_fit(
     problem = in_unit(algorithm.plan, problem, drawn)
     held, dtype = lax.stop_gradient(problem), drawn.dtype
 
-    def search(key: jax.Array) -> tuple[tuple[Progress, StopRule], jax.Array]:
-        found = run(algorithm, max_steps, held, start(key, held), tol, unrolled=False)
+    def search(key: jax.Array) -> tuple[State, tuple[Progress, StopRule], jax.Array]:
+        begin = start(key, held)
+        found = run(algorithm, max_steps, held, begin, tol, unrolled=False)
         state = found[0].state
         last = jnp.maximum(state.step - 1, 0)
         at_last, c = at_step(algorithm, held, last), state.centroids.astype(dtype)
         loss = total_loss(algorithm.plan, at_last, c)
-        return lax.stop_gradient((found, loss))
+        return lax.stop_gradient((begin, found, loss))
 
     # One after the other: side by side they would need the memory of all passes.
-    every, losses = lax.map(search, keys)
+    *every, losses = lax.map(search, keys)
     best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
     if derivative == "unrolled":
         state = start(keys[best], given)
         return fit_from(algorithm, derivative, max_steps, dtype, given, state, tol)
-    found = jax.tree.map(lambda a: a[best], every)
-    zero = jnp.zeros((), jnp.int32)
-    return result_of(algorithm, derivative, dtype, problem, zero, *found)
+    begin, found = jax.tree.map(lambda a: a[best], every)
+    return result_of(algorithm, derivative, dtype, problem, begin, *found)

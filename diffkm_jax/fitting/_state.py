@@ -62,6 +62,11 @@ class Status(enum.IntFlag):
             linear system did not get solved, because the Hessian is singular, not
             positive, or too badly conditioned. Found only where the centroids are
             differentiated: read it next to the gradient, as an auxiliary output.
+        DOMAIN: A point of positive weight, or an active centroid at the start or the
+            end, is where the distance is not defined: a row of zeros under `cosine`
+            (as a centroid it has gradient zero and never moves), a number below 0 under
+            `kl_divergence`, of a centroid also 0, and a number of at most 0 under
+            `itakura_saito`. Set beside the others; a distance of your own has none.
         NOT_AT_REST: It stopped by the residual rule, which the last step met and the
             centroids after it do not: a point changed its cluster, or momentum or the
             rounding to their dtype took them on. Go on from `state`, or take a smaller
@@ -73,6 +78,7 @@ class Status(enum.IntFlag):
     NON_FINITE = 4
     EMPTY_CLUSTER = 8
     LINEAR_SOLVE = 16
+    DOMAIN = 32
     NOT_AT_REST = 64
 
     def __str__(self) -> str:

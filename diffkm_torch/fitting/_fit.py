@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffkm_torch._checks import check_integer, check_scalar
+from diffkm_torch._domain import out_of_domain
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._hints import hinted
 from diffkm_torch._problem import Problem
@@ -99,16 +100,14 @@ def fit(
     with torch.set_grad_enabled(unrolled and torch.is_grad_enabled()):
         limit = float(torch.as_tensor(tol).detach())
         found = run(algorithm, problem, state, limit, max_steps)
-    return result_of(
-        algorithm, derivative, problem, state.step, dtype, max_steps, *found
-    )
+    return result_of(algorithm, derivative, problem, state, dtype, max_steps, *found)
 
 
 def result_of(
     algorithm: Algorithm,
     derivative: str,
     problem: Problem,
-    first_step: int,
+    start: State,
     dtype: torch.dtype,
     max_steps: int,
     progress: Progress,
@@ -117,15 +116,13 @@ def result_of(
     """What a loop found, by a pass at the centroids as they are returned."""
     state = progress.state if derivative == "unrolled" else detached(progress.state)
     # Of the last step taken; of the first, if none was.
-    problem = at_step(algorithm, problem, max(state.step - 1, first_step))
+    problem = at_step(algorithm, problem, max(state.step - 1, start.step))
     exact = problem._replace(remainder=state.remainder)
     c, trusted = differentiate(derivative, exact, state.centroids)
     centroids = c.to(dtype)
     stats = statistics_of(problem, centroids)
-    residual, empty = (
-        residual_of(stats).detach(),
-        is_empty(stats.counts, problem.active),
-    )
+    residual = residual_of(stats).detach()
+    empty = is_empty(stats.counts, problem.active)
     stats = Statistics(*(in_true_unit(a, problem) for a in stats))
     loss, t = stats.loss.detach(), problem.temperature
     failed = progress.failed or not bool(loss.isfinite())
@@ -144,6 +141,8 @@ def result_of(
         status |= Status.EMPTY_CLUSTER
     if not trusted:
         status |= Status.LINEAR_SOLVE
+    if out_of_domain(problem, start.centroids, centroids):
+        status |= Status.DOMAIN
     history = [in_true_unit(h.to(loss.dtype), problem) for h in progress.history]
     padding = [loss] * (max_steps + 1 - len(history))
     opt_state = counts_in_true_unit(algorithm.optimizer, state.opt_state, problem)
@@ -154,7 +153,7 @@ def result_of(
         counts=stats.counts,
         residual=residual,
         history=torch.stack(history + padding),
-        num_steps=state.step - first_step,
+        num_steps=state.step - start.step,
         status=status,
         temperature=t,
         state=state._replace(centroids=c, opt_state=opt_state),

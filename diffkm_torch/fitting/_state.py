@@ -34,6 +34,7 @@ class Status(enum.IntFlag):
     NON_FINITE = 4
     EMPTY_CLUSTER = 8
     LINEAR_SOLVE = 16
+    DOMAIN = 32
     NOT_AT_REST = 64
 
     def __str__(self) -> str:

@@ -1,0 +1,141 @@
+"""Fits under a distance that is not defined everywhere say so, in both packages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from jax.sharding import PartitionSpec as P
+
+import diffkm_jax as dk
+import diffkm_torch as dt
+
+X = np.random.default_rng(0).uniform(1, 2, (8, 2))
+C = X[:2].copy()
+NAMES = ["cosine", "kl_divergence", "itakura_saito"]
+TORCH_DESCENT = dt.sgd(1e-3)
+SHORT = {"optimizer": optax.sgd(1e-3), "max_steps": 3, "tol": 0.0, "derivative": "none"}
+
+
+def jax_status(x, c, name, **options):
+    result = dk.fit(x, c, distance=getattr(dk, name), **SHORT, **options)
+    return dk.Status(int(result.status))
+
+
+def torch_status(x, c, name, **options):
+    options = {key: torch.tensor(value) for key, value in options.items()}
+    options |= {"optimizer": TORCH_DESCENT, "max_steps": 3, "tol": 0.0}
+    x, c = torch.tensor(x), torch.tensor(c)
+    return dk.Status(int(dt.fit(x, c, distance=getattr(dt, name), **options).status))
+
+
+BOTH = pytest.mark.parametrize("status", [jax_status, torch_status])
+
+
+def set_at(array, index, value):
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+OUTSIDE = {
+    "a zero row": ("cosine", (3,), 0.0),
+    "a subnormal row": ("cosine", (3,), 1e-310),
+    "a negative number": ("kl_divergence", (3, 1), -1e-3),
+    "a negative power": ("itakura_saito", (3, 1), -1e-3),
+    "a power of zero": ("itakura_saito", (3, 1), 0.0),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_a_point_outside_is_flagged_and_one_of_weight_zero_is_not(status, case):
+    name, index, value = OUTSIDE[case]
+    x = set_at(X, index, value)
+    assert dk.Status.DOMAIN in status(x, C, name)
+    w = set_at(np.ones(8), 3, 0.0)
+    assert dk.Status.DOMAIN not in status(x, C, name, weights=w)
+    assert dk.Status.DOMAIN in status(x, C, name, weights=1e-30 * np.ones(8))
+
+
+@BOTH
+@pytest.mark.parametrize("name", NAMES)
+def test_a_centroid_of_zeros_is_flagged_and_an_inactive_one_is_not(status, name):
+    c = set_at(C, 1, 0.0)
+    assert dk.Status.DOMAIN in status(X, c, name)
+    active = np.array([True, False])
+    assert dk.Status.DOMAIN not in status(X, c, name, active=active)
+
+
+@BOTH
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fit_inside_ends_as_before(status, name):
+    x, c = X.astype("float16"), C.astype("float16")
+    assert status(x, c, name) == dk.Status.MAX_STEPS
+    x[3, 1] = 0  # Which a point may be, but for powers.
+    outside = dk.Status.DOMAIN in status(x, c, name)
+    assert outside == (name == "itakura_saito")
+    assert status(-X, -C, "euclidean") == dk.Status.MAX_STEPS
+
+
+@BOTH
+def test_a_centroid_that_leaves_the_domain_is_flagged(status):
+    # All points are 0 there, and so the gradient is the count.
+    x = set_at(X, (slice(None), 1), 0.0)
+    assert dk.Status.DOMAIN not in status(x, C, "kl_divergence")
+    assert dk.Status.DOMAIN in status(x, set_at(C, (0, 1), 1e-6), "kl_divergence")
+
+
+@BOTH
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_is_not_finite_and_has_a_domain(status, name):
+    x = set_at(X, (3, 1), np.nan)
+    assert status(x, C, name) == dk.Status.NON_FINITE
+
+
+def test_a_zero_centroid_that_never_moves_is_told_from_a_fit_that_converged():
+    x = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    start = jnp.array([[1.0, 0.0], [0.0, 0.0]])
+    result = dk.fit(x, start, distance=dk.cosine, optimizer=optax.sgd(0.1))
+    np.testing.assert_array_equal(result.centroids[1], 0)
+    ended = dk.Status(int(result.status))
+    assert {dk.Status.CONVERGED, dk.Status.DOMAIN} <= set(ended)
+
+
+def test_a_distance_of_ones_own_has_no_domain():
+    result = dk.fit(X * 0, C * 0, distance=lambda x, y: dk.cosine(x, y), **SHORT)
+    assert dk.Status.DOMAIN not in dk.Status(int(result.status))
+
+
+def test_every_fit_of_a_batch_has_its_own_flag():
+    x = jnp.stack([X, set_at(X, 3, 0.0)])
+    found = jax.vmap(lambda x: dk.fit(x, C, distance=dk.cosine, **SHORT).status)(x)
+    assert [dk.Status.DOMAIN in dk.Status(int(s)) for s in found] == [False, True]
+
+
+def test_all_devices_know_of_a_point_outside():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    @jax.jit
+    @jax.shard_map(mesh=mesh, in_specs=P("data"), out_specs=P())
+    def status(x):
+        return dk.fit(x, C, axis_name="data", distance=dk.cosine, **SHORT).status
+
+    assert dk.Status.DOMAIN in dk.Status(int(status(set_at(X, 3, 0.0))))
+    assert dk.Status.DOMAIN not in dk.Status(int(status(X)))
+
+
+def test_restarts_flag_points_and_starts_outside():
+    def status(x, initializer):
+        options = {"distance": dk.kl_divergence, "initializer": initializer} | SHORT
+        result = dk.fit_restarts(jax.random.key(0), x, 2, num_restarts=2, **options)
+        return dk.Status(int(result.status))
+
+    def first(key, points, k, *, weights):
+        return points[:k]
+
+    zero = set_at(X, (0, 0), 0.0)
+    assert dk.Status.DOMAIN not in status(X, first)
+    assert dk.Status.DOMAIN in status(set_at(X, (5, 0), -1.0), first)
+    assert dk.Status.DOMAIN in status(zero, first)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike
 
 
+_PIECE = 256
+
+
 def block_for(k: int, d: int) -> int:
     """Points in a block: a power of two whose scores and rows take 2 MB or less.
 
@@ -99,6 +102,20 @@ def weigh(weights: jax.Array | None, values: jax.Array) -> jax.Array:
     if weights is None:
         return values
     return weights.reshape(weights.shape + (1,) * (values.ndim - 1)) * values
+
+
+def sum_by_label(values: jax.Array, label: jax.Array, k: int) -> jax.Array:
+    """The sums of values [n, ...] over the points of every label, [k, ...].
+
+    As sums of pieces: n numbers added one after another may lose n ε.
+    """
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        return jnp.zeros(k, values.dtype).at[label].add(values)
+    n, size = values.shape[0], max(_PIECE, k)
+    piece = lax.broadcasted_iota(jnp.int32, (n,), 0) // size
+    zeros = jnp.zeros((-(-n // size) * k, *values.shape[1:]), values.dtype)
+    sums = zeros.at[label + k * piece].add(values)
+    return jnp.sum(sums.reshape(-1, k, *values.shape[1:]), axis=0)
 
 
 def psum(tree: Any, axis_name: str | None) -> Any:

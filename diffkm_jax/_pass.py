@@ -20,6 +20,7 @@ from diffkm_jax._blocks import (
     finite_costs,
     over_points,
     psum,
+    sum_by_label,
     weigh,
 )
 from diffkm_jax._distance_pass import distance_labels, distance_loss, distance_sums
@@ -93,11 +94,9 @@ def hard_pass(
         # Loss Σ w e·e and shifts Σ w e from the residual itself: Σ w x − n c, or an
         # expanded square, would cancel far from the origin.
         e = x - c[label]
-        one = 1 if w is None else w
         # Integer counts are exact; float32 stops counting at 2²⁴.
-        zeros = jnp.zeros(k, jnp.int32 if w is None else acc)
-        counts = zeros.at[label].add(one)
-        shifts = jnp.zeros_like(c).at[label].add(weigh(w, e))
+        one = jnp.ones_like(label) if w is None else w
+        counts, shifts = (sum_by_label(v, label, k) for v in (one, weigh(w, e)))
         squared = finite_costs(jnp.sum(e * e, axis=1), w)
         return (jnp.sum(weigh(w, squared)), counts, shifts), label
 
@@ -139,8 +138,8 @@ def _hard_rule(plan: Plan, primals: tuple, tangents: tuple):
             dw = dw.astype(acc)
             de += dw[:, None] * e
             dloss += jnp.sum(finite_costs(jnp.sum(e * e, axis=1), w) * dw)
-            dcounts = dcounts.at[labels].add(dw)
-        dshifts = dshifts.at[labels].add(de)
+            dcounts += sum_by_label(dw, labels, len(counts))
+        dshifts += sum_by_label(de, labels, len(counts))
         dloss, dcounts, dshifts = psum((dloss, dcounts, dshifts), plan.axis_name)
     if not is_zero(dc):
         dc = dc.astype(acc)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,14 @@ import numpy as np
 import optax
 
 import diffkm_jax as dk
-from diffkm_jax._files import DataError, check_out, read_points, write_whole
+from diffkm_jax._arguments import Parser, checked, integer
+from diffkm_jax._files import (
+    DataError,
+    check_out,
+    read_points,
+    with_output,
+    write_whole,
+)
 
 HELP = """\
 learning rates (gradients are of the sum over the n points):
@@ -28,7 +35,7 @@ learning rates (gradients are of the sum over the n points):
   newton (Lloyd's algorithm, or EM at a temperature), macqueen, lbfgs: none
 
 exit status: 0 fitted; 1 a file cannot be used; 2 wrong usage; 3 the fit ended in
-NaN or infinity, and nothing is written"""
+NaN or infinity, and nothing is written; 141 the reader of its output has gone"""
 SAVED = "centroids", "labels", "loss", "counts", "residual", "num_steps", "status"
 PASSED_ON = "temperature", "tol", "max_steps", "empty", "num_restarts"
 INITIALIZERS = {"k-means++": dk.kmeans_plus_plus, "random": dk.random_points}
@@ -153,7 +160,24 @@ def fit_file(options: argparse.Namespace) -> int:
     rest["optimizer"] = optimizer_of(options.optimizer, options.learning_rate, points)
     rest["initializer"], key = INITIALIZERS[options.init], jax.random.key(options.seed)
     result, milliseconds = timed(lambda: dk.fit_restarts(key, points, k, **rest))
-    status, steps = dk.Status(int(result.status)), int(result.num_steps)
+    status = dk.Status(int(result.status))
+    try:
+        report(result, status, (n, d, k), milliseconds)
+    finally:  # Whoever reads the report may have gone.
+        if out is not None and dk.Status.NON_FINITE not in status:
+            write_result(out, result)
+            print(f"written         {out}")
+    return 3 if dk.Status.NON_FINITE in status else 0
+
+
+def report(
+    result: dk.FitResult,
+    status: dk.Status,
+    sizes: tuple[int, int, int],
+    milliseconds: float,
+) -> None:
+    """Prints what a fit found, and what is to be said about it."""
+    (n, d, k), steps = sizes, int(result.num_steps)
     num_empty = int((result.counts == 0).sum())
     soft = result.temperature is not None
     print(
@@ -167,17 +191,19 @@ def fit_file(options: argparse.Namespace) -> int:
     )
     if dk.Status.NON_FINITE in status:
         say("error: the loss or a step was not finite (NON_FINITE): nothing is written")
-        return 3
+        return
     if dk.Status.MAX_STEPS in status:
         say(f"warning: not converged in {steps} steps (MAX_STEPS): see --max-steps")
     if dk.Status.EMPTY_CLUSTER in status:
         say(f"warning: empty clusters: {num_empty} of {k} (EMPTY_CLUSTER): see --empty")
-    if out is not None:
-        names = [*SAVED, "temperature"] if soft else SAVED
-        arrays = {name: getattr(result, name) for name in names}
-        write_whole(out, arrays | {"history": result.history[: steps + 1]})
-        print(f"written         {out}")
-    return 0
+
+
+def write_result(out: Path, result: dk.FitResult) -> None:
+    """Writes the arrays of a fit to a .npz file."""
+    names = SAVED if result.temperature is None else [*SAVED, "temperature"]
+    arrays = {name: getattr(result, name) for name in names}
+    steps = int(result.num_steps)
+    write_whole(out, arrays | {"history": result.history[: steps + 1]})
 
 
 def say(message: str) -> None:
@@ -185,42 +211,14 @@ def say(message: str) -> None:
     print(f"diffkm: {message}", file=sys.stderr)
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors begin as all others of this command line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Prints the usage and the error, and exits with status 2."""
-        self.print_usage(sys.stderr)
-        self.exit(2, f"diffkm: error: {message}\n")
-
-
-def checked(kind: type, accepts: Callable[[Any], bool], what: str) -> Callable:
-    """A type for argparse: what `accepts` accepts."""
-
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not accepts(value):
-            raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
-        return value
-
-    return parse
-
-
-def integer(low: int, high: int) -> Callable:
-    """A type for argparse: an integer from `low` to `high`."""
-    what = f"an integer from {low} to {high}"
-    return checked(int, lambda v: low <= v <= high, what)
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options; no argument at all asks for the table."""
     parser = Parser(prog="python -m diffkm_jax", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     seed, limit = integer(0, 2**63 - 1), 1_000_000
-    positive = checked(float, lambda v: 0 < v < math.inf, "finite and positive")
+    least = float(np.finfo(np.float64).tiny)
+    positive = f"finite and positive, at least {least}"
+    positive = checked(float, lambda v: least <= v < math.inf, positive)
     not_negative = checked(float, lambda v: 0 <= v < math.inf, "finite, not negative")
     npz = checked(Path, lambda path: path.suffix == ".npz", "a path that ends in .npz")
 
@@ -267,14 +265,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, 1 or 3, as in its help."""
-    options = parse(sys.argv[1:] if argv is None else argv)
-    with jax.enable_x64(True):
-        try:
-            return options.run(options)
-        except (DataError, OSError) as error:
-            say(f"error: {error}")
-            return 1
+    """Runs the command line and returns its exit status, as in its help."""
+
+    def run() -> int:
+        options = parse(sys.argv[1:] if argv is None else argv)
+        with jax.enable_x64(True):
+            try:
+                return options.run(options)
+            except BrokenPipeError:
+                raise
+            except (DataError, OSError) as error:
+                say(f"error: {error}")
+                return 1
+
+    return with_output(run)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffkm_jax._files import with_output
 from diffkm_torch._parity import Row, mirrored, rows
 from diffkm_torch.agreement import compare_gradients
 
@@ -180,13 +181,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0].startswith("--") and argv[0] != "--help":
         argv = ["parity", *argv]
-    options = parse(argv)
-    with jax.enable_x64(True):
-        try:
-            return int(options.run(options))
-        except CompareError as error:
-            print(f"diffkm: error: {error}", file=sys.stderr)
-            return 2
+
+    def run() -> int:
+        options = parse(argv)
+        with jax.enable_x64(True):
+            try:
+                return int(options.run(options))
+            except CompareError as error:
+                print(f"diffkm: error: {error}", file=sys.stderr)
+                return 2
+
+    return with_output(run)
 
 
 if __name__ == "__main__":

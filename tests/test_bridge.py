@@ -1,5 +1,8 @@
 """jax_to_torch: JAX functions in torch's autograd, of any order, in any transform."""
 
+import copy
+import io
+import pickle
 import threading
 from functools import partial
 
@@ -21,6 +24,13 @@ C = torch.tensor(RNG.normal(size=(4, 3)))
 Z, G = torch.tensor(RNG.normal(size=(6, 5))), torch.tensor(RNG.gumbel(size=(6, 5)))
 SOFT = jax_to_torch(dk.soft_kmeans_loss)
 loss = partial(SOFT, temperature=0.5)
+
+
+def torch_saved(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 def moving(*tensors):
@@ -346,3 +356,86 @@ def test_every_error_says_what_is_wrong(fn, args, kwargs, error, message):
 def test_what_is_no_function_is_refused():
     with pytest.raises(TypeError, match="fn must be a function, got 3"):
         jax_to_torch(3)
+
+
+@jax_to_torch
+def decorated(x):
+    return jnp.sum(x**2)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.loss = jax_to_torch(dk.kmeans_loss)
+        self.decorated = decorated
+
+    def forward(self, x):
+        return self.loss(self.weight * x, C) + self.decorated(x)
+
+    @jax_to_torch
+    def method(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), torch_saved]
+)
+def test_a_module_that_holds_a_bridge_can_be_copied(copied):
+    layer = Layer()
+    expected = layer(X)
+    again = copied(layer)
+    value = again(X)
+    value.backward()
+    assert value.detach() == expected.detach()
+    assert again.weight.grad.isfinite().all()
+    assert layer.weight.grad is None
+    assert again.decorated is decorated
+
+
+def test_a_bridge_around_what_has_no_name_is_copied_with_it():
+    bridged = jax_to_torch(partial(dk.kmeans_loss, weights=jnp.full(13, 2.0)))
+    again = pickle.loads(pickle.dumps(copy.deepcopy(bridged)))
+    assert again(X, C) == bridged(X, C)
+
+
+def test_a_bridge_is_a_method_as_a_function_is():
+    assert torch.equal(Layer().method(X), 2 * X)
+    assert SOFT.__name__ == "soft_kmeans_loss"
+
+
+def noisy(key, x, *, checkpointed):
+    def f(x):
+        noise = jax.random.normal(jax.random.fold_in(key, 1), x.shape, x.dtype)
+        return jnp.sum((x * noise) ** 2)
+
+    return jax.checkpoint(f)(x) if checkpointed else f(x)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_random_key_is_an_argument(checkpointed):
+    # Recomputed in the backward pass, the key is among the residuals.
+    bridged = jax_to_torch(partial(noisy, checkpointed=checkpointed))
+    for seed in (0, 1):
+        key = jax.random.key(seed)
+        (x,) = moving(X)
+        value = bridged(key, x)
+        (slope,) = torch.autograd.grad(value, x, create_graph=True)
+        expected = jax.value_and_grad(noisy, argnums=1)
+        expected = expected(key, jnp.asarray(X.numpy()), checkpointed=checkpointed)
+        np.testing.assert_allclose(value.detach(), expected[0], rtol=1e-12)
+        np.testing.assert_allclose(slope.detach(), expected[1], rtol=1e-12)
+        assert torch.autograd.gradcheck(lambda x, k=key: bridged(k, x), (x,))
+    assert len(bridged._programs) == 1
+    key = jax.random.key(2)
+    start = jax_to_torch(dk.kmeans_plus_plus)(key, X, 3)
+    np.testing.assert_array_equal(start, dk.kmeans_plus_plus(key, X.numpy(), 3))
+
+
+def test_a_random_key_under_vmap():
+    bridged = jax_to_torch(partial(noisy, checkpointed=True))
+    key = jax.random.key(0)
+    found = torch.func.vmap(torch.func.grad(lambda x: bridged(key, x)))(X)
+    slope = jax.grad(noisy, argnums=1)
+    expected = [slope(key, x, checkpointed=True) for x in jnp.asarray(X.numpy())]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)

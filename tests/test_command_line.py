@@ -1,6 +1,9 @@
 """The command line: what it prints, writes and refuses, and its exit status."""
 
+import os
 import pickle
+import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -12,6 +15,7 @@ import pytest
 
 import diffkm_jax as dk
 from diffkm_jax import __main__ as command_line
+from diffkm_jax import _files
 
 ROOT = Path(__file__).parents[1]
 POINTS = np.random.default_rng(0).normal(size=(60, 3)) + 5.0 * np.eye(3)[[0, 1, 2] * 20]
@@ -523,10 +527,12 @@ USAGES = {
     "k not an integer": ("-k", "2.5"),
     "temperature 0": ("--temperature", "0"),
     "temperature nan": ("--temperature", "nan"),
+    "temperature subnormal": ("--temperature", "1e-320"),
     "temperature infinite": ("--temperature", "inf"),
     "tol negative": ("--tol", "-1"),
     "tol nan": ("--tol", "nan"),
     "learning rate negative": ("--learning-rate", "-1", "--optimizer", "sgd"),
+    "learning rate subnormal": ("--learning-rate", "1e-320", "--optimizer", "sgd"),
     "learning rate 0": ("--learning-rate", "0", "--optimizer", "adam"),
     "learning rate no number": ("--learning-rate", "x", "--optimizer", "adam"),
     "rate of newton": ("--learning-rate", "1"),
@@ -568,3 +574,138 @@ def test_help_documents_every_default(run):
     assert status == 0
     for text in ("0.75 / n", "0.05 times", "300", "0.0001", "exit status"):
         assert text in out
+
+
+# What ends a process early, or its output.
+
+SLOW_WRITE = """
+import sys, time, numpy as np
+def savez(file, **arrays):
+    file.write(b"half"); file.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+np.savez = savez
+from diffkm_jax.__main__ import main
+sys.exit(main(["fit", "x.npy", "-k", "3", "--out", "c.npz", "--max-steps", "0"]))
+"""
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts a process beside x.npy, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", POINTS)
+
+    def start(*arguments, **options):
+        path = {"PYTHONPATH": str(ROOT)}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        command, env = [sys.executable, *arguments], os.environ | path
+        env.pop("PYTHONUNBUFFERED", None)
+        return subprocess.Popen(command, env=env, text=True, **options)
+
+    return start
+
+
+def test_a_terminated_write_leaves_the_old_file_alone(start):
+    Path("c.npz").write_text("old")
+    process = start("-c", SLOW_WRITE)
+    lines = iter(process.stdout.readline, "")
+    assert "writing\n" in lines
+    process.terminate()
+    assert process.wait(30) == -signal.SIGTERM
+    process.communicate()
+    assert Path("c.npz").read_text() == "old"
+    assert sorted(p.name for p in Path().iterdir()) == ["c.npz", "x.npy"]
+
+
+def test_handlers_of_signals_are_put_back(fit):
+    before = signal.getsignal(signal.SIGTERM)
+    assert fit("--out", "c.npz")[0] == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_a_file_that_is_replaced_keeps_its_permissions(fit, monkeypatch, mode):
+    Path("real.npz").write_text("old")
+    Path("real.npz").chmod(mode)
+    Path("link.npz").symlink_to("real.npz")
+    seen = []
+
+    def savez(file, **arrays):
+        part = Path(file.name)
+        seen.append(stat.S_IMODE(part.parent.stat().st_mode))
+        save(file, **arrays)
+
+    save = np.savez
+    monkeypatch.setattr(np, "savez", savez)
+    assert fit("--out", "link.npz")[0] == 0
+    assert stat.S_IMODE(Path("real.npz").stat().st_mode) == mode
+    assert Path("link.npz").is_symlink()
+    # Until it has them it is where nobody else can get at it.
+    assert seen == [0o700]
+
+
+def test_permissions_of_a_group_are_not_given_to_another(fit, monkeypatch):
+    def chown(*_):
+        raise PermissionError
+
+    class Other:
+        """The status of a file of a group that cannot be had."""
+
+        st_gid, st_mode = 12345, stat.S_IFREG | 0o660
+
+    new = Path("new.npz")
+    new.write_text("new")
+    monkeypatch.setattr(os, "chown", chown)
+    old = type("Old", (), {"stat": lambda self: Other})()
+    _files.copy_access(old, new)
+    assert stat.S_IMODE(new.stat().st_mode) == 0o600
+
+
+@pytest.mark.usefixtures("no_fit")
+def test_output_must_be_a_regular_file(fit):
+    os.mkfifo("c.npz")
+    assert_refused(fit("--out", "c.npz"), 1, "c.npz", "regular file")
+    Path("a.npz").symlink_to("b.npz")
+    Path("b.npz").symlink_to("a.npz")
+    assert_refused(fit("--out", "a.npz"), 1, "a.npz")
+
+
+@pytest.mark.parametrize(
+    "unbuffered", [[], pytest.param(["-u"], marks=pytest.mark.slow)]
+)
+def test_a_reader_that_has_gone_ends_it_without_a_traceback(start, unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    command = "-m", "diffkm_jax", "fit", "x.npy", "-k", "3", "--out", "c.npz"
+    process = start(*unbuffered, *command, stdout=write)
+    os.close(write)
+    assert process.communicate()[1] == ""
+    assert process.returncode == 141
+    assert np.load("c.npz")["centroids"].shape == (3, 3)
+
+
+def test_a_full_disk_under_its_output_is_one_line(fit, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        full = open("/dev/full", "w")  # noqa: SIM115
+        patch.setattr(sys, "stdout", full)
+        status, _, err = fit()
+    full.close()  # What it could not write has gone elsewhere.
+    assert status == 1
+    assert err.startswith("diffkm: error: cannot write to stdout: [Errno 28]")
+    assert err.count("\n") == 1
+
+
+def test_a_full_disk_under_its_file_leaves_the_old_one(fit, monkeypatch):
+    Path("c.npz").write_text("old")
+    monkeypatch.setattr(np, "savez", fail_midway(OSError(28, "No space left")))
+    status, out, err = fit("--out", "c.npz")
+    assert (status, "loss" in out) == (1, True)
+    assert err.startswith("diffkm: error: ")
+    assert "c.npz: cannot be written: [Errno 28] No space left" in err
+    assert Path("c.npz").read_text() == "old"
+
+
+def test_a_closed_output_is_no_error(fit, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert fit("--out", "c.npz") == (0, "", "")

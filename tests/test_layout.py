@@ -27,7 +27,7 @@ LEVELS = [
     ["modules"],
     ["__init__"],
     ["_calls"],
-    ["_parity", "_files"],
+    ["_parity", "_arguments", "_files"],
     ["__main__"],
 ]
 # Of the mirror, sharding and random draws are left out.

@@ -10,8 +10,10 @@ differentiated again is a JAX function, and crosses by the same bridge.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
-from functools import wraps
+from functools import update_wrapper
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +28,7 @@ except ImportError as error:
 
 from diffkm_torch._hints import shown
 from diffkm_torch.bridge._autograd import apply
-from diffkm_torch.bridge._programs import Program, as_output
+from diffkm_torch.bridge._programs import Program, as_output, is_key
 
 __all__ = ["jax_to_torch"]
 
@@ -55,10 +57,11 @@ def jax_to_torch(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
         The same function, in the units of `fn`, of tensors of any shape, all on one
-        device, where the results are too. Python floats are traced: another value
-        compiles nothing, and has no gradient. What is neither (integers, strings, None,
-        functions) is static, and must be hashable. Results that are integers or
-        booleans have no gradient.
+        device, where the results are too. Python floats and random keys
+        (`jax.random.key`) are traced: another value compiles nothing, and has no
+        gradient. What is neither (integers, strings, None, functions) is static, and
+        must be hashable. Results that are integers or booleans have no gradient. Where
+        `fn` can be pickled or copied, so can this, and compiles again.
 
     Raises:
         TypeError: `fn` is not a function; or, in a call: an argument is an array of
@@ -81,29 +84,52 @@ def jax_to_torch(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function, got {shown(fn)}")
-    programs: dict[Any, Program] = {}
+    return _Bridged(fn)
+
+
+class _Bridged:
+    """A JAX function of tensors; its copies compile for themselves."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        update_wrapper(self, fn, updated=())
+        self._fn = fn
+        self._programs: dict[Any, Program] = {}
 
     @torch.compiler.disable
-    @wraps(fn, updated=())
-    def bridged(*args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, tree = jax.tree.flatten((args, kwargs))
         static = tuple(map(_static, leaves))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        numbers = tuple(float(leaf) for leaf in leaves if isinstance(leaf, float))
+        numbers = tuple(
+            float(leaf) if isinstance(leaf, float) else leaf
+            for leaf, kind in zip(leaves, static, strict=True)
+            if kind == NUMBER
+        )
         if not _is_fit(tensors):
             _explain(args, kwargs)
         try:
-            program = programs.get((tree, static))
+            program = self._programs.get((tree, static))
         except TypeError:
             _explain(args, kwargs)
             raise
         if program is None:
-            program = Program(_of_arrays(fn, tree, static))
-            programs[tree, static] = program
+            program = Program(_of_arrays(self._fn, tree, static))
+            self._programs[tree, static] = program
         outputs, structure = apply(program, numbers, tensors)
         return jax.tree.unflatten(structure, outputs)
 
-    return bridged
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else MethodType(self, instance)
+
+    def __reduce__(self) -> Any:
+        # What decorates a function has its name, by which pickle finds it.
+        path = getattr(self._fn, "__qualname__", "")
+        found: Any = sys.modules.get(self._fn.__module__)
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if found is self:
+            return path
+        return jax_to_torch, (self._fn,)
 
 
 class _Kind(NamedTuple):
@@ -113,10 +139,14 @@ class _Kind(NamedTuple):
     value: Any = None
 
 
+TENSOR, NUMBER = _Kind(Tensor), _Kind(float)
+
+
 def _static(leaf: Any) -> _Kind:
-    for kind in (Tensor, float):
-        if isinstance(leaf, kind):
-            return _Kind(kind)
+    if isinstance(leaf, Tensor):
+        return TENSOR
+    if isinstance(leaf, float) or is_key(leaf):
+        return NUMBER
     return _Kind(type(leaf), leaf)
 
 
@@ -124,11 +154,8 @@ def _of_arrays(fn: Callable, tree: Any, static: tuple[_Kind, ...]) -> Callable:
     """The function of (numbers, *arrays), with the static arguments filled in."""
 
     def of_arrays(numbers: tuple, *arrays: Any) -> Any:
-        rest = {Tensor: iter(arrays), float: iter(numbers)}
-        leaves = [
-            next(rest[kind.type]) if kind.type in rest else kind.value
-            for kind in static
-        ]
+        rest = {TENSOR: iter(arrays), NUMBER: iter(numbers)}
+        leaves = [next(rest[kind]) if kind in rest else kind.value for kind in static]
         args, kwargs = jax.tree.unflatten(tree, leaves)
         return jax.tree_util.tree_map_with_path(as_output, fn(*args, **kwargs))
 
@@ -156,7 +183,7 @@ def _explain(args: tuple, kwargs: dict[str, Any]) -> None:
         if isinstance(leaf, Tensor):
             first = first or (name, leaf.device)
             _explain_tensor(name, leaf, *first)
-        elif not isinstance(leaf, Hashable):
+        elif not isinstance(leaf, Hashable) and not is_key(leaf):
             kind = f"{type(leaf).__module__}.{type(leaf).__name__}"
             hint = "hand an array in as a tensor, or close over it"
             raise TypeError(f"{name} must be a tensor or hashable, got {kind}: {hint}")

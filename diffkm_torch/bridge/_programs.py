@@ -37,6 +37,21 @@ class _Input:
     index: int
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["data"], meta_fields=["kind"])
+@dataclass(frozen=True)
+class _Key:
+    """Stands for random keys among the residuals, which torch cannot hold."""
+
+    data: Any
+    kind: str
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value is a typed random key, or an array of some."""
+    is_array = isinstance(value, jax.Array)
+    return is_array and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
 def _is_floating(array: Any) -> bool:
     return jnp.issubdtype(array.dtype, jnp.floating)
 
@@ -47,6 +62,8 @@ def _floating(tree: Any) -> tuple:
 
 class Program:
     """A function of (numbers, *arrays), and the programs of its derivatives.
+
+    Numbers are floats and random keys, without derivative.
 
     Each is made once; `jax.jit` keeps what it compiles for other shapes.
     """
@@ -79,9 +96,13 @@ class Program:
                 varied, *(arrays[i] for i in wanted), has_aux=True
             )
             index = {id(array): i for i, array in enumerate(arrays)}
-            leaves, tree = jax.tree.flatten(pullback)
-            residuals = [_Input(index[id(a)]) if id(a) in index else a for a in leaves]
-            return output, jax.tree.unflatten(tree, residuals)
+
+            def kept(a: Any) -> Any:
+                if is_key(a):
+                    return _Key(jax.random.key_data(a), str(jax.random.key_impl(a)))
+                return _Input(index[id(a)]) if id(a) in index else a
+
+            return output, jax.tree.map(kept, pullback)
 
         return self._once(("pullback", wanted), lambda: jax.jit(with_pullback))
 
@@ -119,10 +140,14 @@ def pull_back(
     pullback: Any, inputs: list, cotangents: tuple, keep: tuple[int, ...]
 ) -> tuple:
     """Some of the gradients, by the residuals of a forward pass."""
+
+    def restored(a: Any) -> Any:
+        if isinstance(a, _Key):
+            return jax.random.wrap_key_data(a.data, impl=a.kind)
+        return inputs[a.index] if isinstance(a, _Input) else a
+
     whole = jax.tree.map(
-        lambda a: inputs[a.index] if isinstance(a, _Input) else a,
-        pullback,
-        is_leaf=lambda a: isinstance(a, _Input),
+        restored, pullback, is_leaf=lambda a: isinstance(a, _Input | _Key)
     )
     gradients = whole(cotangents)
     return tuple(gradients[i] for i in keep)

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from zlib import crc32
 
+import pytest
+
 OUTCOMES = "agreeing", "refused", "unresolved", "failing"
 
 
@@ -59,7 +61,7 @@ def run(cells: Iterator[Cell]) -> Iterator[Outcome]:
             outcome = "refused"
         except Unresolved as error:
             outcome, message = "unresolved", str(error)
-        except Exception as error:
+        except (Exception, pytest.fail.Exception) as error:
             outcome = "failing"
             message = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
         yield Outcome(

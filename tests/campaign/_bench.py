@@ -135,7 +135,8 @@ def contracted(outputs: list[jax.Array]) -> jax.Array:
 
 def along(tree: Any, direction: Arrays) -> jax.Array:
     """The inner product of a gradient and a direction, in float64."""
-    return sum(
+    parts = [
         jnp.sum(tree[k].astype("float64") * direction[k].astype("float64"))
         for k in direction
-    )
+    ]
+    return jnp.sum(jnp.stack(parts))

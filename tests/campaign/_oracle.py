@@ -59,8 +59,8 @@ def is_named(error: Exception, subject: str, arrays: Any) -> bool:
     base = subject.partition("(")[0]
     parameters = [*inspect.signature(attrgetter(base)(dk)).parameters, *arrays]
     words = {*parameters, base.rpartition(".")[2], "the"}
-    first = str(error).split()[:1]
-    return isinstance(error, (ValueError, TypeError)) and first and first[0] in words
+    first = (str(error).split() or [""])[0]
+    return isinstance(error, (ValueError, TypeError)) and first in words
 
 
 def assert_status(tree: Any) -> None:

@@ -77,13 +77,14 @@ class Subject:
 
     @property
     def forward_mode(self) -> bool:
-        return bool(self.promised) and self.promised[2] == "yes"
+        return self.promised is not None and self.promised[2] == "yes"
 
     @property
     def differences(self) -> bool:
         """Whether differences of the value are what the gradient should be."""
-        exact = self.forward_mode and self.promised[0] != "zero"
-        return exact and self.name not in NO_DIFFERENCES
+        if self.promised is None or not self.forward_mode:
+            return False
+        return self.promised[0] != "zero" and self.name not in NO_DIFFERENCES
 
     @property
     def held(self) -> set[str]:

@@ -35,6 +35,7 @@ from tests.campaign._oracle import (
 )
 from tests.campaign._shapes import shape_cells
 from tests.campaign._subjects import Subject, subjects, twins
+from tests.campaign._torch_only import torch_cells
 
 SIZES = {
     "0": 0.0,
@@ -270,3 +271,4 @@ def cells() -> Iterator[Cell]:
         _twin_program.cache_clear()
         jax.clear_caches()
     yield from shape_cells()
+    yield from torch_cells()

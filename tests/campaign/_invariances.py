@@ -23,6 +23,7 @@ from tests.campaign._cells import Cell
 from tests.campaign._large import large_cells
 from tests.campaign._measured import as_arrays, assert_same, in_jax, in_torch
 from tests.campaign._of_distances import distance_cells
+from tests.campaign._offsets import offset_cells
 
 SHAPES = [(12, 3, 2), (7, 2, 3), (12, 1, 1)]
 INERT = [np.nan, np.inf, -np.inf, 1e20, 9.97e36, -3e38]
@@ -236,7 +237,7 @@ def cells() -> Iterator[Cell]:
         "permutation of points": (permuted_points, 1.0),
         "permutation of clusters": (permuted_clusters, 1.0),
         "translation by 32": (partial(translated, 32.0), 1.0),
-        "translation by 1e5": (partial(translated, 1e5), 1.0),
+        "translation by 2¹⁹": (partial(translated, 2.0**19), 1.0),
         "rotation": (rotated, 1.0),
         "weights times 4": (partial(reweighted, 4.0), 1.0),
     }
@@ -271,6 +272,7 @@ def cells() -> Iterator[Cell]:
     for kind, name, check in found:
         yield Cell("invariances", kind, name, tried(check))
     yield from distance_cells(tried)
+    yield from offset_cells()
     yield from large_cells()
 
 

@@ -150,13 +150,12 @@ def _draw(name: str) -> Callable:
 def problem(rng: np.random.Generator, n: int, k: int, d: int) -> tuple:
     """Points about k groups, centroids near them, weights; far from ties.
 
-    Entries are multiples of 1/64, so that a shift by a multiple of 1/16 up to 10⁵ is
-    exact in float32, and one by 10⁶ if they are multiples of it.
+    Entries are multiples of 1/16, so that a shift by 2¹⁹ is exact in float32.
     """
     groups = 4.0 * rng.permutation(4**d)[:k, None] // 4.0 ** np.arange(d) % 4
     groups = 4 * groups
-    x = groups[np.arange(n) % k] + rng.integers(-32, 33, (n, d)) / 64
-    c = groups + rng.integers(-32, 33, (k, d)) / 64
+    x = groups[np.arange(n) % k] + rng.integers(-8, 9, (n, d)) / 16
+    c = groups + rng.integers(-8, 9, (k, d)) / 16
     w = rng.integers(1, 9, n) / 8
     return x, c, w
 

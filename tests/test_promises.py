@@ -1,18 +1,16 @@
 """The table of the README that says which derivatives each function has."""
 
-import re
 from functools import partial
 from inspect import signature
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from promises import promises
 
 import diffkm_jax as dk
 from diffkm_torch import _calls, _parity
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
 DATA = {name: jnp.asarray(array) for name, array in _calls.arrays().items()}
 KEY = jax.random.key(0)
 # Functions without a twin in torch.
@@ -26,16 +24,7 @@ OTHERS = {
 NOT_IN_TABLE = {"assign"}
 
 
-def promises():
-    """The rows of the table: (function, what it is promised)."""
-    section = README.split("\n## What is promised\n")[1].split("\n## ")[0]
-    for row in re.findall(r"^\| (`.+) \|$", section, re.MULTILINE):
-        names, *cells = row.split(" | ")
-        for name in re.findall(r"`([^`]+)`", names):
-            yield pytest.param(name, cells, id=name)
-
-
-PROMISES = list(promises())
+PROMISES = [pytest.param(name, cells, id=name) for name, cells in promises()]
 
 
 def floats(tree):

@@ -1,0 +1,29 @@
+"""The campaign: it knows every public name, and a fixed sample of it finds no fault."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.campaign import PARTS, _subjects
+
+
+def test_every_public_name_is_a_subject_of_the_campaign():
+    tried = {subject.base for subject in _subjects.subjects()}
+    assert tried | set(_subjects.CLASSES) == set(_subjects.names())
+    assert set(_subjects.CLASSES.values()) <= tried
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_a_sample_of_the_campaign_finds_no_fault(part):
+    command = [sys.executable, "-m", "tests.campaign", part, "--sample"]
+    run = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]

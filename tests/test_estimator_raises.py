@@ -219,11 +219,47 @@ def total_of_all(f, logits, noise):
     return f(logits).sum()
 
 
+def one_for_each_draw(f, logits, noise):
+    return f(logits[None] + noise)
+
+
+def blind(f, logits, noise):
+    return logits[..., :2, 0]
+
+
 @BOTH
-def test_a_rule_that_returns_another_shape(package):
-    record = package.module.estimators.Estimator("mine", total_of_all)
-    with pytest.raises(ValueError, match=r"rule of mine must .*\(4,\), got shape \(\)"):
-        package.expect(record, lambda r: r.sum(-1), LOGITS, gumbel((1, 4, 3)))
+@pytest.mark.parametrize(
+    ("rule", "shape"),
+    [(total_of_all, r"\(\)"), (one_for_each_draw, r"\(2, 4\)"), (blind, r"\(2,\)")],
+)
+def test_a_rule_that_returns_another_shape(package, rule, shape):
+    record = package.module.estimators.Estimator("mine", rule, num_draws=2)
+    with pytest.raises(ValueError, match=rf"of mine must .*\(4,\), got shape {shape}"):
+        package.expect(record, lambda r: r.sum(-1), LOGITS, gumbel((2, 4, 3)))
+
+
+def mean_of_draws(f, logits, noise):
+    return f(logits[None] + noise).mean(0)
+
+
+@BOTH
+def test_a_rule_may_evaluate_many_draws_at_once(package):
+    record = package.module.estimators.Estimator("mine", mean_of_draws, num_draws=2)
+    noise = gumbel((2, 4, 3))
+    costs = package.expect(record, lambda r: r.sum(-1), LOGITS, noise)
+    np.testing.assert_allclose(costs, (LOGITS + noise).sum(-1).mean(0), rtol=1e-12)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["reinforce", "sampled_straight_through", "exact"])
+def test_one_cluster_is_no_choice(package, name):
+    record = getattr(package.module.estimators, name)()
+    noise = gumbel((record.num_draws, 4, 1))
+    message = (
+        r"k at least 2 .*got shape \(4, 1\): for a Bernoulli .* \[..., 2\], θ and 0"
+    )
+    with pytest.raises(ValueError, match=message):
+        package.expect(record, lambda r: r.sum(-1), LOGITS[:, :1], noise)
 
 
 @BOTH
@@ -291,6 +327,8 @@ def test_evaluate(function):
         dk.evaluate(KEY, total, LOGITS, [reinmax])
     with pytest.raises(TypeError, match="logits must be floating"):
         function(KEY, total, LOGITS.astype(int), reinmax())
+    with pytest.raises(ValueError, match=r"k at least 2 .*got shape \(4, 1\): for a B"):
+        function(KEY, total, LOGITS[:, :1], reinmax())
     with pytest.raises(TypeError, match="f must be a function, got 'f'"):
         function(KEY, "f", LOGITS, reinmax())
     with pytest.raises(ValueError, match="shape a prefix of the rows'"):

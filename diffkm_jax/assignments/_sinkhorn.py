@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -75,12 +76,24 @@ def sinkhorn(
     check_integer("num_iters", num_iters, minimum=0)
     k = logits.shape[-1]
     tau = as_scalar("tau", tau, logits)
+    if column_weights is not None:
+        column_weights = as_real("column_weights", column_weights)
+        check_shape("column_weights", column_weights, (k,), f"[k] with k = {k}")
+    return _balanced(logits, tau, column_weights, num_iters)
+
+
+@partial(jax.jit, static_argnames="num_iters")
+def _balanced(
+    logits: jax.Array,
+    tau: jax.Array,
+    column_weights: jax.Array | None,
+    num_iters: int,
+) -> jax.Array:
+    k = logits.shape[-1]
     excluded = jnp.isneginf(logits)
     z = jnp.where(excluded, 0, logits.astype(tau.dtype)) / tau
     shares = jnp.zeros(k, z.dtype)
     if column_weights is not None:
-        column_weights = as_real("column_weights", column_weights)
-        check_shape("column_weights", column_weights, (k,), f"[k] with k = {k}")
         shares = jnp.log(column_weights.astype(z.dtype))
     shares = jnp.broadcast_to(shares, (*z.shape[:-2], 1, k))
 

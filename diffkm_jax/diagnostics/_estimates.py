@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+import diffkm_jax.assignments as maps
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._numerics import polar
+from diffkm_jax.estimators._attach import attach
+from diffkm_jax.estimators._cost import TracedCost
 from diffkm_jax.estimators._enumeration import configuration
-from diffkm_jax.estimators._estimator import Cost, Estimator
+from diffkm_jax.estimators._estimator import Estimator, HashablePartial
 
 
 class Sample(NamedTuple):
@@ -24,14 +29,78 @@ class Sample(NamedTuple):
     cost: Any
 
 
+# Settings of maps whose derivative is not, or not only, what they change.
+STOPPED = {
+    maps.gapped_straight_through: ("gap",),
+    maps.decoupled_gumbel_softmax: ("tau", "tau_backward"),
+}
+
+
 def estimate(
-    record: Estimator, f: Cost, logits: jax.Array, noise: jax.Array | None
+    record: Estimator, cost: TracedCost, logits: jax.Array, noise: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Costs and their gradients, in the accumulation dtype."""
+    """Costs and their gradients, in the accumulation dtype.
+
+    The derivative of the costs in the logits is that gradient, as declared. Any other
+    derivative, of either, is the slope of the number, or NaN.
+    """
     acc = accumulation_dtype(logits)
-    costs, pullback = jax.vjp(lambda z: record.expect(f, z, noise), logits)
-    (gradient,) = pullback(jnp.ones_like(costs))
-    return costs.astype(acc), gradient.astype(acc)
+
+    def drawn(rows: jax.Array) -> jax.Array:
+        return _at_draws(cost, rows)
+
+    def held(rows: jax.Array) -> jax.Array:
+        return cost(_held(rows))
+
+    costs = record.expect(held, lax.stop_gradient(logits), noise).astype(acc)
+    found, pullback = jax.vjp(lambda z: record.expect(drawn, z, noise), logits)
+    (gradient,) = pullback(jnp.ones_like(found))
+    gradient = gradient.astype(acc)
+    if isinstance(record.rule, HashablePartial):
+        names = [name for a in record.rule.args for name in STOPPED.get(a, ())]
+        settings = [record.settings[name] for name in names]
+        settings = [setting for setting in settings if setting is not None]
+        costs, gradient = _without_slope((costs, gradient), settings)
+    return attach(costs, logits, gradient), gradient
+
+
+def _held(rows: jax.Array) -> jax.Array:
+    """The rows, constant where they are one-hot: a draw has no slope, and jumps."""
+    is_draw = ((rows == 0) | (rows == 1)).all(-1, keepdims=True)
+    return jnp.where(is_draw, lax.stop_gradient(rows), rows)
+
+
+@jax.custom_vjp
+def _at_draws(cost: TracedCost, rows: jax.Array) -> jax.Array:
+    """The cost; draws have their declared derivative, but are held in that of it."""
+    return cost(rows)
+
+
+def _forward(cost: TracedCost, rows: jax.Array) -> tuple[jax.Array, Callable]:
+    return jax.vjp(TracedCost.__call__, cost, _held(rows))
+
+
+def _backward(pullback: Callable, cotangent: jax.Array) -> tuple:
+    return pullback(cotangent)
+
+
+_at_draws.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _without_slope(numbers: tuple, settings: list) -> tuple:
+    """The numbers, whose slope in the settings is not known."""
+    del settings
+    return numbers
+
+
+def _unknown(settings: list, cotangents: tuple) -> tuple[tuple, list]:
+    is_asked = jnp.stack([jnp.any(a != 0) for a in cotangents]).any()
+    slopes = [jnp.where(is_asked, jnp.nan, jnp.zeros_like(s)) for s in settings]
+    return cotangents, slopes
+
+
+_without_slope.defvjp(lambda numbers, settings: (numbers, settings), _unknown)
 
 
 def joint_draw(

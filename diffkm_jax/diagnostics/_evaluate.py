@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, overload
 
 import jax
-import jax.numpy as jnp
+from jax.core import Tracer
 
-from diffkm_jax._checks import as_logits, check_integer, check_key
+from diffkm_jax._checks import check_integer, check_key
 from diffkm_jax._hints import hinted
-from diffkm_jax.diagnostics._estimates import Sample, estimate, joint_draw, judged
-from diffkm_jax.diagnostics._moments import moments
-from diffkm_jax.diagnostics._report import Report, report_of
-from diffkm_jax.estimators._enumeration import batch_axes, exact, num_configurations
-from diffkm_jax.estimators._estimator import (
-    Cost,
-    Estimator,
-    check_estimator,
-    checked_cost,
-)
+from diffkm_jax.diagnostics._report import Report
+from diffkm_jax.diagnostics._reports import Plan, reports_of
+from diffkm_jax.diagnostics._settings import split_settings
+from diffkm_jax.estimators._cost import Cost, traced_cost
+from diffkm_jax.estimators._enumeration import num_configurations
+from diffkm_jax.estimators._estimator import Estimator, as_choices, check_estimator
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -78,16 +74,17 @@ def evaluate(
     are few enough; else they are sampled. Several estimators see the same noise.
 
     The gradient of a report holds the draws and their probabilities constant, reverse
-    mode only. In the settings of `reinforce`, `rebar`, `reinmax` and soft
-    `gumbel_softmax` it is that of the numbers reported, so that a variance can be
-    minimized. `evaluate` does not jit itself, because `f` is a function; either of
-    these compiles once for each estimator, not for other logits, keys or settings:
+    mode only. In the settings it is that of the numbers reported, so that a variance
+    can be minimized; a draw does not change with the `tau` of its gradient. It is NaN
+    where it is not known, in the `gap` of `gapped_straight_through` and the two of
+    `decoupled_gumbel_softmax`, and lacks what a rule of your own stops. The derivative
+    of `mean_value` in the logits is `mean`.
+
+    It compiles once for each `f` and list of kinds of estimators, not for other logits,
+    keys, settings (arrays or floats) or arrays that `f` closes over; a function made
+    anew is another one. Inside a program it is traced with the rest:
 
         run = jax.jit(lambda key, logits, e: dk.evaluate(key, f, logits, e))
-        run = jax.jit(dk.evaluate, static_argnames=("f", "num_samples"))
-
-    The second is called as `run(key, f, logits, e, num_samples=1000)`, f kept. Without
-    either, every call that samples compiles anew.
 
     A curve over tau is one call, and several estimators share its noise and its
     compilation, which for small problems is most of the time:
@@ -121,9 +118,11 @@ def evaluate(
     Raises:
         TypeError: `logits` or the costs are not floating, `f` is no function,
             `estimator` no `Estimator`, or a number no integer.
-        ValueError: A problem has more than `max_configurations` draws; the shape of the
-            costs is no prefix of that of the logits; a number is out of range; the list
-            is empty.
+        ValueError: `logits` is a scalar or has fewer than two clusters; a problem has
+            more than `max_configurations` draws; the shape of the costs is no prefix of
+            that of the logits; a number is out of range; the list is empty; an
+            estimator to enumerate is declared discrete and is not (inside a program
+            its report is NaN instead).
 
     Example:
         >>> key, logits = jax.random.key(0), jnp.zeros(2)
@@ -144,52 +143,21 @@ def evaluate(
         raise ValueError("estimator must be an Estimator or a list of some, got none")
     for record in estimators:
         check_estimator(record)
-    logits, cost = as_logits(logits), checked_cost(f)
+    logits = as_choices(logits)
     num_samples = DEFAULT_SAMPLES if num_samples is None else num_samples
     check_integer("num_samples", num_samples, minimum=2)
     check_integer("max_configurations", max_configurations, minimum=1)
     check_integer("chunk_size", chunk_size, minimum=1)
-    kept = batch_axes(cost, logits)
-    num = num_configurations(logits, kept, max_configurations)
-    truth = estimate(exact(max_configurations=max_configurations), cost, logits, None)
-
-    def joint(record: Estimator) -> int | None:
-        """How many draws to enumerate; None is to sample."""
-        count = num**record.num_draws
-        few = enumerate_draws and record.discrete
-        few = few and count <= min(max_configurations, 2**31 - 1)
-        return count if few or not record.num_draws else None
-
-    counts = [joint(record) for record in estimators]
-    sampled = [e for e, count in zip(estimators, counts, strict=True) if count is None]
-    paired = counts[0] is None
-
-    def sample(i: jax.Array) -> tuple[jax.Array, list[Sample]]:
-        most = max(sampled, key=lambda record: record.num_draws)
-        noise = most.draw(jax.random.fold_in(key, i), logits.shape, logits.dtype)
-        found = [
-            judged(estimate(e, cost, logits, noise[: e.num_draws]), truth)
-            for e in sampled
-        ]
-        if paired:
-            first = found[0].error
-            found = [s._replace(difference=s.error - first) for s in found]
-        return jnp.ones_like(found[0].cosine), found
-
-    def enumerated(record: Estimator) -> Callable:
-        def at(code: jax.Array) -> tuple[jax.Array, list[Sample]]:
-            weight, noise = joint_draw(logits, kept, num, record.num_draws, code)
-            return weight, [judged(estimate(record, cost, logits, noise), truth)]
-
-        return at
-
-    drawn = iter(moments(sample, num_samples, chunk_size) if sampled else [])
-    reports = []
-    for record, count in zip(estimators, counts, strict=True):
-        if count is None:
-            found = next(drawn)
-        else:
-            (found,) = moments(enumerated(record), count, chunk_size)
-        first = reports[0] if reports else None
-        reports.append(report_of(found, truth, count, num_samples, first, paired))
-    return tuple(reports) if several else reports[0]
+    cost = traced_cost(f, logits)
+    num_configurations(logits, cost.num_axes, max_configurations)
+    plan = Plan(num_samples, max_configurations, chunk_size, bool(enumerate_draws))
+    settings, kind = split_settings(estimators)
+    reports, as_declared = reports_of(plan, kind, key, cost, logits, settings)
+    for record, fits in zip(estimators, as_declared, strict=True):
+        # Inside a program it is not known, and the report is NaN.
+        if not isinstance(fits, Tracer) and not fits:
+            raise ValueError(
+                f"estimator {record.name} must not be declared discrete: its estimates "
+                "change with noise of the same argmax(logits + noise)"
+            )
+    return reports if several else reports[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import inf, prod
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from diffkm_jax._checks import check_integer
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.assignments._softmax import relaxed
 from diffkm_jax.estimators._attach import over_rows
-from diffkm_jax.estimators._estimator import Cost, Estimator, HashablePartial
+from diffkm_jax.estimators._cost import Cost, TracedCost, traced_cost
+from diffkm_jax.estimators._estimator import Estimator, HashablePartial
 
 
 def exact(*, max_configurations: int = 4096) -> Estimator:
@@ -52,11 +53,19 @@ def _exact(
     f: Cost, logits: jax.Array, noise: jax.Array, *, max_configurations: int
 ) -> jax.Array:
     del noise
-    kept = batch_axes(f, logits)
-    num = num_configurations(logits, kept, max_configurations)
+    cost = traced_cost(f, logits)
+    num_configurations(logits, cost.num_axes, max_configurations)
+    return expected_cost(cost, logits)
+
+
+@jax.jit
+def expected_cost(cost: TracedCost, logits: jax.Array) -> jax.Array:
+    """The sum over all draws of a problem, of probability times cost."""
+    kept = cost.num_axes
+    num = num_configurations(logits, kept)
 
     # Costs relative to that of the likeliest draw: a constant one has gradient zero.
-    likeliest = f(maps.hard(logits))
+    likeliest = cost(maps.hard(logits))
     acc = accumulation_dtype(logits, likeliest)
     origin = jax.lax.stop_gradient(likeliest).astype(acc)
     # As many at once as make arrays of about a million entries.
@@ -65,14 +74,14 @@ def _exact(
     @jax.checkpoint
     def term(code: jax.Array) -> jax.Array:
         rows, probability = configuration(logits, kept, code)
-        above = jnp.where(probability > 0, f(rows).astype(acc) - origin, 0)
+        above = jnp.where(probability > 0, cost(rows).astype(acc) - origin, 0)
         return probability.astype(acc) * above
 
     terms = jax.lax.map(term, jnp.arange(num), batch_size=size)
     return (origin + jnp.sum(terms, axis=0)).astype(likeliest.dtype)
 
 
-def num_configurations(logits: jax.Array, kept: int, limit: int) -> int:
+def num_configurations(logits: jax.Array, kept: int, limit: float = inf) -> int:
     """How many draws one problem has, k**r for its r rows.
 
     Raises:
@@ -87,12 +96,6 @@ def num_configurations(logits: jax.Array, kept: int, limit: int) -> int:
             "the axes of independent rows takes far fewer"
         )
     return num
-
-
-def batch_axes(f: Cost, logits: jax.Array) -> int:
-    """How many leading axes of the logits the cost keeps."""
-    rows = jax.ShapeDtypeStruct(logits.shape, logits.dtype)
-    return jax.eval_shape(f, rows).ndim
 
 
 def configuration(

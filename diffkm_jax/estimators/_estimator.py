@@ -11,22 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from diffkm_jax._checks import (
-    as_array,
     as_floating,
     as_logits,
-    check_callable,
-    check_floating,
     check_key,
     check_scalar,
     check_shape,
 )
 from diffkm_jax._hints import shown
+from diffkm_jax.estimators._cost import CheckedCost, Cost
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike, DTypeLike
     from jaxtyping import Array, Float
 
-Cost = Callable[[jax.Array], jax.Array]
 Rule = Callable[..., jax.Array]
 
 
@@ -147,11 +144,11 @@ class Estimator:
         Raises:
             TypeError: `logits`, `noise` or the costs are not floating, or `f` is no
                 function.
-            ValueError: `logits` is a scalar or has no cluster, `noise` does not fit,
-                the shape of the costs is no prefix of that of the logits, or a rule of
-                your own returns another.
+            ValueError: `logits` is a scalar or has fewer than two clusters, `noise`
+                does not fit, the shape of the costs is no prefix of that of the logits,
+                or a rule of your own returns another.
         """
-        logits = as_logits(logits)
+        logits = as_choices(logits)
         shape = (self.num_draws, *logits.shape)
         if noise is None:
             if self.num_draws:
@@ -159,14 +156,27 @@ class Estimator:
             noise = jnp.zeros(shape, logits.dtype)
         noise = as_floating("noise", noise)
         check_shape("noise", noise, shape, f"{shape}, a row per draw of {self.name}")
-        shapes: list[tuple[int, ...]] = []
-        costs = self.rule(checked_cost(f, shapes), logits, noise, **self.settings)
-        if shapes and jnp.shape(costs) != shapes[0]:
+        cost = CheckedCost(f)
+        costs = self.rule(cost, logits, noise, **self.settings)
+        expected = cost.shape(logits)
+        if jnp.shape(costs) != expected:
             raise ValueError(
                 f"the rule of {self.name} must return costs of the shape of those of f "
-                f"{shapes[0]}, got shape {jnp.shape(costs)}"
+                f"{expected}, got shape {jnp.shape(costs)}"
             )
         return costs
+
+
+def as_choices(logits: ArrayLike) -> jax.Array:
+    """The logits as an array: floating, [..., k], k at least 2."""
+    logits = as_logits(logits)
+    if logits.shape[-1] == 1:
+        raise ValueError(
+            "logits must be [..., k] with k at least 2 (one cluster is no choice), got "
+            f"shape {logits.shape}: for a Bernoulli variable of log-odds θ they are "
+            "[..., 2], θ and 0"
+        )
+    return logits
 
 
 def check_estimator(record: object) -> None:
@@ -176,26 +186,6 @@ def check_estimator(record: object) -> None:
             "estimator must be an Estimator, as dk.estimators.reinmax() returns it (a "
             f"map such as dk.reinmax is none), got {shown(record)}"
         )
-
-
-def checked_cost(f: Cost, shapes: list[tuple[int, ...]] | None = None) -> Cost:
-    """The cost, with its result checked wherever it is evaluated, its shape noted."""
-    check_callable("f", f)
-
-    def cost(rows: jax.Array) -> jax.Array:
-        costs = as_array("the costs of f", f(rows))
-        prefix = rows.shape[: costs.ndim]
-        if costs.ndim >= rows.ndim or costs.shape != prefix:
-            raise ValueError(
-                "f must return costs [*batch], their shape a prefix of the rows' "
-                f"{rows.shape} without k, got shape {costs.shape}"
-            )
-        check_floating("the costs of f", costs)
-        if shapes is not None:
-            shapes.append(costs.shape)
-        return costs
-
-    return cost
 
 
 def setting(name: str, value: ArrayLike, *, zero: bool = False) -> jax.Array:

@@ -11,7 +11,8 @@ from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.assignments._perturbed import to_target
 from diffkm_jax.assignments._straight_through import chosen
 from diffkm_jax.estimators._attach import attach
-from diffkm_jax.estimators._estimator import Cost, Estimator, HashablePartial, setting
+from diffkm_jax.estimators._cost import Cost
+from diffkm_jax.estimators._estimator import Estimator, HashablePartial, setting
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

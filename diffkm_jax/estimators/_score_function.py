@@ -12,8 +12,9 @@ from diffkm_jax._checks import check_integer
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.assignments._straight_through import chosen
 from diffkm_jax.estimators._attach import attach, over_rows
+from diffkm_jax.estimators._cost import Cost
 from diffkm_jax.estimators._enumeration import probabilities
-from diffkm_jax.estimators._estimator import Cost, Estimator, setting
+from diffkm_jax.estimators._estimator import Estimator, setting
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

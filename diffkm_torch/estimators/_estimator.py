@@ -17,6 +17,7 @@ from diffkm_torch._checks import (
     check_scalar,
     check_shape,
 )
+from diffkm_torch.assignments import hard
 
 Cost = Callable[[Tensor], Tensor]
 Rule = Callable[..., Tensor]
@@ -53,7 +54,7 @@ class Estimator:
 
     def expect(self, f: Cost, logits: Tensor, noise: Tensor | None = None) -> Tensor:
         """Mirrors `diffkm_jax.estimators.Estimator.expect`: costs, [*batch]."""
-        logits = as_logits(logits)
+        logits = as_choices(logits)
         shape = (self.num_draws, *logits.shape)
         if noise is None:
             if self.num_draws:
@@ -61,34 +62,58 @@ class Estimator:
             noise = logits.new_zeros(shape)
         check_floating("noise", noise)
         check_shape("noise", noise, shape, f"{shape}, a row per draw of {self.name}")
-        shapes: list[tuple[int, ...]] = []
-        costs = self.rule(checked_cost(f, shapes), logits, noise, **self.settings)
-        if shapes and tuple(costs.shape) != shapes[0]:
+        cost = CheckedCost(f)
+        costs = self.rule(cost, logits, noise, **self.settings)
+        expected = cost.shape(logits)
+        if tuple(costs.shape) != expected:
             raise ValueError(
                 f"the rule of {self.name} must return costs of the shape of those of f "
-                f"{shapes[0]}, got shape {tuple(costs.shape)}"
+                f"{expected}, got shape {tuple(costs.shape)}"
             )
         return costs
 
 
-def checked_cost(f: Cost, shapes: list[tuple[int, ...]]) -> Cost:
-    """The cost, with its result checked wherever it is evaluated, its shape noted."""
-    check_callable("f", f)
+def as_choices(logits: Tensor) -> Tensor:
+    """The logits: floating, [..., k], k at least 2."""
+    logits = as_logits(logits)
+    if logits.shape[-1] == 1:
+        raise ValueError(
+            "logits must be [..., k] with k at least 2 (one cluster is no choice), got "
+            f"shape {tuple(logits.shape)}: for a Bernoulli variable of log-odds θ they "
+            "are [..., 2], θ and 0"
+        )
+    return logits
 
-    def cost(rows: Tensor) -> Tensor:
+
+class CheckedCost:
+    """A cost whose result is checked wherever it is evaluated, the shapes noted."""
+
+    def __init__(self, f: Cost) -> None:
+        check_callable("f", f)
+        self.f = f
+        self.seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The costs of rows, [*batch]."""
         # A copy, because a cost may work in place.
-        costs = f(rows.clone())
+        costs = self.f(rows.clone())
         check_floating("the costs of f", costs)
-        shape = tuple(costs.shape)
-        if costs.ndim >= rows.ndim or shape != tuple(rows.shape[: costs.ndim]):
+        shapes = tuple(rows.shape), tuple(costs.shape)
+        if costs.ndim >= rows.ndim or shapes[1] != shapes[0][: costs.ndim]:
             raise ValueError(
                 "f must return costs [*batch], their shape a prefix of the rows' "
-                f"{tuple(rows.shape)} without k, got shape {shape}"
+                f"{shapes[0]} without k, got shape {shapes[1]}"
             )
-        shapes.append(shape)
+        self.seen.append(shapes)
         return costs
 
-    return cost
+    def shape(self, logits: Tensor) -> tuple[int, ...]:
+        """That of the costs of rows like the logits."""
+        for rows, costs in self.seen:
+            more = len(rows) - logits.ndim
+            if more >= 0 and rows[more:] == tuple(logits.shape):
+                return costs[more:]
+        return tuple(self(hard(logits)).shape)
 
 
 def setting(name: str, value: float | Tensor, *, zero: bool = False) -> float | Tensor:

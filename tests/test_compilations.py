@@ -1,0 +1,207 @@
+"""Eager calls compile once: never again for the same shapes and the same functions."""
+
+import inspect
+import pkgutil
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+import diffkm_jax as dk
+from diffkm_jax import estimators as es
+from diffkm_torch import _calls, _parity
+from diffkm_torch.bridge import jax_to_torch
+
+DATA = {name: jnp.asarray(array) for name, array in _calls.arrays().items()}
+X, C, W, LOGITS = (DATA[name] for name in ("points", "centroids", "weights", "logits"))
+KEY = jax.random.key(0)
+STATE = dk.init(C)
+MOMENTUM = optax.sgd(0.01, momentum=0.9)
+SCHEDULE = optax.exponential_decay(1.0, 3, 0.5, end_value=0.3)
+NUMBERS = iter(np.linspace(0.3, 0.9, 1000))
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@contextmanager
+def compilations():
+    """The list of what is compiled meanwhile."""
+    found = []
+
+    def note(event, duration, **more):
+        found.extend([more] if event == COMPILED else [])
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
+def number():
+    """Another one at every call."""
+    return float(next(NUMBERS))
+
+
+def cost(rows):
+    return jnp.sum(rows**2 * DATA["target"][..., : rows.shape[-1]], (-2, -1))
+
+
+def mirrored(name):
+    """A call of a function that torch has too, in its first variant."""
+    variant = next(_calls.variants(name))
+    arrays = _calls.arguments(name, variant, DATA)
+    arrays = {key: jnp.asarray(array) for key, array in arrays.items()}
+    return lambda: _calls.call(dk, name, variant)(**arrays)
+
+
+# What has no twin in torch, or a loop, or another program under other options.
+CALLS = {
+    **{name: mirrored(name) for name in _parity.mirrored()},
+    "certificate": lambda: dk.certificate(X, C),
+    "certificate, soft": lambda: dk.certificate(X, C, temperature=number()),
+    "evaluate": lambda: dk.evaluate(KEY, cost, LOGITS, es.reinmax(tau=number())),
+    "evaluate, sampled": lambda: dk.evaluate(
+        KEY, cost, LOGITS, [es.gumbel_softmax(tau=number()), es.rloo()], num_samples=9
+    ),
+    "fit_restarts": lambda: dk.fit_restarts(KEY, X, 3, num_restarts=2, tol=number()),
+    "is_discrete": lambda: dk.is_discrete(KEY, cost, LOGITS, es.reinmax(tau=number())),
+    "kmeans_plus_plus": lambda: dk.kmeans_plus_plus(KEY, X, 3, weights=number() * W),
+    "random_points": lambda: dk.random_points(KEY, X, 3),
+    "fit, no step": lambda: dk.fit(X, C, max_steps=0),
+    "fit, a schedule": lambda: dk.fit(X, C, temperature=SCHEDULE, max_steps=9),
+    "fit, a gradient optimizer": lambda: dk.fit(
+        X, number() * C, optimizer=MOMENTUM, temperature=number(), max_steps=3
+    ),
+    "fit, from a state": lambda: dk.fit(X, dk.update(X, STATE)[0], tol=number()),
+    "update, a schedule": lambda: dk.update(X, STATE, temperature=SCHEDULE),
+    "the update of an optimizer": lambda: dk.ema(0.9).update(
+        C, dk.ema(0.9).init(C), C, counts=W[:5]
+    ),
+    "soft_kmeans_loss": lambda: dk.soft_kmeans_loss(X, C, temperature=number()),
+    "assigned_loss": lambda: dk.assigned_loss(
+        X, C, partial(dk.sinkhorn, num_iters=3), temperature=number()
+    ),
+    "sinkhorn": lambda: dk.sinkhorn(LOGITS, tau=number()),
+    "estimators.exact": lambda: es.exact().expect(cost, LOGITS),
+    "draw": lambda: es.rloo().draw(KEY, LOGITS.shape),
+}
+GRADIENTS = {
+    "sinkhorn": lambda: jax.grad(lambda z: dk.sinkhorn(z, tau=number())[0, 0, 0])(
+        LOGITS
+    ),
+    "exact": lambda: jax.grad(lambda z: es.exact().expect(cost, z).sum())(LOGITS),
+    "vmap": lambda: jax.vmap(dk.sinkhorn)(LOGITS),
+}
+
+
+LOOPS = [
+    "certificate",
+    "estimators.exact",
+    "evaluate, sampled",
+    "fit, a schedule",
+    "is_discrete",
+    "kmeans_loss",
+    "sinkhorn",
+]
+
+
+def check(call):
+    """Compiles in its first calls only."""
+    jax.block_until_ready(call())
+    jax.block_until_ready(call())
+    with compilations() as found:
+        jax.block_until_ready(call())
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in LOOPS else pytest.param(n, marks=pytest.mark.slow) for n in CALLS],
+)
+def test_repeated_eager_calls_compile_nothing(name):
+    check(CALLS[name])
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_repeated_eager_gradients_compile_nothing(name):
+    check(GRADIENTS[name])
+
+
+def test_every_public_function_is_called_here():
+    public = {""}
+    for module in pkgutil.walk_packages(dk.__path__, "diffkm_jax."):
+        names = module.name.split(".")[1:]
+        if any(name.startswith("_") for name in names):
+            continue
+        found = import_module(module.name)
+        space = "estimators." if names[0] == "estimators" else ""
+        for name in getattr(found, "__all__", []):
+            if inspect.isfunction(inspect.unwrap(getattr(found, name))):
+                public.add(space + name)
+    assert public - CALLS.keys() == {""}
+
+
+def test_a_bridged_function_compiles_once():
+    bridged = jax_to_torch(lambda x, c, t: dk.soft_kmeans_loss(x, c, temperature=t))
+    x, c = (torch.tensor(np.array(a), requires_grad=True) for a in (X, C))
+    for _ in range(2):
+        bridged(x, c, number()).backward()
+    with compilations() as found:
+        bridged(x, c, number()).backward()
+    assert found == []
+
+
+class Model:
+    """A cost whose arrays change between calls."""
+
+    def __init__(self):
+        self.scale = jnp.ones(())
+
+    def cost(self, rows):
+        return self.scale * cost(rows)
+
+
+def test_an_expectation_sees_what_its_cost_closes_over_now():
+    model, other = Model(), Model()
+    other.scale = jnp.asarray(3.0)
+    first = es.exact().expect(model.cost, LOGITS)
+    model.scale = 2.0 * jnp.ones(())
+    with compilations() as found:
+        second = es.exact().expect(model.cost, LOGITS)
+    assert found == []
+    np.testing.assert_allclose(second, 2 * first, rtol=1e-12)
+    third = es.exact().expect(other.cost, LOGITS)
+    np.testing.assert_allclose(third, 3 * first, rtol=1e-12)
+
+
+def test_numbers_and_jitted_parts_of_a_cost_are_those_of_now():
+    factor, part = 1.0, jax.jit(lambda rows: cost(rows))
+
+    def own(rows):
+        return factor * part(rows)
+
+    first = es.exact().expect(own, LOGITS)
+    factor = 2.0
+    second = es.exact().expect(own, LOGITS)
+    np.testing.assert_allclose(second, 2 * first, rtol=1e-12)
+    three = jnp.asarray(3.0)
+    part = jax.jit(lambda rows: three * cost(rows))
+    third = es.exact().expect(own, LOGITS)
+    np.testing.assert_allclose(third, 6 * first, rtol=1e-12)
+
+
+def test_gradients_in_what_a_cost_closes_over_are_those_of_every_call():
+    model = Model()
+
+    def value(scale):
+        model.scale = scale
+        return es.exact().expect(model.cost, LOGITS).sum()
+
+    slopes = [jax.grad(value)(jnp.asarray(s)) for s in (1.0, 2.0)]
+    np.testing.assert_allclose(slopes, value(jnp.ones(())), rtol=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,6 @@ from diffkm_jax._problem import Problem
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
-
-
-_PIECE = 256
 
 
 def block_for(k: int, d: int) -> int:
@@ -107,11 +105,13 @@ def weigh(weights: jax.Array | None, values: jax.Array) -> jax.Array:
 def sum_by_label(values: jax.Array, label: jax.Array, k: int) -> jax.Array:
     """The sums of values [n, ...] over the points of every label, [k, ...].
 
-    As sums of pieces: n numbers added one after another may lose n ε.
+    As sums of pieces: n numbers added one after another may lose n ε. Those of the
+    pieces take a sixteenth of what scores [k, n] and values do.
     """
     if not jnp.issubdtype(values.dtype, jnp.floating):
         return jnp.zeros(k, values.dtype).at[label].add(values)
-    n, size = values.shape[0], max(_PIECE, k)
+    n, d = values.shape[0], math.prod(values.shape[1:])
+    size = max(32, 16 * k * d // max(1, k + d))
     piece = lax.broadcasted_iota(jnp.int32, (n,), 0) // size
     zeros = jnp.zeros((-(-n // size) * k, *values.shape[1:]), values.dtype)
     sums = zeros.at[label + k * piece].add(values)
@@ -156,14 +156,28 @@ def blocked(
             piece = jax.tree.map(
                 lambda a: lax.dynamic_slice_in_dim(a, start, block), rows
             )
-            return _add(carry, f(*piece))
+            part, others = f(*piece)
+            return _compensated(*carry, part), others
 
-        total, others = lax.scan(step, total, jnp.arange(count))
+        carry = total, jax.tree.map(jnp.zeros_like, total)
+        (total, _), others = lax.scan(step, carry, jnp.arange(count))
 
     def join(of_head: jax.Array, of_others: jax.Array) -> jax.Array:
         return jnp.concatenate([of_head, of_others.reshape(-1, *of_head.shape[1:])])
 
     return total, jax.tree.map(join, first, others)
+
+
+def _compensated(total: Any, excess: Any, part: Any) -> tuple[Any, Any]:
+    """Kahan's sum: the total with a part, and what rounding has put in too much."""
+    less = jax.tree.map(jnp.subtract, part, excess)
+    new = jax.tree.map(jnp.add, total, less)
+
+    def rounded(new: jax.Array, total: jax.Array, less: jax.Array) -> jax.Array:
+        lost = (new - total) - less
+        return jnp.where(jnp.isfinite(lost), lost, 0)  # ∞ stays ∞.
+
+    return new, jax.tree.map(rounded, new, total, less)
 
 
 def _padded(f: Callable, block: int, rows: Any) -> tuple[Any, Any]:

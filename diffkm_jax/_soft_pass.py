@@ -17,7 +17,13 @@ from diffkm_jax._blocks import (
     psum,
     weigh,
 )
-from diffkm_jax._geometry import centered, masked, matmul, scores
+from diffkm_jax._geometry import (
+    centered,
+    masked,
+    matmul,
+    scores,
+    sum_of_products,
+)
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._tangents import combine, is_zero, partition
 
@@ -85,7 +91,7 @@ def soft_sums(
         wr = r if w is None else r * w[None]
         counts = jnp.sum(wr, axis=1)
         # Σ w r (x − c) = Σ w r (x − m) − n (c − m), all of it near the origin.
-        shifts = matmul(wr, x - m) - counts[:, None] * (c - m)
+        shifts = sum_of_products(wr, x - m) - counts[:, None] * (c - m)
         total = jnp.sum(weigh(w, free)), counts, shifts, jnp.sum(weigh(w, entropy))
         return total, (matmul(r.T, c - m) + m, free) if by_point else (None, None)
 

@@ -76,8 +76,9 @@ def sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
     (k, n), d, size = a.shape, b.shape[1], 128
     if min(k, d) >= 16:
         return matmul(a, b)
-    a, b = jnp.pad(a, ((0, 0), (0, -n % size))), jnp.pad(b, ((0, -n % size), (0, 0)))
-    a, b = a.reshape(k, -1, size), b.reshape(-1, size, d)
+    number, missing = -(-n // size), -n % size
+    a = jnp.pad(a, ((0, 0), (0, missing))).reshape(k, number, size)
+    b = jnp.pad(b, ((0, missing), (0, 0))).reshape(number, size, d)
     pieces = jnp.einsum("kps,psd->pkd", a, b, precision=lax.Precision.HIGHEST)
     return jnp.sum(pieces, axis=0)
 

@@ -37,7 +37,7 @@ def anchor(centroids: Tensor, active: Tensor | None) -> Tensor:
     The origin of scores: a mean itself would break exact ties on integer grids.
     """
     c = centroids.detach()
-    on = torch.ones_like(c[:, 0], dtype=torch.bool) if active is None else active
+    on = c.new_ones(len(c), dtype=torch.bool) if active is None else active
     mean = torch.where(on[:, None], c, 0).sum(0) / on.sum().clamp(min=1)
     away = (c - mean).abs().sum(1)
     index = torch.where(on, away, torch.inf).argmin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,6 @@ from diffkm_jax._problem import Problem
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
-
-
-_PIECE = 256
 
 
 def block_for(k: int, d: int) -> int:
@@ -109,13 +107,27 @@ def sum_by_label(values: jax.Array, label: jax.Array, k: int) -> jax.Array:
 
     As sums of pieces: n numbers added one after another may lose n ε.
     """
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        return jnp.zeros(k, values.dtype).at[label].add(values)
-    n, size = values.shape[0], max(_PIECE, k)
-    piece = lax.broadcasted_iota(jnp.int32, (n,), 0) // size
-    zeros = jnp.zeros((-(-n // size) * k, *values.shape[1:]), values.dtype)
-    sums = zeros.at[label + k * piece].add(values)
-    return jnp.sum(sums.reshape(-1, k, *values.shape[1:]), axis=0)
+    shape = values.shape[1:]
+    index, pieces = _in_pieces(label, k, math.prod(shape))
+    zeros = jnp.zeros((pieces * k, *shape), values.dtype)
+    return zeros.at[index].add(values).reshape(pieces, k, *shape).sum(axis=0)
+
+
+def rows_of(values: jax.Array, label: jax.Array) -> jax.Array:
+    """The rows values[label], [n, ...] of [k, ...], whose derivative is such a sum."""
+    k, *shape = values.shape
+    index, pieces = _in_pieces(label, k, math.prod(shape))
+    copies = jnp.broadcast_to(values, (pieces, *values.shape))
+    return copies.reshape(pieces * k, *shape)[index]
+
+
+def _in_pieces(label: jax.Array, k: int, d: int) -> tuple[jax.Array, int]:
+    """Labels as indices of copies of k rows, one for each piece, and how many.
+
+    The copies take a sixteenth of what scores [k, n] and values [n, d] do.
+    """
+    n, size = len(label), max(32, 16 * k * d // max(1, k + d))
+    return label + k * (lax.iota(label.dtype, n) // size), -(-n // size)
 
 
 def psum(tree: Any, axis_name: str | None) -> Any:
@@ -142,11 +154,12 @@ def blocked(
     total, first = f(*jax.tree.map(lambda a: a[:head], rows))
     if not count:
         return total, first
+    carry = total, jax.tree.map(jnp.zeros_like, total)
     if differentiable:
         # The cotangent of scanned rows costs O(n), that of a slice O(n) per block.
-        total, others = lax.scan(
+        (total, _), others = lax.scan(
             lambda carry, piece: _add(carry, f(*piece)),
-            total,
+            carry,
             jax.tree.map(lambda a: a[head:].reshape(count, block, *a.shape[1:]), rows),
         )
     else:
@@ -158,7 +171,7 @@ def blocked(
             )
             return _add(carry, f(*piece))
 
-        total, others = lax.scan(step, total, jnp.arange(count))
+        (total, _), others = lax.scan(step, carry, jnp.arange(count))
 
     def join(of_head: jax.Array, of_others: jax.Array) -> jax.Array:
         return jnp.concatenate([of_head, of_others.reshape(-1, *of_head.shape[1:])])
@@ -180,11 +193,23 @@ def _padded(f: Callable, block: int, rows: Any) -> tuple[Any, Any]:
     zeros, _ = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, *map(shapes, rows))
     )
-    total, stacked = lax.scan(
-        lambda carry, piece: _add(carry, f(*piece)), zeros, jax.tree.map(pieces, rows)
+    (total, _), stacked = lax.scan(
+        lambda carry, piece: _add(carry, f(*piece)),
+        (zeros, zeros),
+        jax.tree.map(pieces, rows),
     )
     return total, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], stacked)
 
 
-def _add(carry: Any, block: tuple[Any, Any]) -> tuple[Any, Any]:
-    return jax.tree.map(jnp.add, carry, block[0]), block[1]
+def _add(carry: tuple[Any, Any], block: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Kahan's sum: the total with a block, and what rounding has put in too much."""
+    (total, excess), (part, stacked) = carry, block
+    less = jax.tree.map(jnp.subtract, part, excess)
+    new = jax.tree.map(jnp.add, total, less)
+
+    def rounded(new: jax.Array, total: jax.Array, less: jax.Array) -> jax.Array:
+        lost = lax.stop_gradient((new - total) - less)
+        # So that an infinite sum stays infinite.
+        return jnp.where(jnp.isfinite(lost), lost, 0)
+
+    return (new, jax.tree.map(rounded, new, total, less)), stacked

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._blocks import block_for, fill_rows, over_points, psum, weigh
+from diffkm_jax._blocks import block_for, fill_rows, over_points, psum, rows_of, weigh
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import centered, masked, nearest
 from diffkm_jax._problem import Plan, Problem
@@ -46,7 +46,8 @@ def distance_loss(
             least = score.max(axis=0)
             x = fill_rows(x, w, least, fill)
             label = jnp.where(jnp.isfinite(least) | (w != 0), label, of_fill)
-        cost = evaluate(plan.distance, x, c[label]) + offsets[label]
+        own = rows_of(c, label)
+        cost = evaluate(plan.distance, x, own) + rows_of(offsets, label)
         return jnp.sum(weigh(w, cost)), None
 
     def soft(x: jax.Array, w: jax.Array | None):

@@ -17,9 +17,10 @@ _PIECE = 64
 
 def rows_of(centroids: Tensor, labels: Tensor) -> Tensor:
     """The rows centroids[labels], [n, d], with a derivative summed in pieces."""
-    index, pieces = _in_pieces(labels, len(centroids))
-    copies = centroids.expand(pieces, *centroids.shape)
-    return copies.reshape(-1, *centroids.shape[1:]).index_select(0, index)
+    k, d = centroids.shape
+    index, pieces = _in_pieces(labels, k)
+    copies = centroids.expand(pieces, k, d).reshape(pieces * k, d)
+    return copies.index_select(0, index)
 
 
 def sum_by_label(values: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -17,6 +17,7 @@ estimator of a gradient, a cost) runs under the autocast that it is called in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -263,11 +264,14 @@ def _rows(
     if shape[-1:] != (d,):
         layout = f"[..., d] with d = {d} as in centroids {tuple(centroids.shape)}"
         raise ValueError(f"points must be {layout}, got shape {shape}")
+    n = math.prod(shape[:-1])
+    if n == 0:
+        raise ValueError(f"points must have at least one row, got shape {shape}")
     if weights is not None:
         weights = as_real("weights", weights)
         check_shape("weights", weights, shape[:-1], f"[...] as points {shape}")
         weights = weights.reshape(-1)
-    return points.reshape(-1, d), weights
+    return points.reshape(n, d), weights
 
 
 def _sizes(centroids: Tensor) -> str:

@@ -165,7 +165,7 @@ def certificate(
         block_size=block_size,
         axis_name=axis_name,
     )
-    num_steps = min(num_iterations, centroids.size)
+    num_steps = min(num_iterations, max(1, centroids.size))
     return certificate_of(plan, num_steps, problem, centroids)
 
 
@@ -198,7 +198,8 @@ def certificate_of(
         gradient_norm=gradient_norm,
         smallest_eigenvalue=found.smallest_eigenvalue,
         eigenvalue_error=found.eigenvalue_error,
-        critical_temperature=2 * jnp.linalg.eigvalsh(covariance)[-1],
+        # None of them, and 0, where points have no coordinates.
+        critical_temperature=2 * jnp.max(jnp.linalg.eigvalsh(covariance), initial=0),
         distance=found.distance,
         point_radius=found.point_radius,
         valid=found.valid & finite,

@@ -174,4 +174,4 @@ def mean_variance(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Arr
     # v = Σ w ‖x − mean‖² / (d Σ w), about the mean: E x² − (E x)² would cancel.
     mass, first = moment(1, origin)
     _, second = moment(2, origin + first / mass)
-    return jnp.sum(second) / (mass * d)
+    return jnp.sum(second) / (mass * max(1, d))

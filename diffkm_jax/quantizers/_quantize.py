@@ -10,8 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
+<<<<<<< HEAD
 from diffkm_jax._blocks import fill_inert, finite_costs, weigh
 from diffkm_jax._checks import as_floating, as_problem, check_callable, check_shape
+=======
+from diffkm_jax._blocks import fill_inert, finite_costs, rows_of, weigh
+from diffkm_jax._checks import as_problem, check_callable, check_floating, check_shape
+>>>>>>> pass
 from diffkm_jax._geometry import centered
 from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import polar
@@ -189,7 +194,7 @@ def _encode(plan: Plan, problem: Problem, centroids: jax.Array):
     # The value of both losses is the same; each holds one side of it constant.
     held = problem._replace(points=lax.stop_gradient(problem.points))
     codebook_loss, _, _, labels = hard_pass(plan, held, centroids)
-    nearest = centered(problem, centroids)[0][labels]
+    nearest = rows_of(centered(problem, centroids)[0], labels)
     acc, fixed = nearest.dtype, lax.stop_gradient(nearest)
     w = None if problem.weights is None else problem.weights.astype(acc)
     x = fill_inert(problem.points.astype(acc), w, fixed, squares=False)

@@ -107,4 +107,4 @@ def mean_variance(problem: Problem, centroids: Tensor) -> Tensor:
     x, _, w, origin = prepare(problem, centroids)
     x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
     mean = origin + (w[:, None] * (x - origin)).sum(0, keepdim=True) / w.sum()
-    return (w[:, None] * (x - mean) ** 2).sum() / (w.sum() * x.shape[1])
+    return (w[:, None] * (x - mean) ** 2).sum() / (w.sum() * max(1, x.shape[1]))

@@ -9,26 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-<<<<<<< HEAD
 from diffkm_jax._blocks import block_for, finite_costs, over_points, psum, weigh
-from diffkm_jax._geometry import about, centered, masked, matmul, scores
-=======
-from diffkm_jax._blocks import (
-    block_for,
-    fill_inert,
-    finite_costs,
-    over_points,
-    psum,
-    weigh,
-)
 from diffkm_jax._geometry import (
+    about,
     centered,
     masked,
     matmul,
     scores,
     sum_of_products,
 )
->>>>>>> pass
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._tangents import combine, is_zero, partition
 
@@ -96,13 +85,8 @@ def soft_sums(
         entropy = log_z - jnp.sum(r * jnp.where(r > 0, score, 0), axis=0)
         wr = r if w is None else r * w[None]
         counts = jnp.sum(wr, axis=1)
-<<<<<<< HEAD
         # Σ w r (x − c) = Σ w r (x − m) − n b with b = c − m, all of it near the origin.
-        shifts = matmul(wr, x - m) - counts[:, None] * b
-=======
-        # Σ w r (x − c) = Σ w r (x − m) − n (c − m), all of it near the origin.
-        shifts = sum_of_products(wr, x - m) - counts[:, None] * (c - m)
->>>>>>> pass
+        shifts = sum_of_products(wr, x - m) - counts[:, None] * b
         total = jnp.sum(weigh(w, free)), counts, shifts, jnp.sum(weigh(w, entropy))
         if not by_point:
             return total, (None, None)

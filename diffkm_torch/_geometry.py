@@ -38,15 +38,10 @@ def anchor(centroids: Tensor, active: Tensor | None) -> Tensor:
     """
     c = centroids.detach()
     on = c.new_ones(len(c), dtype=torch.bool) if active is None else active
-<<<<<<< HEAD
     # About one of them, so that far from the origin too rounding does not choose.
     near = c - c.index_select(0, on.int().argmax()[None])
     mean = torch.where(on[:, None], near, 0).sum(0) / on.sum().clamp(min=1)
     away = (near - mean).abs().sum(1)
-=======
-    mean = torch.where(on[:, None], c, 0).sum(0) / on.sum().clamp(min=1)
-    away = (c - mean).abs().sum(1)
->>>>>>> pass
     index = torch.where(on, away, torch.inf).argmin()
     return c.index_select(0, index[None])
 

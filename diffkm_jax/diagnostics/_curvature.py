@@ -57,11 +57,7 @@ def smallest_eigenvalue(
 
     q = start.reshape(-1) / jnp.sqrt(jnp.sum(start * start))
     basis = jnp.zeros((num_steps, start.size), start.dtype)
-<<<<<<< HEAD
-    begin = vary_as((basis, q, jnp.zeros_like(q[0])), q)
-=======
-    begin = basis, q, jnp.zeros_like(jnp.sum(q))
->>>>>>> pass
+    begin = vary_as((basis, q, jnp.zeros_like(jnp.sum(q))), q)
     _, (alpha, beta, running) = jax.lax.scan(step, begin, jnp.arange(num_steps))
     # Steps after the end must not look like eigenvalues below the others.
     top = jnp.max(jnp.abs(alpha)) + 2 * jnp.max(beta)

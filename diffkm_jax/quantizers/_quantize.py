@@ -10,13 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-<<<<<<< HEAD
-from diffkm_jax._blocks import fill_inert, finite_costs, weigh
-from diffkm_jax._checks import as_floating, as_problem, check_callable, check_shape
-=======
 from diffkm_jax._blocks import fill_inert, finite_costs, rows_of, weigh
-from diffkm_jax._checks import as_problem, check_callable, check_floating, check_shape
->>>>>>> pass
+from diffkm_jax._checks import as_floating, as_problem, check_callable, check_shape
 from diffkm_jax._geometry import centered
 from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import polar

@@ -109,9 +109,10 @@ def _series(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, y = (torch.where(near, a * unit, 1) for a in (x, y))
     s = (x - y) / (x + y)
     # |s| ≤ 1/4: what is left out is less than a rounding.
-    n, r = 12 if x.dtype == torch.float64 else 5, torch.zeros_like(s)
+    n = 12 if x.dtype == torch.float64 else 5
+    square, r = s * s, torch.zeros_like(s)
     for q in reversed(range(n)):
-        r = r * s**2 + 1 / (2 * q + 3)
+        r = r * square + 1 / (2 * q + 3)
     return near, s, r
 
 

@@ -27,7 +27,7 @@ def polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     underflow. Norm, direction and their gradients are zero at zero.
     """
     tiny = float(jnp.finfo(x.dtype).tiny)
-    scale = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    scale = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0))
     zero = scale < tiny
     # A division is by the reciprocal, which must not underflow either.
     scale = jnp.minimum(scale, 0.25 / tiny)

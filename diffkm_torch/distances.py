@@ -18,6 +18,7 @@ from diffkm_torch._checks import (
 )
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._hints import hinted
+from diffkm_torch._numerics import polar, safe_sqrt
 from diffkm_torch._products import product
 
 __all__ = [
@@ -48,14 +49,6 @@ def _operands(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype), y.to(dtype)
 
 
-def _safe_sqrt(squared: Tensor) -> Tensor:
-    """The square root with gradient 0 at 0, where the true one is infinite."""
-    positive = squared > 0
-    return torch.where(
-        positive, torch.where(positive, squared, 1).sqrt(), squared.detach()
-    )
-
-
 def squared_euclidean(x: Tensor, y: Tensor) -> Tensor:
     """Mirrors `diffkm_jax.squared_euclidean`: x, y [..., d] to Σ (x − y)²."""
     x, y = _operands(x, y)
@@ -64,7 +57,7 @@ def squared_euclidean(x: Tensor, y: Tensor) -> Tensor:
 
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
     """Mirrors `diffkm_jax.euclidean`: x, y [..., d] to ‖x − y‖, gradient 0 at x = y."""
-    return _safe_sqrt(squared_euclidean(x, y))
+    return safe_sqrt(squared_euclidean(x, y))
 
 
 def manhattan(x: Tensor, y: Tensor) -> Tensor:
@@ -75,19 +68,12 @@ def manhattan(x: Tensor, y: Tensor) -> Tensor:
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
     """Mirrors `diffkm_jax.cosine`: x, y [..., d] to 1 − x·y / (‖x‖ ‖y‖)."""
-    x, y = map(_unit, _operands(x, y))
+    (x_scale, _, x), (y_scale, _, y) = map(polar, _operands(x, y))
     # Not 1 − x̂·ŷ, which is left with nothing but rounding where the two are close.
     distance = 0.5 * ((x - y) ** 2).sum(-1)
-    zero = (x == 0).all(-1) | (y == 0).all(-1)
-    return torch.where(zero, 1 - (x * y).sum(-1), distance)
-
-
-def _unit(x: Tensor) -> Tensor:
-    largest = x.detach().abs().amax(-1, keepdim=True)
-    zero = largest < torch.finfo(x.dtype).tiny
-    x = torch.where(zero, 0, x / torch.where(zero, 1, largest))
-    squared = (x * x).sum(-1, keepdim=True)
-    return x / torch.where(zero, 1, squared).sqrt()
+    zero = (x_scale == 0) | (y_scale == 0)
+    # A NaN in the other vector stays one.
+    return torch.where(zero[..., 0], 1 + (distance - distance), distance)
 
 
 def kl_divergence(x: Tensor, y: Tensor) -> Tensor:
@@ -126,7 +112,10 @@ def _series(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     s = (x - y) / (x + y)
     # |s| ≤ 1/4: what is left out is less than a rounding.
     n = 12 if x.dtype == torch.float64 else 5
-    return near, s, sum(s ** (2 * q) / (2 * q + 3) for q in range(n))
+    square, r = s * s, torch.zeros_like(s)
+    for q in reversed(range(n)):
+        r = r * square + 1 / (2 * q + 3)
+    return near, s, r
 
 
 def _log_quotient(x: Tensor, y: Tensor) -> Tensor:

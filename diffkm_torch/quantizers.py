@@ -21,6 +21,7 @@ from diffkm_torch._checks import (
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._geometry import fill_inert, fill_rows, prepare
 from diffkm_torch._hints import hinted
+from diffkm_torch._numerics import polar
 from diffkm_torch._problem import Problem
 from diffkm_torch._products import rows_of
 from diffkm_torch.distances import squared_euclidean
@@ -93,8 +94,8 @@ class _ForwardNoChange(_NoChange):
 def _rotation(points: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The factor [..., 1] and the vectors r, x̂, q̂ [..., d] of the map."""
     limits = torch.finfo(points.dtype)
-    x_scale, x_length, x = _polar(points)
-    q_scale, q_length, q = _polar(nearest)
+    x_scale, x_length, x = polar(points)
+    q_scale, q_length, q = polar(nearest)
     usable = (x_scale > 0) & x_length.isfinite()
     x_scale, lengths = torch.where(usable, x_scale, 1), q_length / x_length
     ratio = q_scale / x_scale
@@ -106,17 +107,6 @@ def _rotation(points: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     dropped = ~usable | (squared < limits.eps)
     r = torch.where(dropped, 0, (x + q) / torch.where(dropped, 1, squared).sqrt())
     return ratio, r, x, q
-
-
-def _polar(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The norm of x as a product of two, [..., 1], and its direction, [..., d]."""
-    tiny = torch.finfo(x.dtype).tiny
-    scale = x.detach().abs().amax(-1, keepdim=True)
-    zero = scale < tiny
-    scale = scale.clamp(max=0.25 / tiny)
-    x = torch.where(zero, 0, x / torch.where(zero, 1, scale))
-    length = torch.where(zero, 1, (x * x).sum(-1, keepdim=True)).sqrt()
-    return torch.where(zero, 0, scale), length, x / length
 
 
 @hinted
@@ -173,8 +163,8 @@ def nsvq(
     shape = tuple(points.shape)
     check_shape("noise", noise, shape, f"[n, d] as points {shape}")
     x, nearest, *others = _encode(problem, centroids)
-    scale, length, _ = _polar(x - nearest)
-    values = x + scale * length * _polar(noise.to(x.dtype))[2]
+    scale, length, _ = polar(x - nearest)
+    values = x + scale * length * polar(noise.to(x.dtype))[2]
     return Quantized(values.to(points.dtype), *others)
 
 

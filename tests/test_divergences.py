@@ -168,5 +168,19 @@ def test_the_cosine_of_zero_is_one_and_of_the_largest_number_is_right(module, pu
     value, grads = pull(module.cosine, np.ones(4), x, y)
     np.testing.assert_array_equal(value[:3], 1)
     np.testing.assert_array_equal([g[:2] for g in grads], 0)
-    y[1, 0] = np.nan
-    assert np.isnan(pull(module.cosine, np.ones(4), x, y)[0][1])
+    empty = np.ones((2, 0))
+    np.testing.assert_array_equal(pull(module.cosine, np.ones(2), empty, empty)[0], 1)
+
+
+@BOTH
+@pytest.mark.parametrize("name", [*NAMES, "cosine", "euclidean"])
+def test_a_nan_is_one_in_the_distance_beside_zeros_and_in_large_arrays(
+    module, pull, name
+):
+    f = getattr(module, name)
+    for bad in (0, 1):
+        x = np.zeros((4096, 2), "float32")
+        x[:, bad] = np.nan
+        value, _ = pull(f, np.ones(4096), x, np.ones_like(x))
+        assert np.isnan(value).all()
+        assert np.isnan(pull(f, np.ones(4096), np.zeros_like(x), x)[0]).all()

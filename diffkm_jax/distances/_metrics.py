@@ -117,10 +117,11 @@ def manhattan(
 def cosine(
     x: Float[ArrayLike, "*batch d"], y: Float[ArrayLike, "*batch d"]
 ) -> Float[Array, "*batch"]:
-    """The cosine distance, 1 − x·y / (‖x‖ ‖y‖) = ½ ‖x/‖x‖ − y/‖y‖‖².
+    """The cosine distance, 1 − x·y / (‖x‖ ‖y‖).
 
-    The gradient in `x` is −(ŷ − (x̂·ŷ) x̂)/‖x‖ with unit vectors x̂, ŷ, and likewise
-    in `y`. A zero vector has distance 1 to everything, and gradient zero.
+    With unit vectors x̂, ŷ it is ½ ‖x̂ − ŷ‖². The gradient in `x` is
+    −(ŷ − (x̂·ŷ) x̂)/‖x‖, and likewise in `y`. A zero vector has distance 1 to
+    everything, and gradient zero.
 
     Args:
         x: Vectors, [..., d], floating, any unit.

@@ -123,8 +123,8 @@ def fit(
         axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
 
     Returns:
-        A `FitResult`. Nothing raises at run time: read `status`. Of the distances of
-        this library it says DOMAIN where they are not defined. It cannot see squares
+        A `FitResult`. Nothing raises at run time: read `status`. It says
+        DOMAIN where a distance of this library is not defined. It cannot see squares
         that underflow: scale data in units so small that they do (10⁻¹⁸ in float32).
         Wherever the data are, the fit takes the steps of data about the origin; loss,
         labels and residual are those of the centroids as their dtype holds them, and

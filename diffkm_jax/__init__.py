@@ -3,6 +3,8 @@
 In the examples of the docstrings `import jax, jax.numpy as jnp, numpy as np, optax` and
 `import diffkm_jax as dk` have run, and `es` is `dk.estimators`; in those of the torch
 package also `import torch, diffkm_torch as dt`.
+
+Points, centroids and weights that are integers or bools become the default float.
 """
 
 from importlib.metadata import version

@@ -229,7 +229,7 @@ def check_block_size(block_size: int | None) -> None:
 def check_key(key: Any) -> None:
     """Raises TypeError unless `key` is a random key, typed or raw."""
     is_array = isinstance(key, jax.Array | np.ndarray)
-    is_typed = is_array and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    is_typed = is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     is_raw = is_array and key.dtype == np.uint32
     if not (is_typed and key.ndim == 0) and not (is_raw and key.ndim == 1):
         seed = key if isinstance(key, int) else 0

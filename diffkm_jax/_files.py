@@ -191,7 +191,8 @@ def with_output(run: Callable[[], int]) -> int:
     except OSError as error:
         with suppress(OSError, AttributeError):
             # Or Python would try it again at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # type: ignore[union-attr]
         if isinstance(error, BrokenPipeError):
             return 141  # As of a process that SIGPIPE ended.
         print(f"diffkm: error: cannot write to stdout: {error}", file=sys.stderr)

@@ -32,7 +32,7 @@ def vary_as(tree: Tree, *others: Any) -> Tree:
             return leaf
         if HAS_PCAST:
             return lax.pcast(leaf, missing, to="varying")
-        return lax.pvary(leaf, missing)
+        return lax.pvary(leaf, missing)  # type: ignore[attr-defined]
 
     return jax.tree.map(cast, tree)
 

@@ -51,7 +51,7 @@ def random_points(
 
     Args:
         key: A JAX random key.
-        points: Data, [n, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
         k: Number of centroids, static, at most n.
         weights: Non-negative, [n], any unit; a row of weight 0 is never drawn: where
             fewer than k rows have weight, the first one drawn is repeated. None is
@@ -61,7 +61,8 @@ def random_points(
         Centroids, [k, d], in the dtype of `points`.
 
     Raises:
-        TypeError: `points` or `weights` is not floating, or `k` no integer.
+        TypeError: `key` is no random key, `points` or `weights` is not real, or `k` no
+            integer.
         ValueError: A shape does not fit, or `k` is below 1 or above n.
 
     Example:
@@ -107,7 +108,7 @@ def kmeans_plus_plus(
 
     Args:
         key: A JAX random key.
-        points: Data, [n, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
         k: Number of centroids, static, at most n.
         weights: Non-negative, [n], any unit; a row of weight 0 is never drawn. None is
             ones.
@@ -119,8 +120,8 @@ def kmeans_plus_plus(
         different rows, all of them are there and some repeated.
 
     Raises:
-        TypeError: `points` or `weights` is not floating, or `k` or `num_candidates` no
-            integer.
+        TypeError: `key` is no random key, `points` or `weights` is not real, or `k` or
+            `num_candidates` no integer.
         ValueError: A shape does not fit, `k` is below 1 or above n, or
             `num_candidates` is below 1.
 

@@ -55,8 +55,8 @@ def kmeans_loss(
     centroids is the diagonal 2 n_j. At a tie the first of the nearest gets it all.
 
     Args:
-        points: Data, [n, d], floating, in data units.
-        centroids: Centroids, [k, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
+        centroids: Centroids, [k, d], real, in data units.
         weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
             NaN. None is ones.
         distance: Function of two arrays [..., d]; static by identity.
@@ -69,9 +69,10 @@ def kmeans_loss(
         any array is, else float32.
 
     Raises:
-        TypeError: An array is not floating, `active` is not bool, or `distance` no
+        TypeError: An array is not real, `active` is not bool, or `distance` no
             function.
-        ValueError: A shape does not fit, or `block_size` is below 1.
+        ValueError: A shape does not fit, `block_size` is below 1, or `axis_name` is not
+            an axis of the shard_map around.
 
     Example:
         >>> x, c = jnp.array([[0.0], [1.0], [9.0], [10.0]]), jnp.array([[0.0], [10.0]])
@@ -118,8 +119,8 @@ def soft_kmeans_loss(
     the centroids: groups of points 10³ standard deviations apart need float64.
 
     Args:
-        points: Data, [n, d], floating, in data units.
-        centroids: Centroids, [k, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
+        centroids: Centroids, [k, d], real, in data units.
         temperature: Positive scalar T, in the unit of `distance`; may be traced.
         weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
             NaN. None is ones.
@@ -133,10 +134,11 @@ def soft_kmeans_loss(
         float64 if any array is, else float32.
 
     Raises:
-        TypeError: An array is not floating, `active` is not bool, or `distance` no
-            function.
+        TypeError: An array or `temperature` is not real, `active` is not bool, or
+            `distance` no function.
         ValueError: A shape does not fit; `temperature` is None, not a scalar, or a
-            number and not positive and finite; `block_size` is below 1.
+            number and not positive and finite; `block_size` is below 1; `axis_name` is
+            not an axis of the shard_map around.
 
     Example:
         >>> x, c = jnp.array([[0.0]]), jnp.array([[-1.0], [1.0]])
@@ -180,8 +182,8 @@ def assigned_loss(
     free energy; with `straight_through` biased. This function builds the [n, k] array.
 
     Args:
-        points: Data, [n, d], floating, in data units.
-        centroids: Centroids, [k, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
+        centroids: Centroids, [k, d], real, in data units.
         assignment: Map from logits [n, k] to rows [n, k], as in `assignments`; fix its
             other arguments by `functools.partial`: `partial(dk.reinmax, noise=noise)`.
         temperature: Positive scalar, in the unit of `distance`; may be traced.
@@ -197,8 +199,8 @@ def assigned_loss(
         any array is, else float32.
 
     Raises:
-        TypeError: An array is not floating, `active` is not bool, or `assignment` or
-            `distance` no function.
+        TypeError: An array or `temperature` is not real, `active` is not bool, or
+            `assignment` or `distance` no function.
         ValueError: A shape does not fit, that of the assignment included;
             `temperature` is not a scalar, or a number and not positive and finite.
 

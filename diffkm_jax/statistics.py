@@ -68,8 +68,8 @@ def statistics(
     between ties. That of the loss in the centroids costs nothing beyond the pass.
 
     Args:
-        points: Data, [n, d], floating, in data units.
-        centroids: Centroids, [k, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
+        centroids: Centroids, [k, d], real, in data units.
         weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
             NaN. None is ones.
         temperature: Positive scalar, in squared data units; may be traced. None is the
@@ -85,9 +85,10 @@ def statistics(
         is, else float32.
 
     Raises:
-        TypeError: An array is not floating, or `active` is not bool.
+        TypeError: An array or `temperature` is not real, or `active` is not bool.
         ValueError: A shape does not fit; `temperature` is not a scalar, or a number
-            and not positive and finite; `block_size` is below 1.
+            and not positive and finite; `block_size` is below 1; `axis_name` is not an
+            axis of the shard_map around.
 
     Example:
         >>> x, c = jnp.array([[0.0], [1.0], [9.0], [10.0]]), jnp.array([[0.0], [10.0]])
@@ -146,8 +147,8 @@ def assign(
     are differentiable with the labels held constant.
 
     Args:
-        points: Data, [n, d], floating, in data units.
-        centroids: Centroids, [k, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
+        centroids: Centroids, [k, d], real, in data units.
         active: Clusters that exist, [k], bool; None is all.
         distance: Function of two arrays [..., d]; static by identity.
         block_size: Points in a block, static; None chooses it by shape.
@@ -157,7 +158,7 @@ def assign(
         range.
 
     Raises:
-        TypeError: `points` or `centroids` is not floating, `active` is not bool, or
+        TypeError: `points` or `centroids` is not real, `active` is not bool, or
             `distance` no function.
         ValueError: A shape does not fit, or `block_size` is below 1.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,7 +132,9 @@ def check_scalar(
         if value.is_complex():
             raise TypeError(f"{name} must be real, got dtype {value.dtype}")
         return
-    number = value.item() if hasattr(value, "item") else value
+    number: Any = value
+    if hasattr(value, "item"):
+        number = number.item()
     if not isinstance(number, int | float):
         raise TypeError(f"{name} must be {SCALAR}, got {shown(value)}")
     check_range(name, number, dtype, zero=zero)

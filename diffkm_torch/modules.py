@@ -55,7 +55,7 @@ class KMeansLoss(nn.Module):
     2 w (x − c) in a point; by the total weight if "mean".
 
     Args:
-        centroids: Where to start, [k, d], floating, in data units; copied.
+        centroids: Where to start, [k, d], real, in data units; copied.
         temperature: None for the hard loss, or a positive scalar, in the unit of the
             distance. An attribute: change it between steps to anneal. As an
             `nn.Parameter` it is learned, moved and saved with the layer; else not.
@@ -67,7 +67,7 @@ class KMeansLoss(nn.Module):
         weights [...], the loss, [], float32 or wider, in the unit of the distance.
 
     Raises:
-        TypeError: `centroids`, `points` or `weights` is not floating, or `distance` is
+        TypeError: `centroids`, `points` or `weights` is not real, or `distance` is
             not a function.
         ValueError: `centroids` is not [k, d], `points` not [..., d], either has no row,
             `weights` is not [...], `temperature` is not a scalar, or a number and not
@@ -141,7 +141,7 @@ class VectorQuantizer(nn.Module):
     changes nothing), but stay in the losses, which say so.
 
     Args:
-        centroids: Where to start, [k, d], floating, in data units; copied. With
+        centroids: Where to start, [k, d], real, in data units; copied. With
             `decay`, float32 or wider: moving averages stand still in less.
         method: `straight_through_vector`, `rotation_trick`, a function of points and
             nearest centroids, both [n, d], to values [n, d]; or `nsvq`, which adds
@@ -154,7 +154,8 @@ class VectorQuantizer(nn.Module):
         a `Quantized` of values [..., d], labels [...] and two losses, as of `quantize`.
 
     Raises:
-        TypeError: A tensor is not floating, or `method` is not a function.
+        TypeError: A tensor is not real, `noise` is not floating, or `method` is not a
+            function.
         ValueError: `centroids` is not [k, d], `points` not [..., d], either has no row,
             `weights` is not [...], `noise` is not of the shape of the points or is for
             another method, `decay` is out of range, or `method` changes the shape.

@@ -6,7 +6,7 @@ does the rest through the gather at the nearest centroid, or through the softmax
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -191,7 +191,7 @@ def _distance_block(
     return -(w * soft_max).sum(), (w[:, None] * r).sum(0)
 
 
-def _soften(score: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def _soften(score: Tensor, t: Any) -> tuple[Tensor, Tensor]:
     """T log Σ_j exp(score_j / T), [n], and softmax(score / T), [n, k], however cold."""
     scaled, out = below_largest(score, t, -1000)
     scaled = scaled.masked_fill(out, -torch.inf)

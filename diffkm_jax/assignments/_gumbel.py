@@ -52,8 +52,8 @@ def gumbel_softmax(
         Rows that sum to one, [..., k], in the dtype of `logits`.
 
     Raises:
-        TypeError: `logits` or `noise` is not floating, or forward mode is asked for
-            with `hard`.
+        TypeError: `logits` or `noise` is not floating, `tau` not real, or forward mode
+            is asked for with `hard`.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `tau` is not a scalar, or a number and not positive.
 
@@ -106,7 +106,8 @@ def decoupled_gumbel_softmax(
         Rows that sum to one, [..., k], in the dtype of `logits`.
 
     Raises:
-        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        TypeError: `logits` or `noise` is not floating, `tau` or `tau_backward` not
+            real, or forward mode is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `tau` or `tau_backward` is not a scalar, or a number and not positive.
 
@@ -239,7 +240,8 @@ def gumbel_rao(
         One-hot rows, [..., k], in the dtype of `logits`.
 
     Raises:
-        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        TypeError: `logits` or `noise` is not floating, `tau` not real, or forward mode
+            is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` does not fit; `tau`
             is not a scalar, or a number and not positive.
 

@@ -40,7 +40,8 @@ def blackbox(
         One-hot rows, [..., k], in the dtype of `logits`.
 
     Raises:
-        TypeError: `logits` is not floating, or forward mode is asked for.
+        TypeError: `logits` is not floating, `strength` not real, or forward mode is
+            asked for.
         ValueError: `logits` is a scalar or has no cluster; `strength` is not a scalar,
             or a number and not positive.
 
@@ -84,7 +85,8 @@ def implicit_mle(
         One-hot rows, [..., k], in the dtype of `logits`.
 
     Raises:
-        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        TypeError: `logits` or `noise` is not floating, `strength` not real, or forward
+            mode is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `strength` is not a scalar, or a number and not positive.
 
@@ -153,7 +155,7 @@ def perturbed_argmax(
         Rows that sum to one, [..., k], in the dtype of `logits`.
 
     Raises:
-        TypeError: `logits` or `noise` is not floating.
+        TypeError: `logits` or `noise` is not floating, or `scale` not real.
         ValueError: `logits` is a scalar or has no cluster; `noise` does not fit;
             `scale` is not a scalar, or a number and not positive.
 

@@ -46,15 +46,15 @@ def sinkhorn(
             be traced.
         num_iters: Iterations, at least 0, static; 0 is the softmax.
         column_weights: Sizes of the clusters relative to each other, [k], positive,
-            floating, any unit; None is equal sizes.
+            real, any unit; None is equal sizes.
 
     Returns:
         Rows that sum to one, [..., n, k], in the dtype of `logits`. A row of −inf alone
         is NaN, with gradient zero.
 
     Raises:
-        TypeError: `logits` or `column_weights` is not floating, or `num_iters` no
-            integer.
+        TypeError: `logits` is not floating, `column_weights` or `tau` not real, or
+            `num_iters` no integer.
         ValueError: `logits` has no axis of rows or no cluster, `column_weights` not its
             k; `tau` is not a scalar, or a number and not positive; `num_iters` is
             negative.

@@ -58,7 +58,7 @@ def softmax(
         or wider. A row of −inf alone is NaN, with gradient zero.
 
     Raises:
-        TypeError: `logits` is not floating.
+        TypeError: `logits` is not floating, or `tau` not real.
         ValueError: `logits` is a scalar or has no cluster; `tau` is not a scalar, or a
             number and not positive.
 

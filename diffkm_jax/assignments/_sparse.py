@@ -39,7 +39,7 @@ def sparsemax(
         row of −inf alone is NaN, with gradient zero.
 
     Raises:
-        TypeError: `logits` is not floating.
+        TypeError: `logits` is not floating, or `tau` not real.
         ValueError: `logits` is a scalar or has no cluster; `tau` is not a scalar, or a
             number and not positive.
 
@@ -77,7 +77,7 @@ def entmax15(
         row of −inf alone is NaN, with gradient zero.
 
     Raises:
-        TypeError: `logits` is not floating.
+        TypeError: `logits` is not floating, or `tau` not real.
         ValueError: `logits` is a scalar or has no cluster; `tau` is not a scalar, or a
             number and not positive.
 

@@ -52,7 +52,8 @@ def straight_through(
         One-hot rows, [..., k], in the dtype of `logits`.
 
     Raises:
-        TypeError: `logits` is not floating, or forward mode is asked for.
+        TypeError: `logits` is not floating, `tau` not real, or forward mode is asked
+            for.
         ValueError: `logits` is a scalar or has no cluster; `tau` is not a scalar, or a
             number and not positive.
 
@@ -94,7 +95,8 @@ def sampled_straight_through(
         One-hot rows, [..., k], in the dtype of `logits`.
 
     Raises:
-        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        TypeError: `logits` or `noise` is not floating, `tau` not real, or forward mode
+            is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `tau` is not a scalar, or a number and not positive.
 
@@ -146,7 +148,8 @@ def gapped_straight_through(
         One-hot rows, [..., k], in the dtype of `logits`.
 
     Raises:
-        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        TypeError: `logits` or `noise` is not floating, `tau` or `gap` not real, or
+            forward mode is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `tau` or `gap` is not a scalar, or a number out of range.
 
@@ -211,7 +214,8 @@ def reinmax(
         One-hot rows, [..., k], in the dtype of `logits`.
 
     Raises:
-        TypeError: `logits` or `noise` is not floating, or forward mode is asked for.
+        TypeError: `logits` or `noise` is not floating, `tau` not real, or forward mode
+            is asked for.
         ValueError: `logits` is a scalar or has no cluster; `noise` has not its shape;
             `tau` is not a scalar, or a number and not positive.
 

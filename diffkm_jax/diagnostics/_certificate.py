@@ -121,8 +121,8 @@ def certificate(
     operations, and its eigenvalues O(d³).
 
     Args:
-        points: Data, [n, d], floating, in data units.
-        centroids: Centroids, [k, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
+        centroids: Centroids, [k, d], real, in data units.
         weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
             NaN. None is ones.
         temperature: Positive scalar, in squared data units; may be traced. None is the
@@ -138,11 +138,12 @@ def certificate(
         with weight, are not `valid`.
 
     Raises:
-        TypeError: An array is not floating, `active` is not bool, `num_iterations` or
+        TypeError: An array is not real, `active` is not bool, `num_iterations` or
             `block_size` no integer, `centroids` a `FitResult` or `State`, or
-            `temperature` a schedule.
+            `temperature` not real.
         ValueError: A shape does not fit; `temperature` is not a scalar, or a number
-            and not positive and finite; `num_iterations` or `block_size` is below 1.
+            and not positive and finite; `num_iterations` or `block_size` is below 1;
+            `axis_name` is not an axis of the shard_map around.
 
     Example:
         >>> x, c = jnp.array([[0.0], [1.0], [9.0], [10.0]]), jnp.array([[0.5], [9.5]])

@@ -116,8 +116,8 @@ def evaluate(
         A `Report`, or a tuple of them for a list.
 
     Raises:
-        TypeError: `logits` or the costs are not floating, `f` is no function,
-            `estimator` no `Estimator`, or a number no integer.
+        TypeError: `key` is no random key, `logits` or the costs are not floating, `f`
+            is no function, `estimator` no `Estimator`, or a number no integer.
         ValueError: `logits` is a scalar or has fewer than two clusters; a problem has
             more than `max_configurations` draws; the shape of the costs is no prefix of
             that of the logits; a number is out of range; the list is empty; an

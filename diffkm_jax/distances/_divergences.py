@@ -22,15 +22,15 @@ def kl_divergence(
     contributes y, and its gradient in `x` (truly −∞) is zero.
 
     Args:
-        x: Non-negative vectors, [..., d], floating, any unit; the points.
-        y: Positive vectors, [..., d], floating, in the unit of `x`; the centroids.
+        x: Non-negative vectors, [..., d], real, any unit; the points.
+        y: Positive vectors, [..., d], real, in the unit of `x`; the centroids.
 
     Returns:
         Divergences, [...], in nats times the unit of `x`, float64 if either argument
         is, else float32; infinite where y = 0 < x.
 
     Raises:
-        TypeError: `x` or `y` is not floating.
+        TypeError: `x` or `y` is not real.
         ValueError: The last axes differ, or the others do not broadcast.
 
     Example:
@@ -53,14 +53,14 @@ def itakura_saito(
     The gradient is 1/y − 1/x in `x` and (y − x)/y² in `y`.
 
     Args:
-        x: Positive vectors, [..., d], floating, any unit; the points (power spectra).
-        y: Positive vectors, [..., d], floating, in the unit of `x`; the centroids.
+        x: Positive vectors, [..., d], real, any unit; the points (power spectra).
+        y: Positive vectors, [..., d], real, in the unit of `x`; the centroids.
 
     Returns:
         Divergences, [...], no unit, float64 if either argument is, else float32.
 
     Raises:
-        TypeError: `x` or `y` is not floating.
+        TypeError: `x` or `y` is not real.
         ValueError: The last axes differ, or the others do not broadcast.
 
     Example:

@@ -26,15 +26,15 @@ def squared_euclidean(
     The gradient is 2 (x − y) in `x` and its negative in `y`.
 
     Args:
-        x: Vectors, [..., d], floating, in data units.
-        y: Vectors, [..., d], floating, in data units; broadcasts against `x`.
+        x: Vectors, [..., d], real, in data units.
+        y: Vectors, [..., d], real, in data units; broadcasts against `x`.
 
     Returns:
         Distances, [...], in squared data units, float64 if either argument is, else
         float32.
 
     Raises:
-        TypeError: `x` or `y` is not floating.
+        TypeError: `x` or `y` is not real.
         ValueError: The last axes differ, or the others do not broadcast.
 
     Example:
@@ -58,14 +58,14 @@ def euclidean(
     at x = y, where there is none, it is zero.
 
     Args:
-        x: Vectors, [..., d], floating, in data units.
-        y: Vectors, [..., d], floating, in data units; broadcasts against `x`.
+        x: Vectors, [..., d], real, in data units.
+        y: Vectors, [..., d], real, in data units; broadcasts against `x`.
 
     Returns:
         Distances, [...], in data units, float64 if either argument is, else float32.
 
     Raises:
-        TypeError: `x` or `y` is not floating.
+        TypeError: `x` or `y` is not real.
         ValueError: The last axes differ, or the others do not broadcast.
 
     Example:
@@ -89,14 +89,14 @@ def manhattan(
     coordinate in which the two are equal.
 
     Args:
-        x: Vectors, [..., d], floating, in data units.
-        y: Vectors, [..., d], floating, in data units; broadcasts against `x`.
+        x: Vectors, [..., d], real, in data units.
+        y: Vectors, [..., d], real, in data units; broadcasts against `x`.
 
     Returns:
         Distances, [...], in data units, float64 if either argument is, else float32.
 
     Raises:
-        TypeError: `x` or `y` is not floating.
+        TypeError: `x` or `y` is not real.
         ValueError: The last axes differ, or the others do not broadcast.
 
     Example:
@@ -124,15 +124,15 @@ def cosine(
     everything, and gradient zero.
 
     Args:
-        x: Vectors, [..., d], floating, any unit.
-        y: Vectors, [..., d], floating, any unit; broadcasts against `x`.
+        x: Vectors, [..., d], real, any unit.
+        y: Vectors, [..., d], real, any unit; broadcasts against `x`.
 
     Returns:
         Distances, [...], between 0 and 2 up to rounding, no unit, float64 if either
         argument is, else float32.
 
     Raises:
-        TypeError: `x` or `y` is not floating.
+        TypeError: `x` or `y` is not real.
         ValueError: The last axes differ, or the others do not broadcast.
 
     Example:

@@ -30,8 +30,8 @@ def pairwise(
     The gradient is that of `distance`. The losses and `assign` never build this array.
 
     Args:
-        points: Data, [n, d], floating, in data units.
-        centroids: Centroids, [k, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
+        centroids: Centroids, [k, d], real, in data units.
         distance: Any function of this module, or of the same form.
 
     Returns:
@@ -39,7 +39,7 @@ def pairwise(
         else float32.
 
     Raises:
-        TypeError: `points` or `centroids` is not floating, or `distance` no function
+        TypeError: `points` or `centroids` is not real, or `distance` no function
             or one that returns no real array.
         ValueError: `points` is not [n, d] or `centroids` not [k, d] with the same d, or
             what `distance` returns has another shape than [...] for two [..., d].

@@ -101,7 +101,7 @@ class Estimator:
             Noise, [num_draws, *shape].
 
         Raises:
-            TypeError: `dtype` is not floating.
+            TypeError: `key` is no random key, or `dtype` is not floating.
         """
         check_key(key)
         dtype = jax.dtypes.canonicalize_dtype(dtype)

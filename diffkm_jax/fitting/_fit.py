@@ -78,8 +78,8 @@ def fit(
     centroid of a cluster without weight has gradient zero.
 
     Args:
-        points: Data, [n, d], floating, in data units.
-        centroids: Start, [k, d], floating, in data units; or the `State` of an earlier
+        points: Data, [n, d], real, in data units.
+        centroids: Start, [k, d], real, in data units; or the `State` of an earlier
             fit with the same optimizer, to go on from there.
         optimizer: Any optax transformation, static by identity; None is `newton()`.
             Gradients are of the sum over points: plain gradient descent is stable at
@@ -132,15 +132,17 @@ def fit(
         anywhere in the range of their dtype.
 
     Raises:
-        TypeError: An array is not floating, `active` is not bool, `distance` no
-            function, `optimizer` no optax transformation, `max_steps` no integer, or
-            `centroids` a `FitResult`.
+        TypeError: An array, `temperature` or `tol` is not real, `active` is not bool,
+            `distance` no function, `optimizer` no optax transformation, `max_steps` no
+            integer, or `centroids` a `FitResult`.
         ValueError: A shape does not fit; there are more centroids than points (and no
             `active`); `temperature` or `tol` is a number out of range, or not a
             scalar; `empty` or `derivative` is unknown; `derivative` is `"one_step"` and
             `distance` not the squared Euclidean; `max_steps` is negative or
             `block_size` below 1; a `State` is of another optimizer; or `distance` is
-            not the squared Euclidean and the optimizer needs counts.
+            not the squared Euclidean and the optimizer needs counts; or `axis_name` is
+            not an axis of the shard_map around, or not the one that points vary over
+            and `centroids` do not.
 
     Example:
         >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])

@@ -58,7 +58,7 @@ def fit_restarts(
 
     Args:
         key: A JAX random key.
-        points: Data, [n, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
         k: Number of centroids, static, at most n.
         num_restarts: Number of fits, static.
         initializer: Function (key, points, k, *, weights) of centroids [k, d], static
@@ -77,7 +77,8 @@ def fit_restarts(
         The `FitResult` of smallest finite loss; the first, if no loss is finite.
 
     Raises:
-        TypeError: As in `fit`, or `k` or `num_restarts` is no integer.
+        TypeError: As in `fit`, or `key` is no random key, or `k` or `num_restarts` no
+            integer.
         ValueError: As in `fit`, or `k` is below 1 or above n, or `num_restarts` is
             below 1.
 

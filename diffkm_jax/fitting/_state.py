@@ -132,14 +132,14 @@ def init(
     The gradient is the identity, in the centroids.
 
     Args:
-        centroids: Start, [k, d], floating, in data units.
+        centroids: Start, [k, d], real, in data units.
         optimizer: Any optax transformation; None is `newton()`.
 
     Returns:
         The `State` of step 0.
 
     Raises:
-        TypeError: `centroids` is not floating.
+        TypeError: `centroids` is not real.
         ValueError: `centroids` is not [k, d] with k at least 1.
 
     Example:

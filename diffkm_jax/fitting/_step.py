@@ -76,7 +76,7 @@ def update(
     the fact in `loss`: one bad row would else stay in running counts for ever.
 
     Args:
-        points: A batch or all of the data, [n, d], floating, in data units.
+        points: A batch or all of the data, [n, d], real, in data units.
         state: The `State` of `init` or of the last update, of the same optimizer.
         optimizer: Any optax transformation, static by identity; None is `newton()`.
         weights: Non-negative, [n], any unit; None is ones.
@@ -97,12 +97,14 @@ def update(
         centroids and `remainder` together.
 
     Raises:
-        TypeError: An array is not floating, `active` is not bool, `distance` no
-            function, or `optimizer` no optax transformation.
+        TypeError: An array or `temperature` is not real, `active` is not bool,
+            `distance` no function, `optimizer` no optax transformation, or `state` no
+            `State`.
         ValueError: A shape does not fit; `temperature` is a number and not positive
             and finite, or not a scalar; `empty` is unknown; `block_size` is below 1;
             `state` is of another optimizer; or `distance` is not the squared Euclidean
-            and the optimizer needs counts, as `newton` and `macqueen` do.
+            and the optimizer needs counts, as `newton` and `macqueen` do; `axis_name`
+            is not an axis of the shard_map around.
 
     Example:
         >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])

@@ -69,8 +69,8 @@ def quantize(
     to its own loss both, the second times a factor.
 
     Args:
-        points: Data, [n, d], floating, in data units.
-        centroids: Centroids, [k, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
+        centroids: Centroids, [k, d], real, in data units.
         method: Function of points and their nearest centroids, both [n, d], to values
             [n, d]; `straight_through_vector`, `rotation_trick` or another.
         weights: Non-negative, [n], any unit, of the losses; a row of weight 0 is inert,
@@ -85,7 +85,7 @@ def quantize(
         float64 if any array is, else float32.
 
     Raises:
-        TypeError: An array is not floating, `active` is not bool, or `method` no
+        TypeError: An array is not real, `active` is not bool, or `method` no
             function.
         ValueError: A shape does not fit, that of the method's values included, or
             `block_size` is below 1.
@@ -138,8 +138,8 @@ def nsvq(
     where v = 0, the value is x. The losses are those of `quantize`.
 
     Args:
-        points: Data, [n, d], floating, in data units.
-        centroids: Centroids, [k, d], floating, in data units.
+        points: Data, [n, d], real, in data units.
+        centroids: Centroids, [k, d], real, in data units.
         noise: Standard normal draws, [n, d], floating, no unit; only their directions
             matter.
         weights: Non-negative, [n], any unit, of the losses; a row of weight 0 is inert,
@@ -154,7 +154,7 @@ def nsvq(
         else float32.
 
     Raises:
-        TypeError: An array is not floating, or `active` is not bool.
+        TypeError: An array is not real, `noise` is not floating, or `active` not bool.
         ValueError: A shape does not fit, or `block_size` is below 1.
 
     Example:

@@ -27,14 +27,14 @@ def straight_through_vector(
     by design, reverse mode only. That in `nearest` is zero.
 
     Args:
-        points: Data, [..., d], floating, in data units.
-        nearest: Its nearest centroids, [..., d], floating, in data units.
+        points: Data, [..., d], real, in data units.
+        nearest: Its nearest centroids, [..., d], real, in data units.
 
     Returns:
         Exactly `nearest`, [..., d], in its dtype.
 
     Raises:
-        TypeError: `points` or `nearest` is not floating, or forward mode is asked for.
+        TypeError: `points` or `nearest` is not real, or forward mode is asked for.
         ValueError: `points` has no coordinate, or `nearest` another shape.
 
     Example:
@@ -76,14 +76,14 @@ def rotation_trick(
     is at most the largest number of its dtype.
 
     Args:
-        points: Data, [..., d], floating, in data units.
-        nearest: Its nearest centroids, [..., d], floating, in data units.
+        points: Data, [..., d], real, in data units.
+        nearest: Its nearest centroids, [..., d], real, in data units.
 
     Returns:
         Exactly `nearest`, [..., d], in its dtype.
 
     Raises:
-        TypeError: `points` or `nearest` is not floating, or forward mode is asked for.
+        TypeError: `points` or `nearest` is not real, or forward mode is asked for.
         ValueError: `points` has no coordinate, or `nearest` another shape.
 
     Example:

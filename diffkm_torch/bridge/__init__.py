@@ -95,8 +95,12 @@ class _Bridged:
         self._fn = fn
         self._programs: dict[Any, Program] = {}
 
-    @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call: Any = self._call
+        return call(args, kwargs)
+
+    @torch.compiler.disable
+    def _call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         leaves, tree = jax.tree.flatten((args, kwargs))
         static = tuple(map(_static, leaves))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -49,7 +49,7 @@ class _Key:
 def is_key(value: Any) -> bool:
     """Whether a value is a typed random key, or an array of some."""
     is_array = isinstance(value, jax.Array)
-    return is_array and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return is_array and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _is_floating(array: Any) -> bool:

@@ -36,10 +36,10 @@ def main() -> int:
     warnings.simplefilter("ignore")
     outcomes, begin = [], time.perf_counter()
     for part in options.parts or PARTS:
-        module, one_in = PARTS[part]
+        module, *one_in = PARTS[part]
         cells = import_module(f"tests.campaign.{module}").cells()
         if options.sample:
-            cells = sampled(cells, one_in)
+            cells = sampled(cells, *one_in)
         cells = (c for c in cells if options.only in f"{c.kind}: {c.label}")
         for outcome in run(cells):
             outcomes.append(outcome)

@@ -5,7 +5,7 @@ parts (transforms, invariances, extremes, faults) those parts. Functions are fou
 introspection, with small arrays that all of them share: see `_subjects`.
 """
 
-# Part: its module; of a sample, one in how many groups, and one in how many cells of one.
+# Part: its module; of a sample, one in how many groups, and of their cells.
 PARTS = {
     "transforms": ("_transforms", 10, 8),
     "invariances": ("_invariances", 1, 8),

@@ -5,10 +5,10 @@ parts (transforms, invariances, extremes, faults) those parts. Functions are fou
 introspection, with small arrays that all of them share: see `_subjects`.
 """
 
-# Part: its module, and one in how many cells a sample takes.
+# Part: its module; of a sample, one in how many groups, and of their cells.
 PARTS = {
-    "transforms": ("_transforms", 90),
-    "invariances": ("_invariances", 8),
-    "extremes": ("_extremes", 40),
-    "faults": ("_faults", 1),
+    "transforms": ("_transforms", 10, 8),
+    "invariances": ("_invariances", 1, 8),
+    "extremes": ("_extremes", 8, 8),
+    "faults": ("_faults", 1, 1),
 }

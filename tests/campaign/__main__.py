@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -20,7 +21,14 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)
 
 from tests.campaign import PARTS  # noqa: E402
-from tests.campaign._cells import print_table, run, sampled, write_json  # noqa: E402
+from tests.campaign._cells import Cell, print_table, run, sampled, write_json  # noqa: E402
+
+
+def chosen(cells: Iterator[Cell], words: list[str]) -> Iterator[Cell]:
+    """The cells whose kind and label have all the words."""
+    for cell in cells:
+        if all(word in f"{cell.kind}: {cell.label}" for word in words):
+            yield cell
 
 
 def main() -> int:
@@ -28,7 +36,8 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.campaign", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--sample", action="store_true", help="a fixed small part")
-    parser.add_argument("--only", default="", help="cells whose 'kind: label' has this")
+    text = "cells whose 'kind: label' has this; may be repeated, to have all"
+    parser.add_argument("--only", action="append", default=[], help=text)
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
@@ -36,12 +45,11 @@ def main() -> int:
     warnings.simplefilter("ignore")
     outcomes, begin = [], time.perf_counter()
     for part in options.parts or PARTS:
-        module, one_in = PARTS[part]
+        module, *one_in = PARTS[part]
         cells = import_module(f"tests.campaign.{module}").cells()
         if options.sample:
-            cells = sampled(cells, one_in)
-        cells = (c for c in cells if options.only in f"{c.kind}: {c.label}")
-        for outcome in run(cells):
+            cells = sampled(cells, *one_in)
+        for outcome in run(chosen(cells, options.only)):
             outcomes.append(outcome)
             if outcome.outcome == "failing":
                 print(f"{outcome.kind}: {outcome.label}: {outcome.message[:200]}",

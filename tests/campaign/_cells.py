@@ -32,6 +32,13 @@ class Cell:
     check: Callable[[], object]
 
     @property
+    def group(self) -> str:
+        """What shares programs: a function, of transforms at a dtype."""
+        if self.part == "invariances":
+            return ""
+        return self.label if self.part == "transforms" else self.label.split()[0]
+
+    @property
     def reproduction(self) -> str:
         """The command that runs this cell alone."""
         return (
@@ -69,11 +76,22 @@ def run(cells: Iterator[Cell]) -> Iterator[Outcome]:
         )
 
 
-def sampled(cells: Iterator[Cell], one_in: int) -> Iterator[Cell]:
-    """A fixed part of the cells, drawn by their names."""
+def sampled(cells: Iterator[Cell], groups: int, share: int) -> Iterator[Cell]:
+    """A fixed part of the cells, drawn by their names.
+
+    Of one in so many groups, which share programs, one in so many cells.
+    """
     for cell in cells:
-        if crc32(f"{cell.part} {cell.kind} {cell.label}".encode()) % one_in == 0:
+        if (
+            _draw(cell.group) % groups
+            == 0
+            == _draw(f"{cell.kind} {cell.label}") % share
+        ):
             yield cell
+
+
+def _draw(name: str) -> int:
+    return crc32(name.encode())
 
 
 def print_table(outcomes: list[Outcome]) -> None:

@@ -54,9 +54,26 @@ def check(module: str, offset: float, temperature: float | None) -> None:
     assert not converged or residual <= allowed, f"CONVERGED with residual {residual}"
 
 
+def stray(module: str, far: float) -> None:
+    """A centroid far away, which is empty, changes no step of the others."""
+    package, make = PACKAGES[module]
+    x = np.random.default_rng(0).normal(size=(2000, 3)).astype(np.float32)
+    starts = x[:20], np.concatenate([x[:20], np.full((1, 3), far, np.float32)])
+    alone, beside = (package.fit(make(x), make(start)) for start in starts)
+    steps = int(alone.num_steps), int(beside.num_steps)
+    assert steps[0] == steps[1], f"{steps[1]} steps, without it {steps[0]}"
+    found = np.asarray(beside.centroids)[:-1]
+    np.testing.assert_allclose(found, np.asarray(alone.centroids), atol=1e-5)
+
+
 def offset_cells() -> Iterator[Cell]:
-    """Hard and soft fits of both packages."""
+    """Hard and soft fits of both packages, and one stray centroid."""
     for module in PACKAGES:
+        for far in (1e4, 1e6, 1e9):
+            label = f"{module} at {far:g}"
+            yield Cell(
+                "invariances", "a stray centroid", label, partial(stray, module, far)
+            )
         for temperature in (None, 0.3):
             for offset in OFFSETS:
                 kind = "soft fit" if temperature else "fit"

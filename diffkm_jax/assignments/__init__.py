@@ -2,6 +2,9 @@
 
 A logit of −inf is never chosen. A row of nothing else has no draw: soft maps return NaN
 in it, discrete ones cluster 0; its gradient is zero, and other rows do not notice.
+A logit or noise of +inf, and noise of −inf, count as the limit of large ones: a relaxed
+row is one-hot with gradient zero. What −inf of one excludes, +inf of the other does not
+bring back.
 """
 
 from diffkm_jax.assignments._gumbel import (

@@ -201,9 +201,14 @@ def conditional_gumbel(
         raise TypeError(f"differentiable must be a bool, got {shown(differentiable)}")
     dtype = accumulation_dtype(logits, noise)
     z, g = (jnp.broadcast_to(a, noise.shape).astype(dtype) for a in (logits, noise))
+    infinite = jnp.isposinf(z) | jnp.isposinf(g)
+    never = jnp.isneginf(g)
+    # Differences of infinities are no numbers, those of large numbers are.
+    large = float(jnp.finfo(dtype).max) / 4
+    g = jnp.clip(g, -large, large)
     drawn = jnp.broadcast_to(one_hot, noise.shape) > 0
     excluded = jnp.isneginf(z)
-    z = jnp.where(excluded, 0, z)
+    z = jnp.where(excluded, 0, jnp.minimum(z, large))
     # A row of −inf alone must not make a NaN of its derivative.
     counted = ~excluded | excluded.all(-1, keepdims=True)
     log_z = jax.nn.logsumexp(z, axis=-1, keepdims=True, where=counted)
@@ -211,7 +216,8 @@ def conditional_gumbel(
     entries = jnp.where(drawn, top, -jnp.logaddexp(-g - z, -top))
     if not differentiable:
         entries = lax.stop_gradient(entries) + (z - lax.stop_gradient(z))
-    return jnp.where(excluded, -jnp.inf, entries)
+    entries = jnp.where(drawn & infinite, jnp.inf, entries)
+    return jnp.where(excluded | (never & ~drawn), -jnp.inf, entries)
 
 
 def gumbel_rao(

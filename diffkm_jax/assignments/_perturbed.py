@@ -12,6 +12,7 @@ from jax import lax
 from diffkm_jax._checks import as_logits, as_noise, as_scalar
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.assignments._declared import declared
+from diffkm_jax.assignments._softmax import decided
 from diffkm_jax.assignments._straight_through import chosen
 
 if TYPE_CHECKING:
@@ -172,12 +173,16 @@ def perturbed_argmax(
     dtype = accumulation_dtype(logits, noise)
     scale = lax.stop_gradient(as_scalar("scale", scale, logits, noise))
     noise = lax.stop_gradient(noise.astype(dtype))
-    z = jnp.broadcast_to(logits, noise.shape).astype(dtype)
+    z = decided(jnp.broadcast_to(logits, noise.shape).astype(dtype))
     excluded = jnp.isneginf(z)
     draws = chosen(z, scale * noise)
     z = jnp.where(excluded, 0, z)
     # Noise that would make the same perturbed logits: its density carries the gradient.
-    g = noise + (lax.stop_gradient(z) - z) / scale
-    log_density = jnp.sum(jnp.where(excluded, 0, -g - jnp.exp(-g)), -1, keepdims=True)
+    move = (lax.stop_gradient(z) - z) / scale
+    g = jnp.where(jnp.isinf(noise), 0, noise) + move
+    # At noise of +inf only the first term is left, at −inf there is no limit.
+    log_density = jnp.where(jnp.isposinf(noise), -move, -g - jnp.exp(-g))
+    log_density = jnp.where(excluded | jnp.isneginf(noise), 0, log_density)
+    log_density = jnp.sum(log_density, axis=-1, keepdims=True)
     ratio = jnp.exp(log_density - lax.stop_gradient(log_density))
     return jnp.mean(ratio * draws, axis=0).astype(logits.dtype)

@@ -17,6 +17,7 @@ from diffkm_jax._checks import (
     check_shape,
 )
 from diffkm_jax._mesh import vary_as
+from diffkm_jax.assignments._softmax import decided, nothing_left
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -90,8 +91,9 @@ def _balanced(
     num_iters: int,
 ) -> jax.Array:
     k = logits.shape[-1]
+    logits, dtype = decided(logits.astype(tau.dtype)), logits.dtype
     excluded = jnp.isneginf(logits)
-    z = jnp.where(excluded, 0, logits.astype(tau.dtype)) / tau
+    z = jnp.where(excluded, 0, logits) / tau
     shares = jnp.zeros(k, z.dtype)
     if column_weights is not None:
         shares = jnp.log(column_weights.astype(z.dtype))
@@ -111,5 +113,6 @@ def _balanced(
 
     start = vary_as(jnp.zeros_like(shares), z, shares)
     columns, _ = lax.scan(iteration, start, length=num_iters)
-    balanced = jnp.where(excluded, -jnp.inf, z + columns)
-    return jax.nn.softmax(balanced).astype(logits.dtype)
+    nothing = nothing_left(logits)
+    balanced = jnp.where(excluded & ~nothing, -jnp.inf, z + columns)
+    return jnp.where(nothing, jnp.nan, jax.nn.softmax(balanced)).astype(dtype)

@@ -50,7 +50,8 @@ def softmax(
     p (g − p·g)/tau in `logits`, and minus the sum of that times logits/tau in `tau`.
 
     Args:
-        logits: Scores, [..., k], floating, no unit; −inf excludes a cluster.
+        logits: Scores, [..., k], floating, no unit; −inf excludes a cluster, +inf all
+            others.
         tau: Positive scalar, in the unit of `logits`; may be traced.
 
     Returns:
@@ -81,7 +82,21 @@ def relaxed(logits: jax.Array, tau: jax.Array) -> jax.Array:
     What is too low for an exponential counts as −inf, which harms no gradient.
     """
     scaled, out = below_largest(logits, tau, -1000)
-    return jax.nn.softmax(jnp.where(out, -jnp.inf, scaled))
+    nothing = nothing_left(logits)
+    rows = jax.nn.softmax(jnp.where(out & ~nothing, -jnp.inf, scaled))
+    return jnp.where(nothing, jnp.nan, rows)
+
+
+def nothing_left(logits: jax.Array) -> jax.Array:
+    """Which rows are −inf alone, [..., 1]: NaN last, where no derivative sees it."""
+    return jnp.isneginf(logits).all(-1, keepdims=True)
+
+
+def decided(logits: jax.Array) -> jax.Array:
+    """The logits, rows that hold +inf in their limit: 0 there and −inf elsewhere."""
+    infinite = jnp.isposinf(logits)
+    is_decided = infinite.any(-1, keepdims=True) & ~jnp.isnan(logits)
+    return jnp.where(is_decided, jnp.where(infinite, 0, -jnp.inf), logits)
 
 
 def below_largest(
@@ -92,7 +107,7 @@ def below_largest(
     Divided last, so that no quotient of a small tau overflows, and not where it is low:
     −∞ / tau has the derivative 0 · ∞ in tau.
     """
-    logits = logits.astype(tau.dtype)
+    logits = decided(logits.astype(tau.dtype))
     below = logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     low = lax.stop_gradient(below / tau) < lowest
     out = low | jnp.isneginf(logits)

@@ -11,7 +11,7 @@ from jax import lax
 
 from diffkm_jax._checks import as_logits, as_scalar
 from diffkm_jax._numerics import safe_sqrt
-from diffkm_jax.assignments._softmax import below_largest
+from diffkm_jax.assignments._softmax import below_largest, nothing_left
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -104,8 +104,7 @@ def _shifted(logits: jax.Array, tau: jax.Array) -> jax.Array:
 
 
 def _masked_row(rows: jax.Array, logits: jax.Array) -> jax.Array:
-    nothing = jnp.isneginf(logits).all(-1, keepdims=True)
-    return jnp.where(nothing, jnp.nan, rows).astype(logits.dtype)
+    return jnp.where(nothing_left(logits), jnp.nan, rows).astype(logits.dtype)
 
 
 def _above_threshold(z: jax.Array, threshold: Threshold) -> jax.Array:

@@ -12,7 +12,7 @@ from diffkm_jax._checks import as_logits, as_noise, as_scalar
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._numerics import nonzero
 from diffkm_jax.assignments._declared import declared, gradient_of
-from diffkm_jax.assignments._softmax import hard, relaxed
+from diffkm_jax.assignments._softmax import decided, hard, relaxed
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 
 def perturbed(logits: jax.Array, noise: jax.Array) -> jax.Array:
-    """Logits plus noise, in the accumulation dtype; the argmax is the draw."""
+    """Logits plus noise, in the accumulation dtype; the argmax is the draw.
+
+    An infinite one decides: −inf of either excludes, where +inf of the other may stand.
+    """
     dtype = accumulation_dtype(logits, noise)
-    return logits.astype(dtype) + noise.astype(dtype)
+    excluded = jnp.isneginf(logits) | jnp.isneginf(noise)
+    return jnp.where(excluded, -jnp.inf, logits.astype(dtype) + noise.astype(dtype))
 
 
 def chosen(logits: jax.Array, noise: jax.Array | None, *rest: Any) -> jax.Array:
@@ -173,7 +177,7 @@ def gapped_straight_through(
 def _gapped(
     logits: jax.Array, noise: jax.Array, tau: jax.Array, gap: jax.Array | None
 ) -> jax.Array:
-    z = logits.astype(tau.dtype)
+    z = decided(logits.astype(tau.dtype))
     drawn = chosen(logits, noise) > 0
     top = jnp.max(z, axis=-1, keepdims=True)
     if gap is None:

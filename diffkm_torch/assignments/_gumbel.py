@@ -67,9 +67,13 @@ def conditional_gumbel(
         raise TypeError(f"differentiable must be a bool, got {shown(differentiable)}")
     dtype = accumulation_dtype(logits, noise)
     z, g = logits.to(dtype).expand_as(noise), noise.to(dtype)
+    infinite, never = z.isposinf() | g.isposinf(), g.isneginf()
+    # Differences of infinities are no numbers, those of large numbers are.
+    large = torch.finfo(dtype).max / 4
+    g = g.clamp(-large, large)
     drawn = one_hot.expand_as(noise) > 0
     excluded = z.isneginf()
-    z = z.masked_fill(excluded, 0)
+    z = z.clamp(max=large).masked_fill(excluded, 0)
     # A row of −inf alone must not make a NaN of its derivative.
     uncounted = excluded & ~excluded.all(-1, keepdim=True)
     log_z = z.masked_fill(uncounted, -torch.inf).logsumexp(-1, keepdim=True)
@@ -77,7 +81,8 @@ def conditional_gumbel(
     entries = torch.where(drawn, top, -torch.logaddexp(-g - z, -top))
     if not differentiable:
         entries = entries.detach() + (z - z.detach())
-    return entries.masked_fill(excluded, -torch.inf)
+    entries = entries.masked_fill(drawn & infinite, torch.inf)
+    return entries.masked_fill(excluded | (never & ~drawn), -torch.inf)
 
 
 def gumbel_rao(logits: Tensor, noise: Tensor, *, tau: float | Tensor = 1.0) -> Tensor:

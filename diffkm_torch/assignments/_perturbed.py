@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from diffkm_torch._checks import as_logits, as_noise, as_scalar
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch.assignments._softmax import decided
 from diffkm_torch.assignments._straight_through import chosen
 
 
@@ -77,11 +78,15 @@ def perturbed_argmax(
     dtype = accumulation_dtype(logits, noise)
     scale = as_scalar("scale", scale, dtype).detach()
     noise = noise.to(dtype)
-    z = logits.to(dtype).expand_as(noise)
+    z = decided(logits.to(dtype)).expand_as(noise)
     excluded = z.isneginf()
     draws = chosen(z, scale * noise)
     z = z.masked_fill(excluded, 0)
-    g = noise + (z.detach() - z) / scale
-    log_density = (-g - torch.exp(-g)).masked_fill(excluded, 0).sum(-1, keepdim=True)
+    move = (z.detach() - z) / scale
+    g = noise.masked_fill(noise.isinf(), 0) + move
+    # At noise of +inf only the first term is left, at −inf there is no limit.
+    log_density = torch.where(noise.isposinf(), -move, -g - torch.exp(-g))
+    log_density = log_density.masked_fill(excluded | noise.isneginf(), 0)
+    log_density = log_density.sum(-1, keepdim=True)
     ratio = torch.exp(log_density - log_density.detach())
     return (ratio * draws).mean(0).to(logits.dtype)

@@ -13,6 +13,7 @@ from diffkm_torch._checks import (
     check_shape,
 )
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch.assignments._softmax import decided, nothing_left
 
 
 def sinkhorn(
@@ -30,8 +31,9 @@ def sinkhorn(
     check_integer("num_iters", num_iters, minimum=0)
     k = logits.shape[-1]
     tau = as_scalar("tau", tau, accumulation_dtype(logits))
+    logits, dtype = decided(logits.to(tau.dtype)), logits.dtype
     excluded = logits.isneginf()
-    z = logits.to(tau.dtype).masked_fill(excluded, 0) / tau
+    z = logits.masked_fill(excluded, 0) / tau
     shares = z.new_zeros(k)
     if column_weights is not None:
         column_weights = as_real("column_weights", column_weights)
@@ -49,5 +51,6 @@ def sinkhorn(
     columns = torch.zeros_like(z[..., :1, :])
     for _ in range(num_iters):
         columns = shares - total(z - total(z + columns, -1), -2)
-    balanced = (z + columns).masked_fill(excluded, -torch.inf)
-    return balanced.softmax(-1).to(logits.dtype)
+    nothing = nothing_left(logits)
+    balanced = (z + columns).masked_fill(excluded & ~nothing, -torch.inf)
+    return balanced.softmax(-1).masked_fill(nothing, torch.nan).to(dtype)

@@ -27,12 +27,26 @@ def softmax(logits: Tensor, *, tau: float | Tensor = 1.0) -> Tensor:
 def relaxed(logits: Tensor, tau: Tensor) -> Tensor:
     """The softmax of logits / tau in the dtype of tau, finite but for rows of −inf."""
     scaled, out = below_largest(logits, tau, -1000)
-    return scaled.masked_fill(out, -torch.inf).softmax(-1)
+    nothing = nothing_left(logits)
+    rows = scaled.masked_fill(out & ~nothing, -torch.inf).softmax(-1)
+    return rows.masked_fill(nothing, torch.nan)
+
+
+def nothing_left(logits: Tensor) -> Tensor:
+    """Which rows are −inf alone, [..., 1]: NaN last, where no derivative sees it."""
+    return logits.isneginf().all(-1, keepdim=True)
+
+
+def decided(logits: Tensor) -> Tensor:
+    """The logits, rows that hold +inf in their limit: 0 there and −inf elsewhere."""
+    infinite = logits.isposinf()
+    is_decided = infinite.any(-1, keepdim=True) & ~logits.isnan()
+    return logits.masked_fill(is_decided, -torch.inf).masked_fill(infinite, 0)
 
 
 def below_largest(logits: Tensor, tau: Tensor, lowest: float) -> tuple[Tensor, Tensor]:
     """(logits − their largest)/tau, 0 where lower than `lowest`, and where that is."""
-    logits = logits.to(tau.dtype)
+    logits = decided(logits.to(tau.dtype))
     below = logits - logits.detach().amax(-1, keepdim=True)
     out = (below.detach() / tau.detach() < lowest) | logits.isneginf()
     return below.masked_fill(out, 0) / tau, out

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffkm_torch._checks import as_logits, as_scalar
 from diffkm_torch._dtypes import accumulation_dtype
-from diffkm_torch.assignments._softmax import below_largest
+from diffkm_torch.assignments._softmax import below_largest, nothing_left
 
 Threshold = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -35,8 +35,7 @@ def _shifted(logits: Tensor, tau: Tensor) -> Tensor:
 
 
 def _masked_row(rows: Tensor, logits: Tensor) -> Tensor:
-    nothing = logits.isneginf().all(-1, keepdim=True)
-    return rows.masked_fill(nothing, torch.nan).to(logits.dtype)
+    return rows.masked_fill(nothing_left(logits), torch.nan).to(logits.dtype)
 
 
 def _above_threshold(z: Tensor, threshold: Threshold) -> Tensor:

@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from diffkm_torch._checks import as_logits, as_noise, as_scalar
 from diffkm_torch._dtypes import accumulation_dtype
-from diffkm_torch.assignments._softmax import hard, relaxed
+from diffkm_torch.assignments._softmax import decided, hard, relaxed
 
 
 def with_gradient_of(value: Tensor, soft: Tensor) -> Tensor:
@@ -21,9 +21,13 @@ def with_gradient_of(value: Tensor, soft: Tensor) -> Tensor:
 
 
 def perturbed(logits: Tensor, noise: Tensor) -> Tensor:
-    """Logits plus noise, in the accumulation dtype; the argmax is the draw."""
+    """Logits plus noise, in the accumulation dtype; the argmax is the draw.
+
+    An infinite one decides: −inf of either excludes, where +inf of the other may stand.
+    """
     dtype = accumulation_dtype(logits, noise)
-    return logits.to(dtype) + noise.to(dtype)
+    excluded = logits.isneginf() | noise.isneginf()
+    return (logits.to(dtype) + noise.to(dtype)).masked_fill(excluded, -torch.inf)
 
 
 def chosen(logits: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -64,7 +68,7 @@ def gapped_straight_through(
     if gap is not None:
         gap = as_scalar("gap", gap, dtype, zero=True)
     drawn = chosen(logits, noise)
-    z = logits.to(dtype)
+    z = decided(logits.to(dtype))
     with torch.no_grad():
         top = z.amax(-1, keepdim=True)
         if gap is None:

@@ -30,7 +30,7 @@ from diffkm_jax.fitting._state import (
     State,
     Status,
     initial_state,
-    with_remainder,
+    remainder_of,
 )
 from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step, check_state
 from diffkm_jax.fitting._units import (
@@ -178,7 +178,8 @@ def fit(
     if known and k > n:
         raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
     if goes_on:
-        state, dtype = with_remainder(centroids), problem.points.dtype
+        state, dtype = centroids, problem.points.dtype
+        state = state._replace(remainder=remainder_of(state))
         check_state(state, algorithm.optimizer)
     else:
         acc = accumulation_dtype(problem.points, start, problem.weights)

@@ -165,17 +165,17 @@ def initial_state(
     return State(centroids, opt_state, step, jnp.zeros_like(centroids))
 
 
-def with_remainder(state: State) -> State:
-    """The state with zeros for a remainder that it does not have."""
-    if state.remainder is not None:
-        return state
-    return state._replace(remainder=jnp.zeros_like(state.centroids))
+def remainder_of(state: State) -> jax.Array:
+    """The remainder of a state, [k, d], zeros if it has none."""
+    if state.remainder is None:
+        return jnp.zeros_like(state.centroids)
+    return state.remainder
 
 
 def moved(state: State, updates: jax.Array, active: jax.Array | None) -> State:
     """The state with the updates [k, d] added, of which rounding loses nothing."""
-    c, remainder = state.centroids, state.remainder
-    by = remainder + jnp.asarray(updates, c.dtype)
+    c, remainder = state.centroids, remainder_of(state)
+    by = remainder + updates
     new = c + by
     # Exact (Knuth's two-sum): c + by = new + what is lost.
     part = new - c

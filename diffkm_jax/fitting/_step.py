@@ -23,7 +23,7 @@ from diffkm_jax.fitting._empty import (
     rows_of_policy,
     set_rows,
 )
-from diffkm_jax.fitting._state import State, moved, with_remainder, zero_inactive
+from diffkm_jax.fitting._state import State, moved, remainder_of, zero_inactive
 from diffkm_jax.fitting._units import in_true_unit
 from diffkm_jax.optimizers import is_per_count, newton
 from diffkm_jax.statistics import Statistics, residual_of, statistics_of
@@ -118,7 +118,7 @@ def update(
     if not isinstance(state, State):
         hint = "pass result.state" if hasattr(state, "state") else "init(centroids)"
         raise TypeError(f"state must be a State, got {type(state).__name__}: {hint}")
-    state = with_remainder(state)
+    state = state._replace(remainder=remainder_of(state))
     algorithm, problem, _ = as_algorithm(
         points,
         state.centroids,
@@ -193,7 +193,7 @@ def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
         grad=gradient,
         value_fn=value_fn,
     )
-    state = moved(state, updates, active)
+    state = moved(state, jnp.asarray(updates, dtype), active)
     state = state._replace(opt_state=opt_state, step=state.step + 1)
     residual = residual_of(used)
     if callable(empty):

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from diffkm_torch._problem import Problem
-from diffkm_torch.fitting._state import State, where_active, zero_inactive
+from diffkm_torch.fitting._state import (
+    State,
+    remainder_of,
+    where_active,
+    zero_inactive,
+)
 from diffkm_torch.optimizers import GradientTransformation
 from diffkm_torch.statistics import Statistics, labels_of, statistics_of
 
@@ -53,7 +58,9 @@ def fill_farthest(
         filled[j], targets[j] = True, rows[i].to(c.dtype)
         counts[j] = one = weights[i].to(counts.dtype)
         away = rows[i].to(shifts.dtype) - c[j].to(shifts.dtype)
-        shifts[j] = one * (away - problem.remainder[j].to(shifts.dtype))
+        if problem.remainder is not None:
+            away = away - problem.remainder[j].to(shifts.dtype)
+        shifts[j] = one * away
     return Statistics(stats.loss, counts, shifts), filled, targets
 
 
@@ -102,7 +109,7 @@ def set_rows(
     c = torch.where(on, rows.to(c.dtype).detach(), c)
     fresh = optimizer.init(zero_inactive(c, active))
     opt_state = _forget(state.opt_state, fresh, filled, weights, c.shape)
-    remainder = torch.where(on, 0, state.remainder)
+    remainder = torch.where(on, 0, remainder_of(state))
     return State(c, opt_state, state.step, remainder)
 
 

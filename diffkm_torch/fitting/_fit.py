@@ -27,7 +27,7 @@ from diffkm_torch.fitting._state import (
     check_state,
     detached,
     initial_state,
-    with_remainder,
+    remainder_of,
 )
 from diffkm_torch.fitting._step import Algorithm, Temperature, as_algorithm, at_step
 from diffkm_torch.fitting._units import (
@@ -88,7 +88,8 @@ def fit(
     check_scalar("tol", tol, acc, zero=True)
     check_integer("max_steps", max_steps, minimum=0)
     if isinstance(centroids, State):
-        state, dtype = with_remainder(centroids), points.dtype
+        state, dtype = centroids, points.dtype
+        state = state._replace(remainder=remainder_of(state))
         check_state(state, algorithm.optimizer)
     else:
         state = initial_state(start.to(acc), algorithm.optimizer, active)

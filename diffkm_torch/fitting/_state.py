@@ -76,16 +76,16 @@ def initial_state(
     return State(centroids, opt_state, 0, torch.zeros_like(centroids))
 
 
-def with_remainder(state: State) -> State:
-    """The state with zeros for a remainder that it does not have."""
-    if state.remainder is not None:
-        return state
-    return state._replace(remainder=torch.zeros_like(state.centroids))
+def remainder_of(state: State) -> Tensor:
+    """The remainder of a state, [k, d], zeros if it has none."""
+    if state.remainder is None:
+        return torch.zeros_like(state.centroids)
+    return state.remainder
 
 
 def moved(state: State, updates: Tensor, active: Tensor | None) -> State:
     """The state with the updates [k, d] added, of which rounding loses nothing."""
-    c, remainder = state.centroids, state.remainder
+    c, remainder = state.centroids, remainder_of(state)
     by = remainder + updates
     new = c + by
     with torch.no_grad():

@@ -23,7 +23,7 @@ from diffkm_torch.fitting._state import (
     check_state,
     moved,
     select,
-    with_remainder,
+    remainder_of,
     zero_inactive,
 )
 from diffkm_torch.fitting._units import in_true_unit
@@ -66,7 +66,7 @@ def update(
     if not isinstance(state, State):
         hint = "pass result.state" if hasattr(state, "state") else "init(centroids)"
         raise TypeError(f"state must be a State, got {type(state).__name__}: {hint}")
-    state = with_remainder(state)
+    state = state._replace(remainder=remainder_of(state))
     algorithm, problem, _ = as_algorithm(
         points,
         state.centroids,

@@ -22,8 +22,8 @@ from diffkm_torch.fitting._state import (
     State,
     check_state,
     moved,
-    select,
     remainder_of,
+    select,
     zero_inactive,
 )
 from diffkm_torch.fitting._units import in_true_unit

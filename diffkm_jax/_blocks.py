@@ -126,8 +126,9 @@ def _in_pieces(label: jax.Array, k: int, d: int) -> tuple[jax.Array, int]:
 
     The copies take a sixteenth of what scores [k, n] and values [n, d] do.
     """
-    n, size = len(label), max(32, 16 * k * d // max(1, k + d))
-    return label + k * (lax.iota(label.dtype, n) // size), -(-n // size)
+    n, size = label.shape[0], max(32, 16 * k * d // max(1, k + d))
+    piece = jnp.arange(n, dtype=label.dtype) // size
+    return label + k * piece, (n + size - 1) // size
 
 
 def psum(tree: Any, axis_name: str | None) -> Any:

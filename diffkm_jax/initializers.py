@@ -85,8 +85,10 @@ def _random_points(
         return points[jax.random.choice(key, len(points), (k,), replace=False)]
     # The k largest of log w + Gumbel noise: k draws without replacement.
     w = weights.astype(accumulation_dtype(weights))
-    noise = jax.random.gumbel(key, w.shape, w.dtype)
-    logits, index = lax.top_k(lax.stop_gradient(jnp.log(w)) + noise, k)
+    # In float32 whatever the data are, so that a key means the same rows.
+    noise = jax.random.gumbel(key, w.shape, jnp.float32)
+    logs = lax.stop_gradient(jnp.log(w)).astype(noise.dtype)
+    logits, index = lax.top_k(logs + noise, k)
     return points[jnp.where(jnp.isfinite(logits), index, index[0])]
 
 
@@ -166,7 +168,7 @@ def _kmeans_plus_plus(
         """Rows in proportion to their potential, or to their weight if all is 0."""
         potential = jnp.where(potential.sum() > 0, potential, mass)
         cumulative = jnp.cumsum(potential)
-        # In float32 whatever the data are, so that a key means the same rows.
+        # In float32 here too.
         u = jax.random.uniform(key, (num,), jnp.float32).astype(acc) * cumulative[-1]
         index = jnp.searchsorted(cumulative, u, side="right").astype(jnp.int32)
         # Rounding in the sums must not choose a row of weight zero.

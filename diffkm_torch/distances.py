@@ -165,7 +165,8 @@ def evaluate(distance: Distance, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
             a, b = x.new_ones(d + 1, 1, d), y.new_ones(1, d + 2, d)
             _checked(distance(a, b), a, b)
-    return found.to(torch.promote_types(found.dtype, accumulation_dtype(x, y)))
+    wide = found.dtype == torch.float64
+    return found if wide else found.to(accumulation_dtype(x, y))
 
 
 def _checked(found: Any, x: Tensor, y: Tensor) -> Tensor:

@@ -105,3 +105,18 @@ def test_the_gradient_is_that_of_a_gather(initializer):
     expected = np.zeros_like(X)
     expected[chosen] = 2 * np.asarray(X)[chosen]
     np.testing.assert_array_equal(gradient, expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("initializer", BOTH)
+def test_a_key_means_the_same_rows_at_every_precision(initializer, weighted):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-2000, 2000, (300, 2)).astype(np.float16)
+    w = rng.integers(0, 9, 300).astype(np.float16)
+    starts = []
+    for dtype in (np.float16, np.float32, np.float64):
+        weights = w.astype(dtype) if weighted else None
+        start = initializer(jax.random.key(3), x.astype(dtype), 8, weights=weights)
+        starts.append(np.float64(start))
+    np.testing.assert_array_equal(starts[0], starts[1])
+    np.testing.assert_array_equal(starts[1], starts[2])

@@ -66,7 +66,8 @@ def evaluate(distance: Distance, x: jax.Array, y: jax.Array) -> jax.Array:
         a = jax.ShapeDtypeStruct((d + 1, 1, d), x.dtype)
         b = jax.ShapeDtypeStruct((1, d + 2, d), y.dtype)
         _checked(jax.eval_shape(distance, a, b), a, b)
-    return found.astype(jnp.promote_types(found.dtype, accumulation_dtype(x, y)))
+    wide = found.dtype == jnp.float64
+    return found if wide else found.astype(accumulation_dtype(x, y))
 
 
 def _checked(found: Any, x: Any, y: Any) -> Any:

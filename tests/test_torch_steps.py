@@ -33,7 +33,7 @@ def test_shifts_are_minus_half_the_gradient_of_every_distance(
     else:
         loss = dt.soft_kmeans_loss(X, c, temperature=temperature, **options)
     (gradient,) = torch.autograd.grad(loss, c)
-    problem = as_problem(X, C, temperature=temperature, **options)
+    problem, _ = as_problem(X, C, temperature=temperature, **options)
     shifts = statistics_of(problem, C).shifts
     torch.testing.assert_close(shifts, -gradient / 2)
     assert shifts.abs().min() > 0

@@ -150,7 +150,7 @@ def _update(function: Callable, points: Any, centroids: Any, **kwargs: Any) -> A
 
 def cost(rows: jax.Array) -> jax.Array:
     """A cost of two problems [2, 2, 3], not linear."""
-    weight = jnp.asarray([1.0, -2.0, 3.0], rows.dtype)
+    weight = jnp.broadcast_to(jnp.asarray([1.0, -2.0, 3.0], rows.dtype), rows.shape)
     return (jnp.sum(rows * weight, axis=-1) ** 2).sum(-1)
 
 

@@ -48,7 +48,9 @@ def near(bench: Bench, found: Any, kind: str) -> None:
 def near_value(bench: Bench, found: Any) -> None:
     expected = jax.eval_shape(bench.programs.value, bench.moved)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    dtypes = [[x.dtype for x in jax.tree.leaves(tree)] for tree in (found, expected)]
+    dtypes = [
+        [jnp.result_type(x) for x in jax.tree.leaves(t)] for t in (found, expected)
+    ]
     assert dtypes[0] == dtypes[1], f"dtypes {dtypes[0]}, eager {dtypes[1]}"
     near(bench, found, "value")
 

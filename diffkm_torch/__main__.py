@@ -24,7 +24,9 @@ the functions are module:name, found from this folder or installed; they take JA
 arrays, and torch tensors. The arrays of the .npz are the arguments: arr_0, arr_1, ...
 or arg0, arg1, ... by position, others by keyword.
 
-exit status: 0 they agree; 1 they do not; 2 wrong usage, or they cannot be compared"""
+exit status: 0 they agree; 1 they do not; 2 wrong usage, or they cannot be compared;
+3 nothing disagrees, but no value or no gradient could be judged: all NaN, infinite,
+rounding or empty"""
 POSITION = re.compile(r"(?:arg|arr_)(\d+)")
 
 
@@ -84,7 +86,7 @@ def _as_dict(row: Row) -> dict[str, Any]:
 
 
 def compare_pair(options: argparse.Namespace) -> int:
-    """Compares two functions of a user, prints the report; returns 1 on failure."""
+    """Compares two functions of a user, prints the report; returns the exit status."""
     sys.path.insert(0, "")
     functions = [find(name) for name in (options.jax_fn, options.torch_fn)]
     args, kwargs = read_arguments(options.args)
@@ -106,7 +108,9 @@ def compare_pair(options: argparse.Namespace) -> int:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         raise CompareError(f"{type(error).__name__}: {error}{notes}") from error
     print(json.dumps(report.to_dict()) if options.json else report)
-    return not report.agree
+    if report.disagreements:
+        return 1
+    return 3 if report.unresolved else 0
 
 
 def find(name: str) -> Callable[..., Any]:
@@ -177,7 +181,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, 1 or 2, as in its help."""
+    """Runs the command line and returns its exit status: 0 to 3, as in its help."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0].startswith("--") and argv[0] != "--help":
         argv = ["parity", *argv]

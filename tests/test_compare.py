@@ -381,9 +381,11 @@ def test_rounding_that_no_move_changes_is_no_disagreement():
 
     for seed in range(3):
         x = np.random.default_rng(seed).normal(size=(8, 5))
-        assert compare_gradients(
+        report = compare_gradients(
             lambda x: jnp.sum(x - jnp.mean(x, axis=0, keepdims=True)), centered, x
-        ).agree
+        )
+        assert report.disagreements == ()
+        assert report.agree == (report.unjudged < 1)
 
 
 def test_large_integers_are_compared_exactly():
@@ -396,9 +398,11 @@ def test_large_integers_are_compared_exactly():
 
 
 @pytest.mark.parametrize("shape", [(3, 0), (0, 3), (0,)])
-def test_empty_arrays_agree(shape):
+def test_empty_arrays_do_not_disagree(shape):
     report = compare_gradients(lambda x: 2 * x, lambda x: 2 * x, np.zeros(shape))
-    assert report.agree
+    assert report.disagreements == ()
+    assert report.unresolved == ("value", "gradient")
+    assert report.unjudged == 1
 
 
 def test_infinite_values_agree_without_a_warning():
@@ -512,3 +516,69 @@ def test_the_error_shows_the_report_line_by_line():
     assert str(failed.value).startswith("\nGRADIENTS DISAGREE")
     with pytest.raises(AssertionError, match="more than -1\nGradients agree"):
         assert_gradients_agree(ours, ours, x, dtypes=["float64"], max_unjudged=-1)
+
+
+# Nothing to judge ---------------------------------------------------------------------
+
+
+def squares(x):
+    return (x**2).sum(-1)
+
+
+def thrice(x):
+    return 3 * squares(x)
+
+
+@pytest.mark.parametrize(
+    ("x", "share"),
+    [
+        (np.full((3, 4), np.nan), 1),
+        (np.full((3, 4), np.inf), 1),
+        (np.zeros((0, 4)), 1),
+        (np.zeros((3, 0)), 0),
+    ],
+    ids=["NaN", "infinity", "no row", "no column"],
+)
+def test_where_nothing_is_a_number_nothing_agrees(x, share):
+    report = compare_gradients(squares, thrice, x)
+    assert report.disagreements == ()
+    assert "gradient" in report.unresolved
+    assert not report.agree
+    assert report.unjudged == share
+    assert " could be judged in 4 comparisons" in str(report)
+    with pytest.raises(AssertionError, match="could be judged"):
+        assert_gradients_agree(squares, thrice, x)
+
+
+def test_gradients_that_are_nan_on_both_sides_do_not_agree():
+    def root(x):
+        return squares(x) ** 0.5
+
+    report = compare_gradients(root, root, np.zeros((3, 4)))
+    assert [p.verdict for p in report.pairs] == 2 * ["agree", "unresolved"]
+    assert report.unresolved == ("gradient",)
+    assert not report.agree
+    assert str(report).startswith("No gradient could be judged in 4 comparisons; 50 %")
+
+
+def test_nan_on_one_side_disagrees():
+    report = compare_gradients(
+        lambda x: squares(x) ** 0.5,
+        lambda x: torch.linalg.norm(x, dim=-1),
+        np.zeros((3, 4)),
+    )
+    assert [p.verdict for p in report.pairs] == 2 * ["agree", "disagree"]
+
+
+def test_a_row_with_some_nan_is_judged_by_its_numbers():
+    x = RNG.normal(size=(3, 4))
+    x[0, 1] = np.nan
+    pair = jnp.sin, torch.sin
+    report = compare_gradients(*pair, x)
+    assert report.agree
+    assert report.unjudged == 0
+    assert not compare_gradients(jnp.sin, lambda x: 1.01 * torch.sin(x), x).agree
+    x[0] = np.nan
+    report = compare_gradients(*pair, x)
+    assert report.agree
+    np.testing.assert_allclose(report.unjudged, 1 / 3)

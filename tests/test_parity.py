@@ -27,6 +27,10 @@ def doubled(points, centroids, **kw):
     return 2 * dt.kmeans_loss(points, centroids, **kw)
 
 
+def squares(x):
+    return (x**2).sum()
+
+
 def fails(points, centroids):
     raise ArithmeticError("of mine")
 
@@ -137,6 +141,18 @@ def test_a_pair_of_the_user_is_compared(folder, capsys):
     assert compare("theirs", "--json", "--wrt", "1", "weights", args="keys.npz") == 0
     report = json.loads(capsys.readouterr().out)
     assert {p["input"] for p in report["pairs"]} == {"", "arg1", "weights"}
+
+
+def test_where_nothing_could_be_judged_the_exit_status_says_so(folder, capsys):
+    np.savez(folder / "nan.npz", np.full((3, 4), np.nan))
+    pair = "pairs_of_a_user:squares", "pairs_of_a_user:squares"
+    assert main(["compare", *pair, "--args", "nan.npz"]) == 3
+    assert "Nothing could be judged" in capsys.readouterr().out
+    assert main(["compare", *pair, "--json", "--args", "nan.npz"]) == 3
+    assert json.loads(capsys.readouterr().out)["agree"] is False
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    assert "3 nothing disagrees" in capsys.readouterr().out
 
 
 def test_it_runs_as_a_module_from_the_folder_of_the_functions(folder):

@@ -45,8 +45,10 @@ def compare_gradients(
     of the output over the spread of the input: a saturated softmax has such, which no
     move of its inputs shows.
     Inputs that are tied exactly are judged in float64, because the tie rule is part of
-    what a function promises. Integers are compared exactly, and NaN must meet NaN. The
-    gradients are those that each framework returns, declared ones included.
+    what a function promises. Integers are compared exactly. NaN must meet NaN, and an
+    infinity the same one; a row of nothing else is unresolved, because they hide any
+    factor, and one of both is judged by its finite numbers. The gradients are those
+    that each framework returns, declared ones included.
 
     Both get the same arrays: draw noise once, by NumPy, and hand it in as an argument.
 
@@ -132,7 +134,8 @@ def assert_gradients_agree(
         The `Report`.
 
     Raises:
-        AssertionError: A value or a gradient disagrees, or too few rows are judged.
+        AssertionError: A value or a gradient disagrees, or no row of one kind of them,
+            or too few of all, are judged.
         TypeError: As `compare_gradients`.
         ValueError: As `compare_gradients`.
 

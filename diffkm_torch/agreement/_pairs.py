@@ -36,7 +36,8 @@ def pair_of(
             for narrow, exact in zip(base, wide, strict=True)
         ]
     worst = _worst(ours, theirs, judgement, base[0][key].shape)
-    verdicts = list(judgement.verdicts)
+    # Of an array without entries nothing is known.
+    verdicts = list(judgement.verdicts) or [UNRESOLVED]
     order = DISAGREE, KINK, UNRESOLVED
     return Pair(
         dtype=dtype,
@@ -50,8 +51,8 @@ def pair_of(
         cosine=_cosine(ours, theirs),
         num_off=int(judgement.off.sum()),
         num_entries=delta.size,
-        num_rows=len(verdicts),
-        num_unresolved=verdicts.count(UNRESOLVED),
+        num_rows=len(ours),
+        num_unresolved=verdicts.count(UNRESOLVED) if len(ours) else 0,
         num_kinks=verdicts.count(KINK),
         worst=worst,
         jax_value=None if worst is None else float(base[0][key][worst]),

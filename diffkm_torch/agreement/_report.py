@@ -25,7 +25,8 @@ class Pair:
         num_off: Entries that differ by more than rounding explains.
         num_entries: All entries.
         num_rows: Rows, each of which is judged by itself.
-        num_unresolved: Rows of which rounding may be more than 1 %: not judged.
+        num_unresolved: Rows of which rounding may be more than 1 %, or that hold no
+            finite number: not judged.
         num_kinks: Rows that jump where an input moves by rounding: not judged.
         worst: Index of the worst entry, None if all are equal.
         jax_value: JAX's value there.
@@ -34,7 +35,7 @@ class Pair:
             `scaled`; None in float64 and where that could not be run.
         torch_error: The same of torch.
         verdict: "disagree" if a row does; else "kink" or "unresolved" if a row is;
-            else "agree".
+            else "agree". An array without entries is "unresolved".
         note: What the difference looks like, and who is wrong if that shows.
     """
 
@@ -85,8 +86,26 @@ class Report:
 
     @property
     def agree(self) -> bool:
-        """Whether no pair disagrees. What is not judged is counted in `unjudged`."""
-        return not self.disagreements
+        """Whether no pair disagrees, and nothing is `unresolved`.
+
+        Single rows that are not judged are counted in `unjudged`.
+        """
+        return not self.disagreements and not self.unresolved
+
+    @property
+    def unresolved(self) -> tuple[str, ...]:
+        """The kinds, "gradient" for one, of which no row could be judged.
+
+        Values are among them only if no derivative could be judged either.
+        """
+        judged: dict[str, int] = {}
+        for p in self.pairs:
+            rows = p.num_rows - p.num_unresolved - p.num_kinks
+            judged[p.kind] = judged.get(p.kind, 0) + rows
+        nothing = not any(judged.values())
+        return tuple(
+            k for k, n in judged.items() if not n and (k != "value" or nothing)
+        )
 
     @property
     def disagreements(self) -> tuple[Pair, ...]:
@@ -95,9 +114,10 @@ class Report:
 
     @property
     def unjudged(self) -> float:
-        """The share of rows that rounding or a kink left without a verdict."""
+        """The share of rows without a verdict; 1 where there is no row."""
         rows = sum(p.num_rows for p in self.pairs)
-        return sum(p.num_unresolved + p.num_kinks for p in self.pairs) / max(rows, 1)
+        left_out = sum(p.num_unresolved + p.num_kinks for p in self.pairs)
+        return left_out / rows if rows else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """The report in numbers, strings, lists and dicts, as JSON wants it."""
@@ -116,9 +136,12 @@ class Report:
     def _lines(self) -> Iterator[str]:
         bad, total = len(self.disagreements), len(self.pairs)
         judged = f"{100 * (1 - self.unjudged):.3g} % of the rows judged"
-        verdict = f"GRADIENTS DISAGREE in {bad} of" if bad else "Gradients agree in"
-        if not bad and self.unjudged == 1:
-            verdict = "Nothing could be judged in"
+        verdict = "Gradients agree in"
+        if bad:
+            verdict = f"GRADIENTS DISAGREE in {bad} of"
+        elif self.unresolved:
+            what = "Nothing" if self.unjudged == 1 else f"No {self.unresolved[0]}"
+            verdict = f"{what} could be judged in"
         yield f"{verdict} {total} comparisons; {judged}"
         width = max([len(p.name) for p in self.pairs] + [4])
         line = f"{{:<7}} {{:<{width}}} {{:<11}} {{:>8}} {{:>8}} {{:>8}} {{:>8}} {{:>7}}"

@@ -20,6 +20,7 @@ from diffkm_torch.agreement._verdicts import (
     MAX_SATURATION,
     NOISE,
     NUM_FLOORS,
+    UNRESOLVED,
     Rows,
     verdicts_in_float32,
     verdicts_in_float64,
@@ -101,6 +102,9 @@ def judge(key: Key, evaluations: Evaluations, eps: float, tol: float) -> Judgeme
         is_wide = evaluations.dtype == "float64"
         look_again = _again_in_float64 if is_wide else _again_in_float32
         verdicts = look_again(key, rows, evaluations.second_look())
+    # NaN that meets NaN, or infinity infinity, says nothing of the formula behind it.
+    is_number = np.isfinite(ours) & np.isfinite(theirs)
+    verdicts[~is_number.any(axis=1)] = UNRESOLVED
     patterns = non_finite_differ(ours, theirs)
     verdicts[patterns.any(axis=1)] = DISAGREE
     is_off = (delta > tol * rows.size[:, None]) | patterns

@@ -16,7 +16,7 @@ from jax import lax
 
 from diffkm_jax._pass import nearest_labels
 from diffkm_jax._problem import Plan, Problem
-from diffkm_jax.fitting._state import State, where_active, zero_inactive
+from diffkm_jax.fitting._state import State, remainder_of, where_active, zero_inactive
 from diffkm_jax.statistics import Statistics, statistics_of
 
 EmptyPolicy = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -140,5 +140,5 @@ def set_rows(
 
     fresh = optimizer.init(zero_inactive(c, active))
     opt_state = jax.tree_util.tree_map_with_path(forget, state.opt_state, fresh)
-    remainder = jnp.where(on, 0, state.remainder)
+    remainder = jnp.where(on, 0, remainder_of(state))
     return state._replace(centroids=c, opt_state=opt_state, remainder=remainder)

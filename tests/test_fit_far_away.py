@@ -129,3 +129,14 @@ def test_a_tile_of_laser_points_in_metres_fits_as_well_as_its_centered_copy():
     far, near = (dk.fit(jnp.asarray(a), jnp.asarray(a[:80])) for a in (x, near))
     assert int(far.num_steps) == int(near.num_steps)
     np.testing.assert_allclose(far.loss, near.loss, rtol=1e-3)
+
+
+@pytest.mark.parametrize("away", [1e4, 1e6, 1e8])
+@pytest.mark.parametrize(("module", "array"), MODULES)
+def test_a_cluster_without_weight_far_away_ends_no_fit(module, array, away):
+    x, _ = data(0.0)
+    stray = np.full((1, 5), away, np.float32)
+    with_stray = module.fit(array(x), array(np.concatenate([x[START], stray])))
+    without = module.fit(array(x), array(x[START]))
+    assert int(with_stray.num_steps) == int(without.num_steps)
+    np.testing.assert_allclose(with_stray.loss, without.loss, rtol=1e-6)

@@ -230,7 +230,7 @@ def result_of(
         derivative, plan, problem, c, c.astype(dtype), stats
     )
     residual = lax.stop_gradient(residual_of(stats))
-    empty = is_empty(stats.counts, active).any()
+    empty, weighty = is_empty(stats.counts, active).any(), stats.counts > 0
     stats = in_true_unit(stats, problem)
     # Losses before each step; from the last one on, the loss at the end.
     num_steps, loss = progress.num_steps, lax.stop_gradient(stats.loss)
@@ -241,7 +241,7 @@ def result_of(
         failed |= ~(lax.stop_gradient(problem.temperature) > 0)
     # Where rounding to `dtype` moves a centroid, its mean moves too, by no more.
     wide, eps = lax.stop_gradient(c).astype(residual.dtype), jnp.finfo(dtype).eps
-    bound = tolerance(rule, wide, active) + rounding_of(wide, active, float(eps))
+    bound = tolerance(rule, wide, weighty) + rounding_of(wide, weighty, float(eps))
     at_rest = progress.converged & (residual <= bound)
     flags = {
         Status.CONVERGED: at_rest & ~failed,

@@ -50,36 +50,37 @@ class StopRule(NamedTuple):
     temperature: jax.Array | None
 
 
-def tolerance(rule: StopRule, c: jax.Array, active: jax.Array | None) -> jax.Array:
+def tolerance(rule: StopRule, c: jax.Array, weighty: jax.Array | None) -> jax.Array:
     """The largest residual at rest: max(tol · v, ε² (Σ‖c − m‖² + 64 k d v)).
 
     The second is what rounding leaves of a residual, so that tol = 0 is reached; m is
-    the origin of a pass, an active centroid.
+    the origin of a pass, a centroid. Only clusters with weight have a residual: one
+    that has none may be anywhere.
     """
     c = c.astype(rule.variance.dtype)
     eps = float(jnp.finfo(c.dtype).eps)
-    floor = rounding_of(about(anchor(c, active), c), active, eps)
+    floor = rounding_of(about(anchor(c, weighty), c), weighty, eps)
     floor += eps**2 * 64 * c.size * rule.variance
     return jnp.maximum(rule.tol * rule.variance, floor)
 
 
 def rounding_of(
-    centroids: jax.Array, active: jax.Array | None, eps: float
+    centroids: jax.Array, weighty: jax.Array | None, eps: float
 ) -> jax.Array:
     """ε² Σ‖c‖²: no less than what rounding centroids changes of a residual."""
     # Scaled before it is squared, so as not to overflow before the loss does.
-    return jnp.sum((eps * zero_inactive(centroids, active)) ** 2)
+    return jnp.sum((eps * zero_inactive(centroids, weighty)) ** 2)
 
 
 def has_converged(
     rule: StopRule,
     residual: jax.Array,
     c: jax.Array,
-    active: jax.Array | None,
+    weighty: jax.Array | None,
     temperature: jax.Array | None,
 ) -> jax.Array:
     """Whether a step from c at a temperature, of this residual, is the last."""
-    bound = tolerance(rule, c, active)
+    bound = tolerance(rule, c, weighty)
     rests = (residual <= bound) & jnp.isfinite(bound)
     return rests if temperature is None else rests & (temperature == rule.temperature)
 
@@ -88,10 +89,11 @@ def advance(
     algorithm: Algorithm, problem: Problem, rule: StopRule, now: Progress
 ) -> Progress:
     """One step on; where that is not finite, the state stays as it is."""
-    old, active = now.state, problem.active
+    old = now.state
     state, stats, residual, finite = step(algorithm, problem, old)
     temperature = at_step(algorithm, lax.stop_gradient(problem), old.step).temperature
-    rests = has_converged(rule, residual, old.centroids, active, temperature)
+    weighty = stats.counts > 0
+    rests = has_converged(rule, residual, old.centroids, weighty, temperature)
     taken = finite.astype(jnp.int32)
     return Progress(
         state._replace(step=old.step + taken),

@@ -130,8 +130,8 @@ def result_of(
     failed = failed or (t is not None and not bool(t > 0))
     # Where rounding to `dtype` moves a centroid, its mean moves too, by no more.
     wide, eps = c.detach().to(residual.dtype), torch.finfo(dtype).eps
-    bound = tolerance(rule, wide, problem.active)
-    bound = bound + rounding_of(wide, problem.active, eps)
+    weighty = stats.counts > 0
+    bound = tolerance(rule, wide, weighty) + rounding_of(wide, weighty, eps)
     if failed:
         status = Status.NON_FINITE
     elif not progress.converged:

@@ -43,34 +43,35 @@ class StopRule(NamedTuple):
     temperature: float | Tensor | None
 
 
-def tolerance(rule: StopRule, c: Tensor, active: Tensor | None) -> Tensor:
+def tolerance(rule: StopRule, c: Tensor, weighty: Tensor | None) -> Tensor:
     """The largest residual at rest: max(tol · v, ε² (Σ‖c − m‖² + 64 k d v)).
 
     The second is what rounding leaves of a residual, so that tol = 0 is reached; m is
-    the origin of a pass, an active centroid.
+    the origin of a pass, a centroid. Only clusters with weight have a residual: one
+    that has none may be anywhere.
     """
     c = c.to(rule.variance.dtype)
     eps = torch.finfo(c.dtype).eps
-    floor = rounding_of(c - anchor(c, active), active, eps)
+    floor = rounding_of(c - anchor(c, weighty), weighty, eps)
     floor = floor + eps**2 * 64 * c.numel() * rule.variance
     return torch.maximum(rule.tol * rule.variance, floor)
 
 
-def rounding_of(centroids: Tensor, active: Tensor | None, eps: float) -> Tensor:
+def rounding_of(centroids: Tensor, weighty: Tensor | None, eps: float) -> Tensor:
     """ε² Σ‖c‖²: no less than what rounding centroids changes of a residual."""
     # Scaled before it is squared, so as not to overflow before the loss does.
-    return ((eps * zero_inactive(centroids, active)) ** 2).sum()
+    return ((eps * zero_inactive(centroids, weighty)) ** 2).sum()
 
 
 def has_converged(
     rule: StopRule,
     residual: Tensor,
     c: Tensor,
-    active: Tensor | None,
+    weighty: Tensor | None,
     temperature: float | Tensor | None,
 ) -> bool:
     """Whether a step from c at a temperature, of this residual, is the last."""
-    bound = tolerance(rule, c, active)
+    bound = tolerance(rule, c, weighty)
     rests = bool((residual <= bound) & bound.isfinite())
     return rests and (temperature is None or bool(temperature == rule.temperature))
 
@@ -85,7 +86,7 @@ def advance(
         return now._replace(failed=True)
     temperature = at_step(algorithm, problem, old.step).temperature
     c = old.centroids.detach()
-    converged = has_converged(rule, residual, c, problem.active, temperature)
+    converged = has_converged(rule, residual, c, stats.counts > 0, temperature)
     return Progress(new, [*now.history, stats.loss.detach()], converged, False)
 
 

@@ -57,8 +57,8 @@ def estimate(
     (gradient,) = pullback(jnp.ones_like(costs))
     # The same number, which is computed only where it is differentiated.
     sloped = record.expect(held, lax.stop_gradient(logits), noise)
-    costs, gradient = declared(_costs, _of_sloped, costs, sloped), gradient.astype(acc)
-    costs = costs.astype(acc)
+    costs = jnp.asarray(declared(_costs, _of_sloped, costs, sloped), acc)
+    gradient = gradient.astype(acc)
     if isinstance(record.rule, HashablePartial):
         names = [name for a in record.rule.args for name in STOPPED.get(a, ())]
         settings = [record.settings[name] for name in names]

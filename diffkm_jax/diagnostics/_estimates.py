@@ -12,6 +12,7 @@ from jax import lax
 import diffkm_jax.assignments as maps
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._numerics import polar
+from diffkm_jax.assignments._declared import declared
 from diffkm_jax.estimators._attach import attach
 from diffkm_jax.estimators._cost import TracedCost
 from diffkm_jax.estimators._enumeration import configuration
@@ -52,9 +53,11 @@ def estimate(
     def held(rows: jax.Array) -> jax.Array:
         return cost(_held(rows))
 
-    costs = record.expect(held, lax.stop_gradient(logits), noise).astype(acc)
-    found, pullback = jax.vjp(lambda z: record.expect(drawn, z, noise), logits)
-    (gradient,) = pullback(jnp.ones_like(found))
+    costs, pullback = jax.vjp(lambda z: record.expect(drawn, z, noise), logits)
+    (gradient,) = pullback(jnp.ones_like(costs))
+    # The same number, which is computed only where it is differentiated.
+    sloped = record.expect(held, lax.stop_gradient(logits), noise)
+    costs = jnp.asarray(declared(_costs, _of_sloped, costs, sloped), acc)
     gradient = gradient.astype(acc)
     if isinstance(record.rule, HashablePartial):
         names = [name for a in record.rule.args for name in STOPPED.get(a, ())]
@@ -62,6 +65,18 @@ def estimate(
         settings = [setting for setting in settings if setting is not None]
         costs, gradient = _without_slope((costs, gradient), settings)
     return attach(costs, logits, gradient), gradient
+
+
+def _costs(costs: jax.Array, sloped: jax.Array) -> jax.Array:
+    del sloped
+    return costs
+
+
+def _of_sloped(
+    cotangent: jax.Array, costs: jax.Array, sloped: jax.Array
+) -> tuple[None, jax.Array]:
+    del costs, sloped
+    return None, cotangent
 
 
 def _held(rows: jax.Array) -> jax.Array:

@@ -10,5 +10,5 @@ PARTS = {
     "transforms": ("_transforms", 10, 8),
     "invariances": ("_invariances", 1, 8),
     "extremes": ("_extremes", 8, 8),
-    "faults": ("_faults", 1, 1),
+    "faults": ("_faults", 1, 2),
 }

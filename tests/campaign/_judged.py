@@ -5,8 +5,9 @@ An entry may differ from the truth, which is float64 at the same inputs, by
     FACTOR[dtype] · ε · max(|leaf|, 0.01) + 4 · floor
 
 where ε is that of the dtype of the leaf and `floor` the largest change of the leaf in
-float64 when inputs move by one unit in the last place of their own dtype. Integers and
-flags must be equal. A leaf of which this allows a tenth judges nothing: `Unresolved`.
+float64 when inputs move by one unit in the last place of their dtype, or of float32 if
+that is less. Integers and flags must be equal. A leaf of which this allows a tenth
+judges nothing: `Unresolved`.
 """
 
 from __future__ import annotations

@@ -94,7 +94,12 @@ class Subject:
 
     @property
     def rounded_inside(self) -> bool:
-        return self.base in ROUNDED_INSIDE
+        return self.base in ROUNDED_INSIDE or self.of_cost
+
+    @property
+    def of_cost(self) -> bool:
+        """Whether it evaluates a cost, which rounds in the dtype of its rows."""
+        return self.base.startswith("estimators.") or self.base == "evaluate"
 
     @property
     def factor(self) -> int:

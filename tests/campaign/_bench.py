@@ -93,9 +93,8 @@ class Bench:
         program = self.programs.jitted(kind)
         eager = kind in ("value", "grad")
         tree = (self.programs.of_kind(kind) if eager else program)(x)
-        # Half precision is computed in float32, and rounded once; a cost is the user's.
-        of_cost = self.subject.of_cost
-        wide = self.dtype if of_cost else jnp.promote_types(self.dtype, "float32")
+        # Half precision is computed in float32, and rounded once.
+        wide = jnp.promote_types(self.dtype, "float32")
         rng, eps = np.random.default_rng(0), float(jnp.finfo(wide).eps)
 
         def moved(a: jax.Array) -> jax.Array:

@@ -23,6 +23,8 @@ from tests.campaign._cells import Unresolved
 # Sums of some hundred terms; what is returned in half precision is rounded once.
 FACTOR = {"float64": 200, "float32": 200, "bfloat16": 4, "float16": 4}
 SMALL = 0.01
+# Of a certificate: they bound the rounding of a dtype.
+BOUNDS = "label_radius", "point_radius", "eigenvalue_error", "num_undecided"
 
 
 def leaves(tree: Any) -> list[tuple[str, Any]]:
@@ -69,7 +71,7 @@ def assert_near(
         truth: The same in float64.
         floors: Of the truth, from `largest_change`.
         least: A dtype to which values were rounded inside, whatever the leaf's.
-        factor: How much more rounding there is in float32 and float64.
+        factor: How much more rounding there is.
     """
     names, truths = leaves(found), wide(truth)
     assert len(names) == len(truths), "another number of leaves"
@@ -78,6 +80,8 @@ def assert_near(
         names, wide(found), truths, floors, strict=True
     ):
         assert mine.shape == right.shape, f"{name}: {mine.shape}, not {right.shape}"
+        if name.endswith(BOUNDS):
+            continue
         if mine.dtype.kind != "f" or not mine.size:
             assert (mine == right).all(), f"{name}: {mine} is not {right}"
             continue
@@ -86,8 +90,7 @@ def assert_near(
         )
         finite = np.isfinite(right)
         size = np.abs(right[finite]).max(initial=SMALL)
-        more = factor if dtype in ("float32", "float64") else 1
-        limit = more * FACTOR[dtype] * eps * size + 4 * floor.max()
+        limit = factor * FACTOR[dtype] * eps * size + 4 * floor.max()
         if limit > 0.1 * size:
             unresolved.append(name)
             continue

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 import diffkm_jax as dk
-from tests.campaign._judged import largest_change, leaves, wide
+from tests.campaign._judged import BOUNDS, largest_change, leaves, wide
 from tests.campaign._subjects import Subject
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -41,7 +41,6 @@ TINY = float(np.finfo(np.float32).tiny)
 UNDERFLOW = 1e-36
 # Where a scalar has no meaning, by its documentation; if traced, it is not checked.
 POSITIVE = {"tau", "tau_backward", "temperature", "strength", "scale"}
-BOUNDS = "label_radius", "point_radius", "eigenvalue_error", "num_undecided"
 NOT_NEGATIVE = {"tol", "gap", "eta", "weights"}
 
 

@@ -45,6 +45,7 @@ NO_DIFFERENCES = {
 }
 # Results in the dtype of the input are rounded to it before others are made of them.
 ROUNDED_INSIDE = {"fit", "fit_restarts", "certificate", "assigned_loss"}
+STEPS = {"fit", "fit_restarts", "update", "newton", "macqueen", "ema"}
 MAX_STEPS = 25
 
 
@@ -101,10 +102,11 @@ class Subject:
         """Whether it evaluates a cost, which rounds in the dtype of its rows."""
         return self.base.startswith("estimators.") or self.base == "evaluate"
 
-    @property
-    def factor(self) -> int:
-        """How much more rounding there is: a fit is many passes, and a solve."""
-        return 50 if self.base in ("fit", "fit_restarts") else 1
+    def factor(self, dtype: str) -> int:
+        """How much more rounding there is: of many passes, or of a cost in half."""
+        if dtype in ("float32", "float64"):
+            return 50 if self.base in STEPS else 1
+        return 3 if self.of_cost else 1
 
 
 def arrays() -> dict[str, np.ndarray]:

@@ -12,6 +12,25 @@ def nonzero(x: jax.Array) -> jax.Array:
     return jnp.where(x == 0, 1, x)
 
 
+@jax.custom_jvp
+def quotient(x: jax.Array, t: jax.Array) -> jax.Array:
+    """The quotient x / t, t > 0, with derivative 0 where that is infinite.
+
+    Else −(x/t)/t in t: JAX multiplies by t⁻², which overflows where x/t does not.
+    """
+    return x / t
+
+
+@quotient.defjvp
+def _quotient_rule(primals: tuple, tangents: tuple):
+    (x, t), (dx, dt) = primals, tangents
+    value = quotient(x, t)
+    infinite = jnp.isinf(value)
+    # Replaced and not masked, or the derivative in t would be 0 · ∞.
+    finite = jnp.where(infinite, 0, value)
+    return value, jnp.where(infinite, 0, dx / t) - finite * (dt / t)
+
+
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """√max(x, 0), with derivative 0 where x is not positive."""
     positive = x > 0

@@ -11,7 +11,8 @@ from jax import lax
 
 from diffkm_jax._blocks import block_for, fill_rows, over_points, psum, rows_of, weigh
 from diffkm_jax._dtypes import accumulation_dtype
-from diffkm_jax._geometry import centered, masked, nearest
+from diffkm_jax._geometry import centered, largest, masked, nearest
+from diffkm_jax._numerics import quotient
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import pairwise
 from diffkm_jax.distances._pairwise import evaluate
@@ -43,7 +44,7 @@ def distance_loss(
         score = held_score(x)
         label = nearest(score)
         if w is not None:
-            least = score.max(axis=0)
+            least = largest(score)
             x = fill_rows(x, w, least, fill)
             label = jnp.where(jnp.isfinite(least) | (w != 0), label, of_fill)
         own = rows_of(c, label)
@@ -55,12 +56,18 @@ def distance_loss(
             # In a block without a row of weight zero, nothing is computed twice.
             least = lax.cond(
                 jnp.any(w == 0),
-                lambda: held_score(x).max(axis=0),
+                lambda: largest(held_score(x)),
                 lambda: jnp.zeros_like(w),
             )
             x = fill_rows(x, w, least, fill)
-        score = masked(-costs(x) / t, problem.active)
-        free = -t * jax.nn.logsumexp(score, axis=0)
+        score = masked(-costs(x), problem.active)
+        best = lax.stop_gradient(score.max(axis=0))
+        best = jnp.where(jnp.isfinite(best), best, 0)
+        # Less the best before it is scaled, which may overflow, and out where r = 0.
+        gap = score - best[None]
+        low = lax.stop_gradient(gap < -1000 * t)
+        score = jnp.where(low, -jnp.inf, quotient(jnp.where(low, 0, gap), t))
+        free = -(best + t * jax.nn.logsumexp(score, axis=0))
         return jnp.sum(weigh(w, free)), None
 
     total, _ = over_points(

@@ -12,6 +12,25 @@ def nonzero(x: jax.Array) -> jax.Array:
     return jnp.where(x == 0, 1, x)
 
 
+@jax.custom_jvp
+def quotient(x: jax.Array, t: jax.Array) -> jax.Array:
+    """The quotient x / t, t > 0, with derivative 0 where that is infinite.
+
+    Else −(x/t)/t in t: JAX multiplies by t⁻², which overflows where x/t does not.
+    """
+    return x / t
+
+
+@quotient.defjvp
+def _quotient_rule(primals: tuple, tangents: tuple):
+    (x, t), (dx, dt) = primals, tangents
+    value = quotient(x, t)
+    infinite = jnp.isinf(value)
+    # Replaced and not masked, or the derivative in t would be 0 · ∞.
+    finite = jnp.where(infinite, 0, value)
+    return value, jnp.where(infinite, 0, dx / t) - finite * (dt / t)
+
+
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """√max(x, 0), with derivative 0 where x is not positive."""
     positive = x > 0
@@ -38,16 +57,16 @@ def polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return jnp.where(zero, squared, scale), length, x / length
 
 
-def unit_of(largest: jax.Array) -> jax.Array:
+def unit_of(largest: jax.Array, limit: int | None = None) -> jax.Array:
     """The unit for positive numbers up to the largest in which products are normal.
 
     A power of two, so that to divide by it does not round. It is 1, unless the largest
-    is near an end of the range; then as near to 1 as will do, because derivatives in
-    those numbers are divided by it.
+    is beyond 2 to the plus or minus `limit`, half of the range; then as near to 1 as
+    will do, because derivatives in those numbers are divided by it.
     """
     usable = (largest > 0) & jnp.isfinite(largest)
     exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]
-    # 2⁶⁴ is half of float32's range.
-    limit = jnp.finfo(largest.dtype).maxexp // 2
+    if limit is None:
+        limit = jnp.finfo(largest.dtype).maxexp // 2  # 2⁶⁴ is half of float32's range.
     excess = exponent - jnp.clip(exponent, -limit, limit)
     return jnp.ldexp(jnp.ones_like(largest), excess)

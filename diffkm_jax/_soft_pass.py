@@ -18,6 +18,7 @@ from diffkm_jax._geometry import (
     scores,
     sum_of_products,
 )
+from diffkm_jax._numerics import quotient
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._tangents import combine, is_zero, partition
 
@@ -72,9 +73,13 @@ def soft_sums(
         best = lax.stop_gradient(masked(half, problem.active).max(0, keepdims=True))
         gap = half - best
         if differentiable:
-            # Where r = 0 anyway, or its derivative in t would be 0 · ∞ far away.
-            gap = jnp.maximum(gap, -1000 * t)
-        score = masked(gap * (2 / t), problem.active)
+            # Out where r = 0 anyway, or its derivative in t would be 0 · ∞ far away.
+            low = lax.stop_gradient(gap < -1000 * t)
+            score = quotient(2 * jnp.where(low, 0, gap), t)
+            score = jnp.where(low, -jnp.inf, score)
+        else:
+            score = gap * (2 / t)
+        score = masked(score, problem.active)
         unnormalized = jnp.exp(score)
         z = jnp.sum(unnormalized, axis=0, keepdims=True)
         r, log_z = unnormalized / z, jnp.log(z)[0]

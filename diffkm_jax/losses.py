@@ -18,6 +18,7 @@ from diffkm_jax._checks import as_problem, check_callable, check_given
 from diffkm_jax._distance_pass import heaviest
 from diffkm_jax._geometry import centered
 from diffkm_jax._hints import hinted
+from diffkm_jax._numerics import quotient
 from diffkm_jax._pass import total_loss
 from diffkm_jax.distances import Distance, pairwise, squared_euclidean
 
@@ -179,7 +180,9 @@ def assigned_loss(
     A = assignment(−distance/temperature). The gradient flows through the
     distances and, by whatever derivative `assignment` declares, through A: with `hard`
     it is that of `kmeans_loss`; with `softmax` exact for this cost, which is not the
-    free energy; with `straight_through` biased. This function builds the [n, k] array.
+    free energy; with `straight_through` biased. Where A is exactly 0 an infinite
+    distance counts 0, with derivative 0, in A too: a map that declares a derivative
+    there does not learn of it. This function builds the [n, k] array.
 
     Args:
         points: Data, [n, d], real, in data units.
@@ -230,18 +233,23 @@ def assigned_loss(
 
     def costs_and_logits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         costs = pairwise(x, c, distance=distance)
-        logits = -costs / problem.temperature.astype(costs.dtype)
+        logits = -quotient(costs, problem.temperature.astype(costs.dtype))
         if problem.active is not None:
             logits = jnp.where(problem.active[None], logits, -jnp.inf)
         return costs, logits
 
     if w is not None:
-        # What a row costs is finite if all its distances are, and any of its logits.
-        held, logits = lax.stop_gradient(costs_and_logits(x))
-        x = fill_rows(x, w, held.max(axis=1) + logits.max(axis=1), fill)
+        # What a row costs is finite if some logit is, and none is NaN. (Not by their
+        # largest: on CPUs that of NaN and a number may be the number.)
+        _, logits = lax.stop_gradient(costs_and_logits(x))
+        usable = jnp.isfinite(logits).any(1) & ~jnp.isnan(logits).any(1)
+        x = fill_rows(x, w, jnp.where(usable, 0, jnp.inf), fill)
     costs, logits = costs_and_logits(x)
     rows = assignment(logits)
     if rows.shape != logits.shape:
         shapes = f"{rows.shape} for logits {logits.shape}"
         raise ValueError(f"assignment must keep the shape of its logits, got {shapes}")
+    # Replaced before the product, whose derivatives would be 0 · ∞.
+    unused = rows == 0 if w is None else (rows == 0) | (w == 0)[:, None]
+    costs = jnp.where(unused & jnp.isinf(costs), 0, costs)
     return jnp.sum(weigh(w, jnp.sum(rows.astype(costs.dtype) * costs, axis=1)))

@@ -6,6 +6,15 @@ import torch
 from torch import Tensor
 
 
+def quotient(x: Tensor, t: Tensor) -> Tensor:
+    """The quotient x / t, t > 0, with a derivative in t summed before it is large.
+
+    In units of a small t the divisor is 1, and what autograd makes of it too.
+    """
+    unit = t.detach().clamp(max=1)
+    return (x / unit) / (t / unit)
+
+
 def safe_sqrt(x: Tensor) -> Tensor:
     """√max(x, 0), with derivative 0 where x is not positive; a NaN stays one."""
     positive = x > 0

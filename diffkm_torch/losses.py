@@ -10,6 +10,7 @@ from torch import Tensor
 from diffkm_torch._checks import as_problem, as_scalar, check_callable, check_given
 from diffkm_torch._geometry import fill_rows, masked, prepare
 from diffkm_torch._hints import hinted
+from diffkm_torch._numerics import quotient
 from diffkm_torch.distances import Distance, pairwise, squared_euclidean
 from diffkm_torch.statistics import loss_of
 
@@ -83,16 +84,26 @@ def assigned_loss(
     check_callable("assignment", assignment)
     x, c, w, fill = prepare(problem, centroids, with_data=True)
     temperature = as_scalar("temperature", temperature, x.dtype)
+
+    def costs_and_logits(x: Tensor) -> tuple[Tensor, Tensor]:
+        costs = pairwise(x, c, distance=distance)
+        limit = -costs.detach() / temperature.detach()
+        # Where it is infinite, its derivative in the temperature would be 0 · ∞.
+        logits = -quotient(costs.masked_fill(limit.isinf(), 0), temperature)
+        return costs, masked(torch.where(limit.isinf(), limit, logits), active)
+
     if weights is not None:
         with torch.no_grad():
-            # What a row costs is finite if all its distances are, and any logit.
-            costs = pairwise(x, c, distance=distance)
-            logits = masked(-costs / temperature, active)
-        x = fill_rows(x, w, costs.amax(1) + logits.amax(1), fill)
-    costs = pairwise(x, c, distance=distance)
-    logits = masked(-costs / temperature, active)
+            # What a row costs is finite if some logit is, and none is NaN.
+            _, logits = costs_and_logits(x)
+        usable = logits.isfinite().any(1) & ~logits.isnan().any(1)
+        x = fill_rows(x, w, torch.where(usable, 0.0, torch.inf), fill)
+    costs, logits = costs_and_logits(x)
     rows = assignment(logits)
     if rows.shape != logits.shape:
         shapes = f"{tuple(rows.shape)} for logits {tuple(logits.shape)}"
         raise ValueError(f"assignment must keep the shape of its logits, got {shapes}")
+    # Replaced before the product, whose derivatives would be 0 · ∞.
+    unused = (rows == 0) | (w == 0)[:, None]
+    costs = costs.masked_fill(unused & costs.isinf(), 0)
     return (w * (rows.to(costs.dtype) * costs).sum(1)).sum()

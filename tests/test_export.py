@@ -104,6 +104,17 @@ def test_the_named_tuples_come_back_as_themselves():
     assert isinstance(certified, dk.Certificate)
 
 
+def test_an_evaluation_is_exported_and_its_report_comes_back_as_itself():
+    def measure(logits):
+        key, record = jax.random.key(0), dk.estimators.reinmax()
+        return dk.evaluate(key, lambda row: row[..., 0] ** 2, logits, record)
+
+    loaded = round_trip(measure, jax.ShapeDtypeStruct((2, 3), jnp.float32))
+    found = loaded.call(X[:2])
+    assert isinstance(found, dk.Report)
+    same(found, jax.jit(measure)(X[:2]))
+
+
 LOAD = """
 import sys
 import jax, numpy as np

@@ -114,3 +114,41 @@ def test_weights_of_zero_are_no_unit(module, array):
     found = module.fit(array(X), array(C), weights=array(0 * WEIGHTS), max_steps=2)
     np.testing.assert_array_equal(found.centroids, C)
     assert int(found.status) & module.Status.EMPTY_CLUSTER
+
+
+@pytest.mark.parametrize("name", ["newton", "macqueen", "ema"])
+@pytest.mark.parametrize(("module", "array"), MODULES)
+def test_an_update_moves_by_the_ratios_of_weights(module, array, name):
+    optimizer = getattr(module, name)()
+
+    def twice(weights):
+        state = module.init(array(C), optimizer=optimizer)
+        for _ in range(2):
+            state, stats = module.update(
+                array(X), state, optimizer=optimizer, weights=array(weights)
+            )
+        return state, stats
+
+    plain, of_plain = twice(WEIGHTS)
+    for scale in map(np.float32, (2.0**-122, 1e36)):
+        scaled, of_scaled = twice(WEIGHTS * scale)
+        np.testing.assert_allclose(scaled.centroids, plain.centroids, atol=1e-5)
+        # Counts of the true weights, and running ones: what is added to others.
+        sums = [(of_scaled.counts, of_plain.counts), (of_scaled.loss, of_plain.loss)]
+        sums += zip(scaled.opt_state, plain.opt_state, strict=True)
+        for ours, theirs in sums:
+            np.testing.assert_allclose(ours, np.asarray(theirs) * scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.5])
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
+def test_a_certificate_is_that_of_weights_near_one(scale, temperature):
+    plain, scaled = (
+        dk.certificate(X, C, weights=w, temperature=temperature, num_iterations=12)
+        for w in (WEIGHTS, WEIGHTS * np.float32(scale))
+    )
+    per_weight = ("gradient_norm", "smallest_eigenvalue", "eigenvalue_error")
+    for field, expected in plain._asdict().items():
+        unit = scale if field in per_weight else 1
+        found = np.asarray(getattr(scaled, field), float) / unit
+        np.testing.assert_allclose(found, np.asarray(expected, float), rtol=1e-5)

@@ -16,7 +16,7 @@ import diffkm_torch
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
     ["_dtypes", "_hints", "_leaves", "_mesh", "_numerics", "_problem", "_tangents"],
-    ["_checks", "_blocks", "_products", "agreement", "bridge"],
+    ["_checks", "_blocks", "_products", "_units", "agreement", "bridge"],
     ["_geometry"],
     ["distances", "assignments"],
     ["_soft_pass", "_distance_pass", "_domain"],

@@ -17,6 +17,7 @@ from diffkm_jax._checks import (
     check_shape,
 )
 from diffkm_jax._mesh import vary_as
+from diffkm_jax._numerics import quotient
 from diffkm_jax.assignments._softmax import decided, nothing_left
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _balanced(
     k = logits.shape[-1]
     logits, dtype = decided(logits.astype(tau.dtype)), logits.dtype
     excluded = jnp.isneginf(logits)
-    z = jnp.where(excluded, 0, logits) / tau
+    z = quotient(jnp.where(excluded, 0, logits), tau)
     shares = jnp.zeros(k, z.dtype)
     if column_weights is not None:
         shares = jnp.log(column_weights.astype(z.dtype))

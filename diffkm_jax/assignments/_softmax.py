@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._checks import as_logits, as_scalar
+from diffkm_jax._numerics import quotient
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -111,4 +112,4 @@ def below_largest(
     below = logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     low = lax.stop_gradient(below / tau) < lowest
     out = low | jnp.isneginf(logits)
-    return jnp.where(out, 0, below) / tau, out
+    return quotient(jnp.where(out, 0, below), tau), out

@@ -104,7 +104,8 @@ def _shifted(logits: jax.Array, tau: jax.Array) -> jax.Array:
 
 
 def _masked_row(rows: jax.Array, logits: jax.Array) -> jax.Array:
-    return jnp.where(nothing_left(logits), jnp.nan, rows).astype(logits.dtype)
+    undefined = nothing_left(logits) | jnp.isnan(logits).any(-1, keepdims=True)
+    return jnp.where(undefined, jnp.nan, rows).astype(logits.dtype)
 
 
 def _above_threshold(z: jax.Array, threshold: Threshold) -> jax.Array:

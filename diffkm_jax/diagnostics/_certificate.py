@@ -16,6 +16,7 @@ from diffkm_jax._geometry import anchor, matmul
 from diffkm_jax._hints import hinted
 from diffkm_jax._mesh import vary_as
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.diagnostics._curvature import hessian_product, smallest_eigenvalue
 from diffkm_jax.diagnostics._margins import margins
 from diffkm_jax.distances import squared_euclidean
@@ -178,6 +179,8 @@ def certificate_of(
     problem, c = lax.stop_gradient((problem, centroids))
     acc = accumulation_dtype(problem.points, c, problem.weights)
     c = c.astype(acc)
+    # Squares of sums of weights are to be normal, too.
+    problem = in_unit(plan, problem, c, limit=2)
     stats = statistics_of(plan, problem, c)
     margin, radii = margins(plan, problem, c)
     label_radius = jnp.min(radii)
@@ -196,9 +199,9 @@ def certificate_of(
         label_radius=label_radius,
         num_undecided=psum(jnp.sum(radii == 0, dtype=jnp.int32), plan.axis_name),
         residual=residual,
-        gradient_norm=gradient_norm,
-        smallest_eigenvalue=found.smallest_eigenvalue,
-        eigenvalue_error=found.eigenvalue_error,
+        gradient_norm=in_true_unit(gradient_norm, problem),
+        smallest_eigenvalue=in_true_unit(found.smallest_eigenvalue, problem),
+        eigenvalue_error=in_true_unit(found.eigenvalue_error, problem),
         # None of them, and 0, where points have no coordinates.
         critical_temperature=2 * jnp.max(jnp.linalg.eigvalsh(covariance), initial=0),
         distance=found.distance,

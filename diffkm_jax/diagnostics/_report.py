@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
+from jax import export
 
 from diffkm_jax._numerics import nonzero, safe_sqrt
 from diffkm_jax.diagnostics._estimates import Sample, cosine, norm
@@ -56,6 +57,9 @@ class Report(NamedTuple):
     mean_value: Float[Array, "*batch"]
     difference: Float[Array, "*batch_rows k"]
     difference_error: Float[Array, "*batch_rows k"]
+
+
+export.register_namedtuple_serialization(Report, serialized_name="diffkm.Report")
 
 
 def report_of(

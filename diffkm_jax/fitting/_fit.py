@@ -16,6 +16,7 @@ from diffkm_jax._hints import hinted
 from diffkm_jax._mesh import check_replicated
 from diffkm_jax._pass import sums_and_labels
 from diffkm_jax._problem import Problem
+from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.distances._domain import out_of_domain
 from diffkm_jax.fitting._derivative import (
@@ -33,12 +34,7 @@ from diffkm_jax.fitting._state import (
     remainder_of,
 )
 from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step, check_state
-from diffkm_jax.fitting._units import (
-    counts_in_true_unit,
-    counts_in_unit,
-    in_true_unit,
-    in_unit,
-)
+from diffkm_jax.fitting._units import counts_in_true_unit, counts_in_unit
 from diffkm_jax.statistics import Statistics, residual_of
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import hinted
 from diffkm_jax._pass import total_loss
 from diffkm_jax._problem import Problem
+from diffkm_jax._units import in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._derivative import check_derivative
 from diffkm_jax.fitting._empty import EmptyPolicy
@@ -23,7 +24,6 @@ from diffkm_jax.fitting._fit import as_tol, fit_from, result_of
 from diffkm_jax.fitting._loop import Progress, StopRule, run
 from diffkm_jax.fitting._state import FitResult, State, initial_state
 from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step
-from diffkm_jax.fitting._units import in_unit
 from diffkm_jax.initializers import kmeans_plus_plus
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from diffkm_jax._hints import hinted, shown
 from diffkm_jax._mesh import check_replicated
 from diffkm_jax._pass import is_expanded, total_loss
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._empty import (
     EmptyPolicy,
@@ -24,7 +25,7 @@ from diffkm_jax.fitting._empty import (
     set_rows,
 )
 from diffkm_jax.fitting._state import State, moved, remainder_of, zero_inactive
-from diffkm_jax.fitting._units import in_true_unit
+from diffkm_jax.fitting._units import counts_in_true_unit, counts_in_unit
 from diffkm_jax.optimizers import is_per_count, newton
 from diffkm_jax.statistics import Statistics, residual_of, statistics_of
 
@@ -134,7 +135,20 @@ def update(
     check_state(state, algorithm.optimizer)
     if empty == "farthest":
         check_replicated(problem, state, axis_name)
-    return step(algorithm, problem, state)[:2]
+    return _update(algorithm, problem, state)
+
+
+@partial(jax.jit, static_argnums=0)
+def _update(
+    algorithm: Algorithm, problem: Problem, state: State
+) -> tuple[State, Statistics]:
+    """A step with weights in a unit, and what it finds as the true weights make it."""
+    optimizer = algorithm.optimizer
+    problem = in_unit(algorithm.plan, problem, state.centroids)
+    opt_state = counts_in_unit(optimizer, state.opt_state, problem)
+    state, stats, *_ = step(algorithm, problem, state._replace(opt_state=opt_state))
+    opt_state = counts_in_true_unit(optimizer, state.opt_state, problem)
+    return state._replace(opt_state=opt_state), in_true_unit(stats, problem)
 
 
 class Step(NamedTuple):

@@ -13,6 +13,7 @@ from diffkm_torch._checks import (
     check_shape,
 )
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch._numerics import quotient
 from diffkm_torch.assignments._softmax import decided, nothing_left
 
 
@@ -33,7 +34,7 @@ def sinkhorn(
     tau = as_scalar("tau", tau, accumulation_dtype(logits))
     logits, dtype = decided(logits.to(tau.dtype)), logits.dtype
     excluded = logits.isneginf()
-    z = logits.masked_fill(excluded, 0) / tau
+    z = quotient(logits.masked_fill(excluded, 0), tau)
     shares = z.new_zeros(k)
     if column_weights is not None:
         column_weights = as_real("column_weights", column_weights)

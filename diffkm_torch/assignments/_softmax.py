@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffkm_torch._checks import as_logits, as_scalar
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch._numerics import quotient
 
 
 def hard(logits: Tensor) -> Tensor:
@@ -49,4 +50,4 @@ def below_largest(logits: Tensor, tau: Tensor, lowest: float) -> tuple[Tensor, T
     logits = decided(logits.to(tau.dtype))
     below = logits - logits.detach().amax(-1, keepdim=True)
     out = (below.detach() / tau.detach() < lowest) | logits.isneginf()
-    return below.masked_fill(out, 0) / tau, out
+    return quotient(below.masked_fill(out, 0), tau), out

@@ -35,7 +35,8 @@ def _shifted(logits: Tensor, tau: Tensor) -> Tensor:
 
 
 def _masked_row(rows: Tensor, logits: Tensor) -> Tensor:
-    return rows.masked_fill(nothing_left(logits), torch.nan).to(logits.dtype)
+    undefined = nothing_left(logits) | logits.isnan().any(-1, keepdim=True)
+    return rows.masked_fill(undefined, torch.nan).to(logits.dtype)
 
 
 def _above_threshold(z: Tensor, threshold: Threshold) -> Tensor:

@@ -26,7 +26,12 @@ from diffkm_torch.fitting._state import (
     select,
     zero_inactive,
 )
-from diffkm_torch.fitting._units import in_true_unit
+from diffkm_torch.fitting._units import (
+    counts_in_true_unit,
+    counts_in_unit,
+    in_true_unit,
+    in_unit,
+)
 from diffkm_torch.optimizers import GradientTransformation, is_per_count, newton
 from diffkm_torch.statistics import Statistics, loss_of, residual_of, statistics_of
 
@@ -79,7 +84,12 @@ def update(
         block_size=block_size,
     )
     check_state(state, algorithm.optimizer)
-    return step(algorithm, problem, state)[:2]
+    optimizer, problem = algorithm.optimizer, in_unit(problem, state.centroids)
+    opt_state = counts_in_unit(optimizer, state.opt_state, problem)
+    state, stats, *_ = step(algorithm, problem, state._replace(opt_state=opt_state))
+    opt_state = counts_in_true_unit(optimizer, state.opt_state, problem)
+    state = state._replace(opt_state=opt_state)
+    return state, Statistics(*(in_true_unit(a, problem) for a in stats))
 
 
 class Step(NamedTuple):

@@ -25,11 +25,12 @@ def in_unit(problem: Problem, centroids: Tensor) -> Problem:
     weights = problem.weights.to(dtype)
     largest = weights.detach().max()
     usable = (largest > 0) & largest.isfinite()
-    exponent = int(torch.where(usable, largest, 1).frexp().exponent)
+    exponent = torch.where(usable, largest, 1).frexp().exponent
     # 2⁶⁴ is half of float32's range.
     limit = {torch.float32: 64, torch.float64: 512}[dtype]
-    excess = exponent - min(max(exponent, -limit), limit)
-    unit = weights.new_tensor(2.0**excess)
+    # Without a number of Python's, so that an update compiles to one graph.
+    excess = exponent - exponent.clamp(-limit, limit)
+    unit = torch.ldexp(torch.ones_like(largest), excess)
     return problem._replace(weights=weights / unit, unit=unit)
 
 

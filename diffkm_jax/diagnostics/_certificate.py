@@ -274,16 +274,18 @@ def soft_license(
 def mean_and_covariance(
     plan: Plan, problem: Problem, c: jax.Array, stats: Statistics
 ) -> tuple[jax.Array, jax.Array]:
-    """Of the points, [1, d] and [d, d]; the mean from the statistics."""
+    """Of the points, [1, d] and [d, d]; the mean from the statistics, rounded."""
     origin, counts = anchor(c, problem.active), stats.counts[:, None]
     mass = stats.counts.sum()
     # Σ w (x − m) = Σ_j u_j + n_j (c_j − m), from a pass that is made already.
     moments = stats.shifts + jnp.where(counts > 0, counts * (c - origin), 0)
-    mean = origin + jnp.sum(moments, axis=0, keepdims=True) / mass
+    mean = jnp.sum(moments, axis=0, keepdims=True) / mass
 
     def block(x: jax.Array, w: jax.Array | None):
-        return matmul((x - mean).T, weigh(w, x - mean)), ()
+        # Far from zero the mean itself would be rounded, and the covariance be larger.
+        y = (x - origin) - mean
+        return matmul(y.T, weigh(w, y)), ()
 
     block_size = plan.block_size or block_for(*c.shape)
-    scatter, _ = over_points(block, problem, block_size, mean)
-    return mean, psum(scatter, plan.axis_name) / mass
+    scatter, _ = over_points(block, problem, block_size, origin)
+    return origin + mean, psum(scatter, plan.axis_name) / mass

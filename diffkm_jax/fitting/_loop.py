@@ -164,16 +164,17 @@ def mean_variance(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Arr
     problem = problem._replace(weights=weights)
 
     def moment(power: int, center: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Σ w and Σ w (x − center)^power, [] and [1, d]."""
+        """Σ w and Σ w (x − origin − center)^power, [] and [1, d]."""
 
         def block(x: jax.Array, w: Any):
-            moments = weigh(w, (x - center) ** power)
+            moments = weigh(w, ((x - origin) - center) ** power)
             return (w.sum(), jnp.sum(moments, axis=0, keepdims=True)), None
 
-        total, _ = over_points(block, problem, block_for(1, d), center)
+        total, _ = over_points(block, problem, block_for(1, d), origin)
         return psum(total, plan.axis_name)
 
-    # v = Σ w ‖x − mean‖² / (d Σ w), about the mean: E x² − (E x)² would cancel.
-    mass, first = moment(1, origin)
-    _, second = moment(2, origin + first / mass)
+    # v = Σ w ‖x − mean‖² / (d Σ w), about the mean: E x² − (E x)² would cancel; and far
+    # from zero the mean itself would be rounded.
+    mass, first = moment(1, jnp.zeros_like(origin))
+    _, second = moment(2, first / mass)
     return jnp.sum(second) / (mass * max(1, d))

@@ -107,5 +107,7 @@ def mean_variance(problem: Problem, centroids: Tensor) -> Tensor:
     """The weighted variance of the features, averaged over them, []."""
     x, _, w, origin = prepare(problem, centroids)
     x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
-    mean = origin + (w[:, None] * (x - origin)).sum(0, keepdim=True) / w.sum()
-    return (w[:, None] * (x - mean) ** 2).sum() / (w.sum() * max(1, x.shape[1]))
+    # About the origin: far from zero the mean itself would be rounded.
+    y = x - origin
+    mean = (w[:, None] * y).sum(0, keepdim=True) / w.sum()
+    return (w[:, None] * (y - mean) ** 2).sum() / (w.sum() * max(1, x.shape[1]))

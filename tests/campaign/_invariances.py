@@ -246,7 +246,8 @@ def cells() -> Iterator[Cell]:
         for name in m.IN_JAX:
             check = partial(changed, name, change=change, scale=scale)
             found.append((kind, name, check))
-    for scale in (1e-6, 3.0, 1e6):
+    # Powers of two, by which no tie is broken.
+    for scale in (2.0**-20, 0.5, 2.0**20):
         names = [n for n in m.IN_JAX if "soft" not in n and n != "assigned_loss"]
         change = partial(_scaled, scale)
         found += [

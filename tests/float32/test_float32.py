@@ -160,3 +160,12 @@ def test_the_soft_gradient_in_points_does_not_depend_on_the_offset():
     near = gradient(0.0)
     for offset in (1e3, 1e4, 1e5):
         np.testing.assert_allclose(gradient(offset), near, atol=2e-6)
+
+
+def test_the_covariance_of_a_certificate_does_not_depend_on_the_offset():
+    x = (np.random.default_rng(0).integers(-64, 64, (50, 2)) / 16).astype(np.float32)
+    near, far = (
+        dk.certificate(x + np.float32(o), x[:3] + np.float32(o)).critical_temperature
+        for o in (0, 2.0**19)
+    )
+    np.testing.assert_allclose(far, near, rtol=1e-5)

@@ -153,6 +153,35 @@ def test_a_second_derivative_in_tau_is_that_of_the_formula():
         np.testing.assert_allclose(mine, other, rtol=1e-10)
 
 
+@BOTH
+@pytest.mark.parametrize("tau", [1e-18, 1e-30, 1e-3])
+@pytest.mark.parametrize("name", ["rebar", "gumbel_rao"])
+def test_given_the_draw_no_other_entry_ties_with_it_by_rounding(side, name, tau):
+    logits, drawn = np.float32([0.1, 0.3]), np.float32([0, 1])
+    noise = np.float32([[[0, 2], [g, 0.3]] for g in (5, 20, 30, 50)])
+    options = {"num_samples": 1} if name == "gumbel_rao" else {}
+
+    def first(module, z):
+        array = jnp.asarray if module is dk else torch.tensor
+        record = getattr(module.estimators, name)(tau=tau, **options)
+        return sum(record.expect(lambda row: row[0], z, array(g)) for g in noise)
+
+    # With s = log(1 + exp(a)) what entry 0 is below entry 1, which is drawn, it has
+    # the share q = 1/(1 + exp(s/tau)) of the relaxed row.
+    z, p = logits.astype(float), np.exp(logits) / np.exp(logits).sum()
+    a = np.logaddexp(*z) + noise[:, 1, 1] - noise[:, 1, 0].astype(float) - z[0]
+    s = np.log1p(np.exp(a))[:, None]
+    q = np.exp(-np.logaddexp(0, s / tau))
+    slope = q * (1 - q) / tau
+    through_sampler = slope / (1 + np.exp(-a[:, None])) * (p - [1, 0])
+    expected = {
+        "gumbel_rao": slope * [1, -1],
+        "rebar": -q * (drawn - p) + through_sampler,
+    }
+    _, found = side(first, logits)
+    np.testing.assert_allclose(found, expected[name].sum(0), rtol=1e-4, atol=1e-6)
+
+
 # NaN among many -----------------------------------------------------------------------
 
 

@@ -158,7 +158,7 @@ def test_a_second_derivative_in_tau_is_that_of_the_formula():
 @pytest.mark.parametrize("name", ["rebar", "gumbel_rao"])
 def test_given_the_draw_no_other_entry_ties_with_it_by_rounding(side, name, tau):
     logits, drawn = np.float32([0.1, 0.3]), np.float32([0, 1])
-    noise = np.float32([[[0, 2], [g, 0.3]] for g in (5, 20, 30, 50)])
+    noise = np.array([[[0, 2], [g, 0.3]] for g in (5, 20, 30, 50)], np.float32)
     options = {"num_samples": 1} if name == "gumbel_rao" else {}
 
     def first(module, z):
@@ -169,7 +169,7 @@ def test_given_the_draw_no_other_entry_ties_with_it_by_rounding(side, name, tau)
     # With s = log(1 + exp(a)) what entry 0 is below entry 1, which is drawn, it has
     # the share q = 1/(1 + exp(s/tau)) of the relaxed row.
     z, p = logits.astype(float), np.exp(logits) / np.exp(logits).sum()
-    a = np.logaddexp(*z) + noise[:, 1, 1] - noise[:, 1, 0].astype(float) - z[0]
+    a = np.logaddexp(z[0], z[1]) + noise[:, 1, 1] - noise[:, 1, 0].astype(float) - z[0]
     s = np.log1p(np.exp(a))[:, None]
     q = np.exp(-np.logaddexp(0, s / tau))
     slope = q * (1 - q) / tau

@@ -66,7 +66,8 @@ def unit_of(largest: jax.Array, limit: int | None = None) -> jax.Array:
     """
     usable = (largest > 0) & jnp.isfinite(largest)
     exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]
-    if limit is None:
-        limit = jnp.finfo(largest.dtype).maxexp // 2  # 2⁶⁴ is half of float32's range.
-    excess = exponent - jnp.clip(exponent, -limit, limit)
+    # 2⁶⁴ is half of float32's range.
+    half = jnp.finfo(largest.dtype).maxexp // 2
+    bound = half if limit is None else limit
+    excess = exponent - jnp.clip(exponent, -bound, bound)
     return jnp.ldexp(jnp.ones_like(largest), excess)

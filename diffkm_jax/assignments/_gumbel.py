@@ -199,6 +199,24 @@ def conditional_gumbel(
     noise = as_noise(noise, logits, draws=1 if stacked else None)
     if not isinstance(differentiable, bool):
         raise TypeError(f"differentiable must be a bool, got {shown(differentiable)}")
+    return _conditional(logits, one_hot, noise, differentiable, below=False)
+
+
+def below_draw(
+    logits: jax.Array, one_hot: jax.Array, noise: jax.Array, *, differentiable: bool
+) -> jax.Array:
+    """Conditional samples less their entry of the draw, with which no other ties."""
+    return _conditional(logits, one_hot, noise, differentiable, below=True)
+
+
+def _conditional(
+    logits: jax.Array,
+    one_hot: jax.Array,
+    noise: jax.Array,
+    differentiable: bool,
+    *,
+    below: bool,
+) -> jax.Array:
     dtype = accumulation_dtype(logits, noise)
     z, g = (jnp.broadcast_to(a, noise.shape).astype(dtype) for a in (logits, noise))
     infinite = jnp.isposinf(z) | jnp.isposinf(g)
@@ -213,7 +231,11 @@ def conditional_gumbel(
     counted = ~excluded | excluded.all(-1, keepdims=True)
     log_z = jax.nn.logsumexp(z, axis=-1, keepdims=True, where=counted)
     top = log_z + jnp.sum(jnp.where(drawn, g, 0), axis=-1, keepdims=True)
-    entries = jnp.where(drawn, top, -jnp.logaddexp(-g - z, -top))
+    if below:
+        # Of −log(exp(−g − z) + exp(−top)) − top the small ones are not rounded to 0.
+        entries = jnp.where(drawn, 0, -jax.nn.softplus(top - g - z))
+    else:
+        entries = jnp.where(drawn, top, -jnp.logaddexp(-g - z, -top))
     if not differentiable:
         entries = lax.stop_gradient(entries) + (z - lax.stop_gradient(z))
     entries = jnp.where(drawn & infinite, jnp.inf, entries)
@@ -274,5 +296,5 @@ def _first_draw(logits: jax.Array, noise: jax.Array, tau: jax.Array) -> jax.Arra
 def _conditional_mean(logits: jax.Array, noise: jax.Array, tau: jax.Array) -> jax.Array:
     drawn = chosen(logits, noise[0])
     noise = lax.stop_gradient(noise[1:])
-    entries = conditional_gumbel(logits, drawn, noise, differentiable=False)
+    entries = below_draw(logits, drawn, noise, differentiable=False)
     return jnp.mean(relaxed(entries, tau), axis=0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import diffkm_jax.assignments as maps
 from diffkm_jax._checks import check_integer
 from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax.assignments._gumbel import below_draw
 from diffkm_jax.assignments._straight_through import chosen
 from diffkm_jax.estimators._attach import attach, over_rows
 from diffkm_jax.estimators._cost import Cost
@@ -154,7 +155,7 @@ def _rebar(
         return f(maps.gumbel_softmax(z, noise[0], tau=tau))
 
     def given_the_draw(z: jax.Array) -> jax.Array:
-        entries = maps.conditional_gumbel(z, drawn, noise[1], differentiable=True)
+        entries = below_draw(z, drawn, noise[1], differentiable=True)
         return f(maps.softmax(entries, tau=tau).astype(z.dtype))
 
     (_, from_free), (control, from_given) = (

@@ -65,6 +65,24 @@ def conditional_gumbel(
     noise = as_noise(noise, logits, draws=1 if stacked else None)
     if not isinstance(differentiable, bool):
         raise TypeError(f"differentiable must be a bool, got {shown(differentiable)}")
+    return _conditional(logits, one_hot, noise, differentiable, below=False)
+
+
+def below_draw(
+    logits: Tensor, one_hot: Tensor, noise: Tensor, *, differentiable: bool
+) -> Tensor:
+    """Conditional samples less their entry of the draw, with which no other ties."""
+    return _conditional(logits, one_hot, noise, differentiable, below=True)
+
+
+def _conditional(
+    logits: Tensor,
+    one_hot: Tensor,
+    noise: Tensor,
+    differentiable: bool,
+    *,
+    below: bool,
+) -> Tensor:
     dtype = accumulation_dtype(logits, noise)
     z, g = logits.to(dtype).expand_as(noise), noise.to(dtype)
     infinite, never = z.isposinf() | g.isposinf(), g.isneginf()
@@ -78,7 +96,12 @@ def conditional_gumbel(
     uncounted = excluded & ~excluded.all(-1, keepdim=True)
     log_z = z.masked_fill(uncounted, -torch.inf).logsumexp(-1, keepdim=True)
     top = log_z + torch.where(drawn, g, 0).sum(-1, keepdim=True)
-    entries = torch.where(drawn, top, -torch.logaddexp(-g - z, -top))
+    if below:
+        # Of −log(exp(−g − z) + exp(−top)) − top the small ones are not rounded to 0.
+        away = top - g - z
+        entries = -torch.logaddexp(away, torch.zeros_like(away)).masked_fill(drawn, 0)
+    else:
+        entries = torch.where(drawn, top, -torch.logaddexp(-g - z, -top))
     if not differentiable:
         entries = entries.detach() + (z - z.detach())
     entries = entries.masked_fill(drawn & infinite, torch.inf)
@@ -92,5 +115,5 @@ def gumbel_rao(logits: Tensor, noise: Tensor, *, tau: float | Tensor = 1.0) -> T
     tau = as_scalar("tau", tau, accumulation_dtype(logits, noise))
     drawn = chosen(logits, noise[0])
     rest = noise[1:].detach()
-    entries = conditional_gumbel(logits, drawn, rest, differentiable=False)
+    entries = below_draw(logits, drawn, rest, differentiable=False)
     return with_gradient_of(drawn, relaxed(entries, tau).mean(0))

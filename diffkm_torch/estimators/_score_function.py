@@ -8,6 +8,7 @@ from torch import Tensor
 import diffkm_torch.assignments as maps
 from diffkm_torch._checks import as_scalar, check_integer
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch.assignments._gumbel import below_draw
 from diffkm_torch.assignments._straight_through import chosen
 from diffkm_torch.estimators._attach import attach, over_rows, value_and_gradient
 from diffkm_torch.estimators._enumeration import probabilities
@@ -67,7 +68,7 @@ def _rebar(
         return f(maps.gumbel_softmax(z, noise[0], tau=tau))
 
     def given_the_draw(z: Tensor) -> Tensor:
-        entries = maps.conditional_gumbel(z, drawn, noise[1], differentiable=True)
+        entries = below_draw(z, drawn, noise[1], differentiable=True)
         return f(maps.softmax(entries, tau=tau).to(z.dtype))
 
     _, from_free = value_and_gradient(free, logits)

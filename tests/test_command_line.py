@@ -109,7 +109,9 @@ def test_table_optimizers_reach_the_result_of_scikit_learn(table):
     theirs = float(table["scikit-learn"][0])
     ratios = [float(cells[0]) / theirs for cells in list(table.values())[1:]]
     printed = [float(cells[1]) for cells in list(table.values())[1:]]
-    np.testing.assert_allclose(ratios, 1, atol=0.01)
+    np.testing.assert_allclose(ratios[:-2], 1, atol=0.01)
+    # A pass over batches ends near a minimum, which need not be the same one.
+    np.testing.assert_allclose(ratios[-2:], 1, atol=0.03)
     np.testing.assert_allclose(printed, ratios, atol=1e-5)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from diffkm_jax._checks import as_array, check_callable, check_floating
+from diffkm_jax._mesh import varying_axes
 from diffkm_jax.assignments import hard
 
 Cost = Callable[[jax.Array], jax.Array]
@@ -80,7 +81,7 @@ def _inner_arrays(jaxpr: Jaxpr) -> Iterator[Any]:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["arrays"],
-    meta_fields=["equations", "num_axes", "shape", "dtype"],
+    meta_fields=["equations", "num_axes", "kind"],
 )
 @dataclass(frozen=True)
 class TracedCost:
@@ -88,18 +89,17 @@ class TracedCost:
 
     The arrays that it closes over are leaves, its equations static. They are traced at
     every call, because a function may close over what has changed. Of the rows, of some
-    shape and dtype, the costs keep `num_axes` leading axes.
+    kind, the costs keep `num_axes` leading axes.
     """
 
     arrays: list[Any]
     equations: _Equations
     num_axes: int
-    shape: tuple[int, ...]
-    dtype: Any
+    kind: tuple
 
     def __call__(self, rows: jax.Array) -> jax.Array:
         """The costs of rows, [*batch]."""
-        if (rows.shape, rows.dtype) != (self.shape, self.dtype):
+        if _kind(rows) != self.kind:
             return self.equations.f(rows)
         closed = ClosedJaxpr(self.equations.jaxpr, self.arrays)
         return jaxpr_as_fun(closed)(rows)[0]
@@ -108,10 +108,14 @@ class TracedCost:
 def traced_cost(f: Cost, logits: jax.Array) -> TracedCost:
     """The equations of a cost at rows of the shape and dtype of the logits."""
     cost = CheckedCost(f.f if isinstance(f, CheckedCost) else f)
-    rows = jax.ShapeDtypeStruct(logits.shape, logits.dtype)
     # A function of its own, for which nothing is cached.
-    closed = jax.make_jaxpr(lambda rows: cost(rows))(rows)
+    closed = jax.make_jaxpr(lambda rows: cost(rows))(logits)
     arrays = list(map(jnp.asarray, closed.consts))
     equations = _Equations(cost.f, closed.jaxpr)
     num_axes = len(closed.out_avals[0].shape)
-    return TracedCost(arrays, equations, num_axes, logits.shape, logits.dtype)
+    return TracedCost(arrays, equations, num_axes, _kind(logits))
+
+
+def _kind(rows: jax.Array) -> tuple:
+    """What equations are for: a shape, a dtype, and the axes of a mesh they vary on."""
+    return rows.shape, rows.dtype, varying_axes(rows)

@@ -94,7 +94,9 @@ def fit(
     else:
         state = initial_state(start.to(acc), algorithm.optimizer, active)
         dtype = start.dtype
-    problem = in_unit(problem, state.centroids)
+    scaled = in_unit(problem, state.centroids)
+    if scaled.unit is not None and scaled.unit != 1:
+        problem = scaled
     opt_state = counts_in_unit(algorithm.optimizer, state.opt_state, problem)
     state = state._replace(opt_state=opt_state)
     unrolled = derivative == "unrolled"

@@ -101,8 +101,10 @@ def cancelling(name: str, rng: Any, shape: tuple, dtype: str) -> None:
         exact = np.asarray(getattr(dk, name)(*map(np.float64, (a, b))), np.float64)
         found = np.asarray(getattr(dk, name)(a, b), np.float64)
         limit = 1000 * float(np.finfo(dtype).eps) * np.abs(exact)
-        # Of the angle of vectors rounding leaves ε of 1, squared.
-        limit += 100 * float(np.finfo(dtype).eps) ** 2
+        # Rounding leaves ε of the coordinates of a direction, and the distance of
+        # directions is √(2 cosine).
+        eps = float(np.finfo(dtype).eps)
+        limit += 100 * eps**2 + 10 * eps * np.sqrt(np.abs(exact))
         assert (np.abs(found - exact) <= limit).all(), f"{found}, not {exact}"
 
 

@@ -41,7 +41,8 @@ def losses(package):
 
     def implicit(x, c, w, t):
         fitted = p.fit(x, c, weights=w, temperature=t, tol=0.0, max_steps=30)
-        return fitted.centroids.sum() + fitted.loss
+        # In the dtype of the loss, whatever that of the centroids.
+        return p.squared_euclidean(fitted.centroids, c).sum() + fitted.loss
 
     def shifts(x, c, w, t):
         found = (
@@ -123,7 +124,11 @@ def check(route, name, dtype, fill):
             scale = np.abs(want).max() + 1e-3
             np.testing.assert_allclose(got, want, rtol=0, atol=rtol * scale)
     assert not found[1]["x"][-1].any()
-    assert np.isfinite(found[1]["w"]).all()
+    # A finite cost may overflow float16, in which its derivative is returned.
+    held = (
+        ~np.isnan(found[1]["w"]) if dtype == "float16" else np.isfinite(found[1]["w"])
+    )
+    assert held.all()
 
 
 ORDERS = [n for n in losses(dk) if n != "quantized"]

@@ -27,6 +27,9 @@ SECONDS = 10
 
 
 INTERRUPTED = """
+import signal
+# A child of a background job is told to ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import time, numpy as np, {imports}
 x = {array}(np.random.default_rng(0).normal(size=(4000, 8)).astype("float32"))
 fit = lambda: {fit}
@@ -158,6 +161,8 @@ def closed_pipe() -> None:
 
 
 SLOW_WRITE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import sys, time, numpy as np
 import diffkm_jax.__main__ as main
 savez = np.savez

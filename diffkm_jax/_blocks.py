@@ -105,9 +105,11 @@ def weigh(weights: jax.Array | None, values: jax.Array) -> jax.Array:
 def sum_by_label(values: jax.Array, label: jax.Array, k: int) -> jax.Array:
     """The sums of values [n, ...] over the points of every label, [k, ...].
 
-    As sums of pieces: n numbers added one after another may lose n ε.
+    As sums of pieces: n numbers added one after another may lose n ε. Integers do not.
     """
     shape = values.shape[1:]
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        return jnp.zeros((k, *shape), values.dtype).at[label].add(values)
     index, pieces = _in_pieces(label, k, math.prod(shape))
     zeros = jnp.zeros((pieces * k, *shape), values.dtype)
     return zeros.at[index].add(values).reshape(pieces, k, *shape).sum(axis=0)
@@ -124,9 +126,9 @@ def rows_of(values: jax.Array, label: jax.Array) -> jax.Array:
 def _in_pieces(label: jax.Array, k: int, d: int) -> tuple[jax.Array, int]:
     """Labels as indices of copies of k rows, one for each piece, and how many.
 
-    The copies take a sixteenth of what scores [k, n] and values [n, d] do.
+    The copies take a 64th of what scores [k, n] and values [n, d] do.
     """
-    n, size = label.shape[0], max(32, 16 * k * d // max(1, k + d))
+    n, size = label.shape[0], max(32, 64 * k * d // max(1, k + d))
     piece = jnp.arange(n, dtype=label.dtype) // size
     return label + k * piece, (n + size - 1) // size
 

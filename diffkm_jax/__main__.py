@@ -194,6 +194,8 @@ def report(
         return
     if dk.Status.MAX_STEPS in status:
         say(f"warning: not converged in {steps} steps (MAX_STEPS): see --max-steps")
+    if dk.Status.NOT_AT_REST in status:
+        say("warning: the last step moved too far (NOT_AT_REST): see --tol")
     if dk.Status.EMPTY_CLUSTER in status:
         say(f"warning: empty clusters: {num_empty} of {k} (EMPTY_CLUSTER): see --empty")
 

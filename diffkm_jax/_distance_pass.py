@@ -12,6 +12,7 @@ from jax import lax
 from diffkm_jax._blocks import block_for, fill_rows, over_points, psum, rows_of, weigh
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import centered, largest, masked, nearest
+from diffkm_jax._mesh import vary_as
 from diffkm_jax._numerics import quotient
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import pairwise
@@ -56,8 +57,8 @@ def distance_loss(
             # In a block without a row of weight zero, nothing is computed twice.
             least = lax.cond(
                 jnp.any(w == 0),
-                lambda: largest(held_score(x)),
-                lambda: jnp.zeros_like(w),
+                lambda: vary_as(largest(held_score(x)), w),
+                lambda: vary_as(jnp.zeros_like(w), x, c, offsets, problem.active),
             )
             x = fill_rows(x, w, least, fill)
         score = masked(-costs(x), problem.active)

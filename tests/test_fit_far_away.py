@@ -111,14 +111,11 @@ def test_a_state_without_a_remainder_has_lost_nothing(module, array):
     x, _ = data(10.0, n=100)
     full = module.init(array(x[:3]))
     bare = full._replace(remainder=None)
-    for state, stats in (
-        module.update(array(x), bare),
-        (module.fit(array(x), bare, max_steps=1).state, None),
-    ):
-        expected, _ = module.update(array(x), full)
+    expected, _ = module.update(array(x), full)
+    updated, _ = module.update(array(x), bare)
+    for state in (updated, module.fit(array(x), bare, max_steps=1).state):
         np.testing.assert_array_equal(state.centroids, expected.centroids)
         np.testing.assert_array_equal(state.remainder, expected.remainder)
-        del stats
 
 
 def test_a_tile_of_laser_points_in_metres_fits_as_well_as_its_centered_copy():

@@ -133,3 +133,16 @@ def test_evaluate_on_every_device():
 
     found = per_device(lambda x, key: report(x[:2], key).mean, KEY)
     np.testing.assert_allclose(found[1], report(X[1, :2], KEY).mean, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["soft_kmeans_loss", "assigned_loss"])
+def test_a_loss_on_every_device_with_the_same_weights(name):
+    weights = jnp.ones(len(X[0])).at[1].set(0)
+    maps = {"assignment": dk.softmax} if name == "assigned_loss" else {}
+
+    def loss(x):
+        options = {"temperature": 0.5, "weights": weights, "distance": dk.manhattan}
+        return getattr(dk, name)(x, X[0, :2], **maps, **options)
+
+    found = per_device(loss)
+    np.testing.assert_allclose(found, [loss(x) for x in X], rtol=1e-12)

@@ -75,8 +75,12 @@ def command(*arguments):
 
 @pytest.fixture(scope="module")
 def table():
-    """The cells of every row, by the name of the optimizer."""
-    done = command()
+    return cells()
+
+
+def cells(*arguments):
+    """The cells of every row of the table, by the name of the optimizer."""
+    done = command(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     body = done.stdout.split("\n\n")[1].splitlines()
     names = [line[:18].strip() for line in body]
@@ -105,13 +109,13 @@ def test_table_newton_walks_the_path_of_scikit_learn(table):
     assert int(ours[2]) > 5
 
 
-def test_table_optimizers_reach_the_result_of_scikit_learn(table):
+def test_table_optimizers_reach_the_result_of_scikit_learn():
+    # A start from which all end in minima as low; from others they need not.
+    table = cells("table", "--seed", "0")
     theirs = float(table["scikit-learn"][0])
     ratios = [float(cells[0]) / theirs for cells in list(table.values())[1:]]
     printed = [float(cells[1]) for cells in list(table.values())[1:]]
-    np.testing.assert_allclose(ratios[:-2], 1, atol=0.01)
-    # A pass over batches ends near a minimum, which need not be the same one.
-    np.testing.assert_allclose(ratios[-2:], 1, atol=0.03)
+    np.testing.assert_allclose(ratios, 1, atol=0.01)
     np.testing.assert_allclose(printed, ratios, atol=1e-5)
 
 

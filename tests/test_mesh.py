@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -61,7 +62,7 @@ FORGOTTEN = {
     "soft": partial(dk.fit, temperature=1.0),
     "unrolled": partial(dk.fit, derivative="unrolled", max_steps=2),
     "state": lambda x, c: dk.fit(x, dk.init(c)),
-    "farthest": lambda x, c: dk.update(x, dk.init(c), empty="farthest"),
+    "update": lambda x, c: dk.update(x, dk.init(c)),
 }
 
 
@@ -77,6 +78,22 @@ def test_an_axis_that_was_forgotten(name):
 def test_a_start_that_differs_over_the_axis_that_is_summed():
     with pytest.raises(ValueError, match="the same on every device of axis_name='i'"):
         per_device(lambda x, c: dk.fit(x, varying(c), axis_name="i"), C)
+
+
+MOMENTUM = optax.sgd(0.1, momentum=0.9)
+OPTIMIZERS = {"macqueen": dk.macqueen(), "ema": dk.ema(), "momentum": MOMENTUM}
+
+
+def one_step(x, c, optimizer):
+    state = dk.init(varying(c), optimizer=optimizer)
+    return dk.update(x, state, optimizer=optimizer)[0]
+
+
+def one_step_alone(optimizer):
+    def step(x, c):
+        return dk.update(x, dk.init(c, optimizer=optimizer), optimizer=optimizer)[0]
+
+    return step
 
 
 PER_DEVICE = {
@@ -107,6 +124,10 @@ PER_DEVICE = {
         lambda x, key: dk.fit_restarts(key, x, 3, num_restarts=2),
         KEY,
     ),
+    **{
+        name: (partial(one_step, optimizer=optimizer), one_step_alone(optimizer), C)
+        for name, optimizer in OPTIMIZERS.items()
+    },
     "sinkhorn": (lambda x, _: dk.sinkhorn(x), lambda x, _: dk.sinkhorn(x), C),
 }
 

@@ -13,7 +13,7 @@ from jax import lax
 
 from diffkm_jax._checks import as_problem, as_scalar
 from diffkm_jax._hints import hinted, shown
-from diffkm_jax._mesh import check_replicated
+from diffkm_jax._mesh import check_replicated, vary_as
 from diffkm_jax._pass import is_expanded, total_loss
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._units import in_true_unit, in_unit
@@ -133,8 +133,7 @@ def update(
         axis_name=axis_name,
     )
     check_state(state, algorithm.optimizer)
-    if empty == "farthest":
-        check_replicated(problem, state, axis_name)
+    check_replicated(problem, state, axis_name)
     return _update(algorithm, problem, state)
 
 
@@ -221,6 +220,7 @@ def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
         state = set_rows(filled, rows, as_optimized(weights), state, optimizer, active)
     held = jnp.isfinite(zero_inactive(state.centroids, active)).all()
     finite = jnp.isfinite(stats.loss) & held
+    old = jax.tree.map(vary_as, old, state)
     kept = lax.cond(finite, lambda: state, lambda: old)
     return Step(kept._replace(step=old.step + 1), stats, residual, finite)
 

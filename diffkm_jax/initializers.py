@@ -58,7 +58,7 @@ def random_points(
             ones.
 
     Returns:
-        Centroids, [k, d], in the dtype of `points`.
+        Centroids, [k, d], in the dtype of `points`; all NaN if a weight is.
 
     Raises:
         TypeError: `key` is no random key, `points` or `weights` is not real, or `k` no
@@ -89,7 +89,8 @@ def _random_points(
     noise = jax.random.gumbel(key, w.shape, jnp.float32)
     logs = lax.stop_gradient(jnp.log(w)).astype(noise.dtype)
     logits, index = lax.top_k(logs + noise, k)
-    return points[jnp.where(jnp.isfinite(logits), index, index[0])]
+    rows = points[jnp.where(jnp.isfinite(logits), index, index[0])]
+    return jnp.where(jnp.isnan(w).any(), jnp.nan, rows)
 
 
 @hinted
@@ -119,7 +120,9 @@ def kmeans_plus_plus(
 
     Returns:
         Centroids, [k, d], in the dtype of `points`. Where the data have fewer than k
-        different rows, all of them are there and some repeated.
+        different rows, all of them are there and some repeated. All NaN where squared
+        distances are not finite, so that no fit from there passes for one: of rows
+        with a weight that are not finite, or some 10¹⁸ apart in float32.
 
     Raises:
         TypeError: `key` is no random key, `points` or `weights` is not real, or `k` or
@@ -190,5 +193,9 @@ def _kmeans_plus_plus(
 
     first = draw(jax.random.fold_in(key, 0), mass, 1)[0]
     chosen = jnp.zeros(k, jnp.int32).at[0].set(first)
-    start = vary_as((chosen, squared_euclidean(x, x[first])), key, x, mass)
-    return points[lax.fori_loop(1, k, choose, start)[0]]
+    closest = squared_euclidean(x, x[first])
+    start = vary_as((chosen, closest), key, x, mass)
+    rows = points[lax.fori_loop(1, k, choose, start)[0]]
+    # No square above is more than 4 (h_i + h_j).
+    finite = jnp.isfinite(jnp.sum(mass * (closest + 8 * half)))
+    return jnp.where(finite, rows, jnp.nan)

@@ -54,7 +54,7 @@ def conjugate_residuals(
     Source: Saad 2003, section 6.8, https://doi.org/10.1137/1.9780898718003
     """
     # To be squared without underflow.
-    size = jnp.max(jnp.abs(b))
+    size = jnp.max(jnp.abs(b), initial=0)
     usable = (size > 0) & jnp.isfinite(size)
     b = jnp.where(usable, b / jnp.where(usable, size, 1), 0)
     limit = tol * norm(b)

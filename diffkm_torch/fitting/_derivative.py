@@ -40,7 +40,7 @@ def differentiate(derivative: str, problem: Problem, c: Tensor) -> tuple[Tensor,
     stats = statistics_of(problem, c)
     if not _is_differentiated(stats.loss):
         return c, True
-    if not all(field.isfinite().all() for field in stats):
+    if not c.numel() or not all(field.isfinite().all() for field in stats):
         return _with_derivative_zero(problem, c), True
     c = c.to(stats.loss.dtype)
     hard = problem.temperature is None and problem.distance is squared_euclidean

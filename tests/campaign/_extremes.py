@@ -23,7 +23,7 @@ from tests.campaign._cells import Cell, Refused, Unresolved
 from tests.campaign._judged import wide
 from tests.campaign._oracle import (
     EPS,
-    MOVING,
+    FLAGGED,
     TINY,
     assert_labels,
     assert_not_silent,
@@ -119,7 +119,7 @@ class Judge:
             finite_inputs=bool(finite),
             normal_squares=bool(normal),
             sizes=sizes,
-            may_be_nan=self.subject.base in MOVING,
+            may_be_nan=self.subject.base in FLAGGED,
         )
         if 0 < abs(VALUES[value]) < TINY:
             zero = self.results(name, "0", where)

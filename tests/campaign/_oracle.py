@@ -49,6 +49,8 @@ MOVING = {
     *("fit", "fit_restarts", "certificate", "init", "update"),
     *("newton", "macqueen", "ema"),
 }
+# Their NaN is a flag where squares overflow.
+FLAGGED = MOVING | {"kmeans_plus_plus"}
 
 
 def in_domain(name: str, value: float) -> bool:

@@ -61,13 +61,13 @@ def unit_of(largest: jax.Array, limit: int | None = None) -> jax.Array:
     """The unit for positive numbers up to the largest in which products are normal.
 
     A power of two, so that to divide by it does not round. It is 1, unless the largest
-    is beyond 2 to the plus or minus `limit`, a third of the range; then as near to 1 as
+    is beyond 2 to the plus or minus `limit`, half of the range; then as near to 1 as
     will do, because derivatives in those numbers are divided by it.
     """
     usable = (largest > 0) & jnp.isfinite(largest)
     exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]
-    # 2⁴², a third of float32's range: derivatives of means hold squares of weights.
-    third = jnp.finfo(largest.dtype).maxexp // 3
-    bound = third if limit is None else limit
+    # 2⁶⁴ is half of float32's range.
+    half = jnp.finfo(largest.dtype).maxexp // 2
+    bound = half if limit is None else limit
     excess = exponent - jnp.clip(exponent, -bound, bound)
     return jnp.ldexp(jnp.ones_like(largest), excess)

@@ -16,6 +16,7 @@ import optax
 from jax import export
 
 from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._numerics import quotient
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -80,7 +81,7 @@ def _per_count(gradient: jax.Array, counts: jax.Array) -> jax.Array:
     acc = accumulation_dtype(gradient, counts)
     counts = counts.astype(acc)[:, None]
     positive = counts > 0
-    step = -0.5 * gradient.astype(acc) / jnp.where(positive, counts, 1)
+    step = quotient(-0.5 * gradient.astype(acc), jnp.where(positive, counts, 1))
     return jnp.where(positive, step, 0).astype(gradient.dtype)
 
 

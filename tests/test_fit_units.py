@@ -152,3 +152,21 @@ def test_a_certificate_is_that_of_weights_near_one(scale, temperature):
         unit = scale if field in per_weight else 1
         found = np.asarray(getattr(scaled, field), float) / unit
         np.testing.assert_allclose(found, np.asarray(expected, float), rtol=1e-5)
+
+
+@pytest.mark.parametrize("largest", [2.0**-126, 2.0**-64, 2.0**-63, 2.0**100])
+def test_the_derivative_of_a_step_does_not_know_the_unit_of_the_weights(largest):
+    # It holds squares of counts, which are about one weight each.
+    def step(module, c, weights):
+        options = {"weights": weights, "temperature": 0.5}
+        return module.update(x, module.init(c), **options)[0].centroids
+
+    few, ones = X[:5], np.ones(5, np.float32)
+    for module, array in MODULES:
+        jacobian = jax.jacrev if module is dk else torch.func.jacrev
+        x, c = array(few), array(C)
+        plain, scaled = (
+            jacobian(lambda c, w=w, module=module: step(module, c, w))(c)
+            for w in (array(ones), array(ones * np.float32(largest)))
+        )
+        np.testing.assert_allclose(scaled, plain, rtol=1e-5, atol=1e-7)

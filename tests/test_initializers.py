@@ -120,3 +120,20 @@ def test_a_key_means_the_same_rows_at_every_precision(initializer, weighted):
         starts.append(np.float64(start))
     np.testing.assert_array_equal(starts[0], starts[1])
     np.testing.assert_array_equal(starts[1], starts[2])
+
+
+@pytest.mark.parametrize("initializer", BOTH)
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_weight_of_nan_gives_no_start(initializer, weight):
+    w = jnp.full(60, weight).at[5].set(jnp.nan)
+    assert jnp.isnan(initializer(KEYS[0], X, 4, weights=w)).all()
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e19, -1e38])
+def test_squared_distances_that_are_not_finite_give_no_start_but_at_weight_zero(bad):
+    x = X.astype(jnp.float32).at[5, 1].set(bad)
+    assert jnp.isnan(dk.kmeans_plus_plus(KEYS[0], x, 4)).all()
+    w = jnp.ones(60).at[5].set(0)
+    assert jnp.isfinite(dk.kmeans_plus_plus(KEYS[0], x, 4, weights=w)).all()
+    result = dk.fit_restarts(KEYS[0], x, 4, num_restarts=2)
+    assert dk.Status.NON_FINITE in dk.Status(int(result.status))

@@ -119,6 +119,13 @@ def test_points_without_coordinates_cost_nothing(package):
         found = p.fit(x, c, temperature=temperature)
         assert int(found.status) & dk.Status.CONVERGED
         assert found.num_steps == 1
+    if package is dk:
+        gradient = jax.grad(lambda x: dk.fit(x, c, temperature=1.0).loss)(x)
+    else:
+        x.requires_grad_()
+        gradient = torch.autograd.grad(dt.fit(x, c, temperature=1.0).loss, x)[0]
+        x = x.detach()
+    assert gradient.shape == (5, 0)
     _, stats = p.update(x, p.init(c))
     assert stats.counts.tolist() == [5, 0]
     with pytest.raises(ValueError, match=r"points must be .* d at least 1"):

@@ -26,8 +26,8 @@ def in_unit(problem: Problem, centroids: Tensor) -> Problem:
     largest = weights.detach().max()
     usable = (largest > 0) & largest.isfinite()
     exponent = torch.where(usable, largest, 1).frexp().exponent
-    # A third of the range: derivatives of means hold squares of weights.
-    limit = {torch.float32: 42, torch.float64: 341}[dtype]
+    # 2⁶⁴ is half of float32's range.
+    limit = {torch.float32: 64, torch.float64: 512}[dtype]
     # Without a number of Python's, so that an update compiles to one graph.
     excess = exponent - exponent.clamp(-limit, limit)
     unit = torch.ldexp(torch.ones_like(largest), excess)

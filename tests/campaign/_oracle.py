@@ -10,6 +10,7 @@ The truth about a float32 result is float64 at the same inputs. *Silent and wron
    where their squares can be too. Where some of it overflows, what is not finite
    anywhere in the result is a flag, and is enough; a gradient is judged with its value.
    So is NaN in the state of an optimizer, whose losses of before are not returned.
+   What is beyond a 64th of the largest number may overflow too, for its terms may.
 3. A finite number below half the largest one, where the truth overflows.
 4. CONVERGED, or a certificate that is `valid`, beside a loss or centroid that is not
    finite.
@@ -39,6 +40,7 @@ LARGEST = float(np.finfo(np.float32).max)
 EPS = float(np.finfo(np.float32).eps)
 TINY = float(np.finfo(np.float32).tiny)
 UNDERFLOW = 1e-36
+NEARLY = LARGEST / 64
 # Where a scalar has no meaning, by its documentation; if traced, it is not checked.
 POSITIVE = {"tau", "tau_backward", "temperature", "strength", "scale"}
 NOT_NEGATIVE = {"tol", "gap", "eta", "weights"}
@@ -126,7 +128,7 @@ def assert_not_silent(
     mine, right, sides = wide(found), wide(truth), [wide(other) for other in others]
     floors = largest_change(truth, others)
     floats = [i for i, leaf in enumerate(right) if leaf.dtype.kind == "f"]
-    overflows = any((~(np.abs(right[i]) <= LARGEST)).any() for i in floats)
+    overflows = any((~(np.abs(right[i]) <= NEARLY)).any() for i in floats)
     with np.errstate(all="ignore"):
         nan = any(np.isnan(mine[i]).any() for i in floats)
         infinite = any(np.isinf(mine[i]).any() for i in floats)
@@ -159,6 +161,7 @@ def assert_twins_agree(
     if any((~(np.abs(leaf) <= LARGEST)).any() for leaf in wide(exact)):
         return
     floors = largest_change(exact, others)
+    may_overflow = any((np.abs(leaf) > NEARLY).any() for leaf in wide(exact))
     for a, b, floor, (name, _) in zip(
         wide(ours), wide(theirs), floors, leaves(ours), strict=True
     ):
@@ -168,7 +171,8 @@ def assert_twins_agree(
             both = np.isfinite(a) & np.isfinite(b)
             limit = tolerance(np.where(both, a, 0), floor, sizes.get(name) or 0.0)
             wrong = both & (np.abs(a - b) > limit)
-            wrong |= np.isfinite(a) != np.isfinite(b)
+            if not may_overflow:
+                wrong |= np.isfinite(a) != np.isfinite(b)
         say(name, wrong, a, b, "in torch")
 
 

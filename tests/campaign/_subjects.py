@@ -103,10 +103,12 @@ class Subject:
         return self.base.startswith("estimators.") or self.base == "evaluate"
 
     def factor(self, dtype: str) -> int:
-        """How much more rounding there is: of many passes, or of a cost in half."""
+        """How much more rounding there is: of many passes; in half, of a cost, or of
+        the centroids that a fit returns, at which its derivatives are.
+        """
         if dtype in ("float32", "float64"):
             return 50 if self.base in STEPS else 1
-        return 3 if self.of_cost else 1
+        return 3 if self.of_cost else 4 if self.base.startswith("fit") else 1
 
 
 def arrays() -> dict[str, np.ndarray]:

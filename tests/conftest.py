@@ -1,9 +1,9 @@
 """Strict JAX for every test: x64, no silent promotion, several virtual devices.
 
 Most of a test is compiling. So programs are kept on disk, for all workers and for the
-processes that tests start, and are compiled at the lowest level of optimization: not
-where memory, speed or the last digits are at stake, in `optimized/` and in the slow
-tests, which are run as `XLA_FLAGS= python -m pytest -m slow`.
+processes that tests start, and are compiled in the way that takes least time: not where
+memory, speed or the last digits are at stake, in `optimized/` and in the slow tests,
+which are run as `XLA_FLAGS= python -m pytest -m slow`.
 """
 
 import os
@@ -15,7 +15,13 @@ CACHE_BYTES = 2e9
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Half the time that it takes at level 0 alone. A jaxlib that has lost one will say so.
+FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 # Two workers have the two cores already; more threads of torch only wait for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

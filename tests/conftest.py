@@ -10,18 +10,14 @@ import os
 import shutil
 from pathlib import Path
 
+from _compiling import FLAGS
+
 CACHE = Path(__file__).parents[1] / ".jax_cache"
 CACHE_BYTES = 2e9
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Half the time that it takes at level 0 alone. A jaxlib that has lost one will say so.
-FLAGS = (
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
-os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 # Two workers have the two cores already; more threads of torch only wait for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

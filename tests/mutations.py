@@ -20,7 +20,7 @@ jitted function is traced by the first test of a process that calls it, and no o
 Without such data `DRAWN` says which files test a module.
 
 The environment is handed on: JAX_COMPILATION_CACHE_DIR, so that only programs that a
-mutation changes are compiled, and XLA_FLAGS=--xla_backend_optimization_level=0.
+mutation changes are compiled, and XLA_FLAGS.
 """
 
 from __future__ import annotations

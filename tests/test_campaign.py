@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from _compiling import FLAGS
 
 from tests.campaign import PARTS, _subjects, _torch_only
 
@@ -23,8 +24,7 @@ def test_a_sample_of_the_campaign_finds_no_fault(part):
     command = [sys.executable, "-m", "tests.campaign", part, "--sample"]
     run = subprocess.run(
         command,
-        # Most of it is compiling.
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ | {"XLA_FLAGS": FLAGS},
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,

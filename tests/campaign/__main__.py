@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+from tests._compiling import FLAGS
+
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax

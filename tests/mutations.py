@@ -19,8 +19,8 @@ and files of which they say nothing run whole. (So do all files in the end, beca
 jitted function is traced by the first test of a process that calls it, and no other.)
 Without such data `DRAWN` says which files test a module.
 
-The environment is handed on: JAX_COMPILATION_CACHE_DIR, so that only programs that a
-mutation changes are compiled, and XLA_FLAGS.
+The environment is handed on, so that with JAX_COMPILATION_CACHE_DIR only programs that
+a mutation changes are compiled.
 """
 
 from __future__ import annotations

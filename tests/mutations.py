@@ -55,13 +55,14 @@ SLOW = [
     "test_notebooks",
 ]
 FITS = (
-    "test_fit_parts.py test_fit_far_away.py test_fit_units.py test_fitting.py "
-    "test_empty_clusters.py test_implicit.py test_fit_derivatives.py test_many_fits.py "
+    "test_fit_parts.py test_implicit.py test_fitting.py test_empty_clusters.py "
+    "test_fit_derivatives.py test_fit_far_away.py test_fit_units.py test_many_fits.py "
     "test_fit_programs.py test_raises.py"
 )
 PASSES = (
     "test_statistics.py test_losses.py test_fit_parts.py test_fitting.py "
-    "test_certificate.py test_raises.py test_export.py"
+    "test_inert_rows.py test_far_away_and_cold.py test_shapes.py test_certificate.py "
+    "test_raises.py test_export.py"
 )
 DRAWN = {
     "diffkm_jax/statistics.py": PASSES,
@@ -74,11 +75,12 @@ DRAWN = {
     "diffkm_jax/optimizers.py": "test_optimizers.py " + FITS,
     "diffkm_jax/assignments/*.py": (
         "test_assignments.py test_declared.py test_assignment_agreement.py "
-        "test_assignment_transforms.py test_estimators.py test_raises.py"
+        "test_assignment_transforms.py test_infinite.py test_estimators.py "
+        "test_raises.py"
     ),
     "diffkm_jax/estimators/*.py": (
         "test_estimators.py test_estimator_agreement.py test_estimator_raises.py "
-        "test_polynomial.py test_diagnostics.py"
+        "test_reports.py test_polynomial.py test_diagnostics.py"
     ),
     "diffkm_jax/fitting/*.py": FITS,
 }

@@ -102,13 +102,14 @@ class Subject:
         """Whether it evaluates a cost, which rounds in the dtype of its rows."""
         return self.base.startswith("estimators.") or self.base == "evaluate"
 
-    def factor(self, dtype: str) -> int:
+    def factor(self, dtype: str, kind: str) -> int:
         """How much more rounding there is: of many passes; in half, of a cost, or of
-        the centroids that a fit returns, at which its derivatives are.
+        the centroids that a fit returns, at which derivatives of all of it are.
         """
         if dtype in ("float32", "float64"):
             return 50 if self.base in STEPS else 1
-        return 3 if self.of_cost else 4 if self.base.startswith("fit") else 1
+        of_fit = self.base == "fit" and kind in ("jacobian", "hessian")
+        return 4 if of_fit else 3 if self.of_cost else 1
 
 
 def arrays() -> dict[str, np.ndarray]:

@@ -55,12 +55,13 @@ SLOW = [
     "test_notebooks",
 ]
 FITS = (
-    "test_fit_parts.py test_implicit.py test_fitting.py test_empty_clusters.py "
+    "test_layout.py test_fit_parts.py test_implicit.py test_fitting.py "
+    "test_empty_clusters.py "
     "test_fit_derivatives.py test_fit_far_away.py test_fit_units.py test_many_fits.py "
     "test_fit_programs.py test_raises.py"
 )
 PASSES = (
-    "test_statistics.py test_losses.py test_fit_parts.py test_fitting.py "
+    "test_layout.py test_statistics.py test_losses.py test_fit_parts.py test_fitting.py "
     "test_inert_rows.py test_far_away_and_cold.py test_shapes.py test_certificate.py "
     "test_raises.py test_export.py"
 )

@@ -211,3 +211,15 @@ def test_a_relocated_row_gets_the_optimizer_state_of_a_fresh_start():
             state, _ = dk.update(x, state, optimizer=optimizer, empty="farthest")
     far = jnp.argsort(-dk.pairwise(x, c).min(1))[:2]
     np.testing.assert_allclose(state.centroids[2:], x[far], atol=0.2)
+
+
+def test_of_more_empty_clusters_than_points_the_last_stay():
+    x, c = jnp.array([[0.0], [4.0]]), jnp.array([[0.1], [9.0], [9.0], [9.0]])
+    state, _ = dk.update(x, dk.init(c), empty="farthest")
+    np.testing.assert_allclose(state.centroids[:, 0], [0.1, 4, 0, 9])
+
+
+def test_a_padded_problem_may_have_fewer_points_than_rows_of_centroids():
+    x, c = jnp.array([[0.0], [4.0]]), jnp.array([[1.0], [3.0], [0.0]])
+    active = jnp.array([True, True, False])
+    np.testing.assert_allclose(dk.fit(x, c, active=active).centroids[:, 0], [0, 4, 0])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import diffkm_jax as dk
+from diffkm_jax._blocks import block_for
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import squared_euclidean
 from diffkm_jax.fitting._empty import set_rows
@@ -118,3 +119,11 @@ def test_a_row_that_is_set_is_forgotten_by_its_optimizer_and_no_other():
     np.testing.assert_array_equal(new.remainder, [[1e-17, 1e-17], [0, 0]])
     # The count of a row that is set is the weight of its point.
     np.testing.assert_array_equal(new.opt_state.counts, [2.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("k", "d", "size"), [(16, 2, 8192), (65, 2, 4096), (2, 256, 2048), (10**7, 2, 256)]
+)
+def test_a_block_is_a_power_of_two_of_points_that_takes_2_mb_or_less(k, d, size):
+    assert block_for(k, d) == size
+    assert size in (256, 8192) or max(k, d) * size <= 2**19 < 2 * max(k, d) * size

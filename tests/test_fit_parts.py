@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import diffkm_jax as dk
-from diffkm_jax._blocks import block_for
+from diffkm_jax._blocks import _in_pieces, block_for
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import squared_euclidean
+from diffkm_jax.fitting._conjugate_residuals import conjugate_residuals
 from diffkm_jax.fitting._empty import set_rows
 from diffkm_jax.fitting._loop import (
     Progress,
@@ -127,3 +128,23 @@ def test_a_row_that_is_set_is_forgotten_by_its_optimizer_and_no_other():
 def test_a_block_is_a_power_of_two_of_points_that_takes_2_mb_or_less(k, d, size):
     assert block_for(k, d) == size
     assert size in (256, 8192) or max(k, d) * size <= 2**19 < 2 * max(k, d) * size
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "d", "pieces"), [(1024, 16, 16, 2), (1025, 16, 16, 3), (480, 4, 64, 2)]
+)
+def test_copies_for_sums_by_label_take_a_64th_of_the_scores_and_rows(n, k, d, pieces):
+    label = np.arange(n) % k
+    index, found = _in_pieces(jnp.asarray(label), k, d)
+    assert found == pieces
+    np.testing.assert_array_equal(np.asarray(index) % k, label)
+    assert len(np.unique(np.asarray(index) // k)) == pieces
+    assert pieces * k * d <= n * (k + d) / 64 + k * d
+
+
+@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf])
+def test_a_system_without_a_usable_right_hand_side_has_the_solution_zero(scale):
+    b = scale * jnp.ones(3)
+    x, residual, _ = conjugate_residuals(lambda v: v, b, 1e-6, 10)
+    np.testing.assert_array_equal(x, 0)
+    np.testing.assert_array_equal(residual, 0)

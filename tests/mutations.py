@@ -56,14 +56,14 @@ SLOW = [
 ]
 FITS = (
     "test_layout.py test_fit_parts.py test_implicit.py test_fitting.py "
-    "test_empty_clusters.py "
-    "test_fit_derivatives.py test_fit_far_away.py test_fit_units.py test_many_fits.py "
-    "test_fit_programs.py test_raises.py"
+    "test_empty_clusters.py test_fit_derivatives.py test_fit_far_away.py "
+    "test_fit_units.py test_many_fits.py test_fit_programs.py test_raises.py "
+    "test_compilations.py"
 )
 PASSES = (
-    "test_layout.py test_statistics.py test_losses.py test_fit_parts.py test_fitting.py "
-    "test_inert_rows.py test_far_away_and_cold.py test_shapes.py test_certificate.py "
-    "test_raises.py test_export.py"
+    "test_layout.py test_statistics.py test_export.py test_losses.py test_fit_parts.py "
+    "test_fitting.py test_inert_rows.py test_far_away_and_cold.py test_shapes.py "
+    "test_certificate.py test_raises.py"
 )
 DRAWN = {
     "diffkm_jax/statistics.py": PASSES,
@@ -80,8 +80,9 @@ DRAWN = {
         "test_raises.py"
     ),
     "diffkm_jax/estimators/*.py": (
-        "test_estimators.py test_estimator_agreement.py test_estimator_raises.py "
-        "test_reports.py test_polynomial.py test_diagnostics.py"
+        "test_layout.py test_estimator_raises.py test_estimators.py "
+        "test_estimator_agreement.py test_reports.py test_polynomial.py "
+        "test_diagnostics.py test_compilations.py"
     ),
     "diffkm_jax/fitting/*.py": FITS,
 }

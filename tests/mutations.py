@@ -63,11 +63,13 @@ FITS = (
 PASSES = (
     "test_layout.py test_statistics.py test_export.py test_losses.py test_fit_parts.py "
     "test_fitting.py test_inert_rows.py test_far_away_and_cold.py test_shapes.py "
-    "test_certificate.py test_raises.py"
+    "test_certificate.py test_raises.py test_fit_far_away.py"
 )
 DRAWN = {
     "diffkm_jax/statistics.py": PASSES,
-    "diffkm_jax/losses.py": "test_losses.py test_raises.py test_export.py",
+    "diffkm_jax/losses.py": (
+        "test_losses.py test_inert_rows.py test_raises.py test_export.py test_mesh.py"
+    ),
     "diffkm_jax/_pass.py": PASSES,
     "diffkm_jax/_soft_pass.py": PASSES,
     "diffkm_jax/_distance_pass.py": "test_losses.py test_distances.py " + FITS,

@@ -78,8 +78,8 @@ DRAWN = {
     "diffkm_jax/optimizers.py": "test_optimizers.py " + FITS,
     "diffkm_jax/assignments/*.py": (
         "test_assignments.py test_declared.py test_assignment_agreement.py "
-        "test_assignment_transforms.py test_infinite.py test_estimators.py "
-        "test_raises.py"
+        "test_assignment_transforms.py test_far_away_and_cold.py test_infinite.py "
+        "test_estimators.py test_raises.py"
     ),
     "diffkm_jax/estimators/*.py": (
         "test_layout.py test_estimator_raises.py test_estimators.py "

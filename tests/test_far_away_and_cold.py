@@ -228,3 +228,25 @@ def test_an_inert_row_may_have_one_distance_that_is_nan_among_any_number(n):
     )
     np.testing.assert_allclose(found[0], without[0], rtol=1e-10)
     np.testing.assert_allclose(found[1], without[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("distance", [dk.squared_euclidean, dk.manhattan])
+def test_second_derivatives_do_not_depend_on_the_unit_of_the_data(distance):
+    x, c = RNG.normal(size=(9, 2)), RNG.normal(size=(3, 2))
+    power = 2 if distance is dk.squared_euclidean else 1
+
+    @jax.jit
+    def second(scale):
+        def loss(c, t):
+            options = {"temperature": t, "distance": distance}
+            return dk.soft_kmeans_loss(scale * x, scale * c, **options) / scale**power
+
+        return jax.hessian(loss, (0, 1))(c, scale**power)
+
+    plain = second(1.0)
+    for scale in (2.0**-10, 2.0**10):
+        ((cc, ct), (_, tt)), ((cc1, ct1), (_, tt1)) = second(scale), plain
+        unit = scale**power
+        np.testing.assert_allclose(cc, cc1, atol=1e-9)
+        np.testing.assert_allclose(unit * ct, ct1, atol=1e-9)
+        np.testing.assert_allclose(unit**2 * tt, tt1, atol=1e-9)

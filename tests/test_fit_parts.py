@@ -10,7 +10,7 @@ from diffkm_jax._blocks import _in_pieces, block_for
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import squared_euclidean
 from diffkm_jax.fitting._conjugate_residuals import conjugate_residuals
-from diffkm_jax.fitting._empty import set_rows
+from diffkm_jax.fitting._empty import fill_farthest, set_rows
 from diffkm_jax.fitting._loop import (
     Progress,
     StopRule,
@@ -20,6 +20,7 @@ from diffkm_jax.fitting._loop import (
     tolerance,
 )
 from diffkm_jax.fitting._step import Algorithm
+from diffkm_jax.statistics import statistics_of
 
 C = jnp.array([[3.0, 0.0], [0.0, 4.0]])
 X = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 5.0]])
@@ -148,3 +149,27 @@ def test_a_system_without_a_usable_right_hand_side_has_the_solution_zero(scale):
     x, residual, _ = conjugate_residuals(lambda v: v, b, 1e-6, 10)
     np.testing.assert_array_equal(x, 0)
     np.testing.assert_array_equal(residual, 0)
+
+
+def as_if_filled(weights):
+    """What `fill_farthest` makes of three points about 0 and three empty clusters."""
+    x, c = jnp.array([[1.0], [-2.0], [3.0]]), jnp.array([[0.5], [90.0], [91.0], [92.0]])
+    plan, problem = Plan(squared_euclidean), Problem(x, weights)
+    problem = problem._replace(remainder=jnp.zeros_like(c))
+    stats = statistics_of(plan, problem, c)
+    return fill_farthest(plan, problem, c, stats), stats
+
+
+def test_statistics_are_those_of_the_points_in_the_clusters_they_filled():
+    (used, filled, rows), stats = as_if_filled(jnp.array([1.0, 2.0, 0.0]))
+    assert filled.tolist() == [False, True, True, False]
+    assert rows[1:3, 0].tolist() == [-2, 1]  # The third point has no weight.
+    assert used.counts.tolist() == [0, 2, 1, 0]
+    np.testing.assert_allclose(used.shifts[1:3, 0], [2 * (-2 - 90), 1 - 91])
+    np.testing.assert_allclose([used.shifts[0, 0], used.loss], [0, stats.loss])
+
+
+def test_a_cluster_that_gave_all_its_points_has_no_weight_left_by_rounding():
+    (used, *_), stats = as_if_filled(jnp.array([0.3, 0.2, 0.1]))
+    assert stats.counts[0] != jnp.sum(jnp.array([0.1, 0.2, 0.3]))  # In the other order.
+    assert used.counts[0] == 0

@@ -243,3 +243,15 @@ def test_greedy_seeding_finds_the_distant_points_beside_a_fill_value(fill):
     for seed in range(5):
         start = dk.kmeans_plus_plus(jax.random.key(seed), x, 4, weights=w)
         assert np.sum(np.abs(start).max(axis=1) > 500) == 3
+
+
+@pytest.mark.parametrize("package", [dk, dt])
+@pytest.mark.parametrize("name", ["quartic", "soft", "assigned"])
+def test_without_any_weight_the_loss_is_zero_whatever_the_rows_hold(package, name):
+    arrays = problem("float32", 1e20) | {"w": np.zeros(len(X) + 1, np.float32)}
+    make = jnp.asarray if package is dk else torch.as_tensor
+    arrays = {k: make(a) for k, a in arrays.items()}
+    assert losses(package)[name](**arrays) == 0
+    x, c, w = (arrays[key] for key in "xcw")
+    options = {"weights": w, "temperature": 1.0, "distance": quartic}
+    assert package.soft_kmeans_loss(x, c, **options) == 0

@@ -207,7 +207,7 @@ def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
         value_fn=value_fn,
     )
     state = moved(state, jnp.asarray(updates, dtype), active)
-    state = state._replace(opt_state=opt_state, step=state.step + 1)
+    state = state._replace(opt_state=opt_state)
     residual = residual_of(used)
     if callable(empty):
         new = zero_inactive(state.centroids, active)

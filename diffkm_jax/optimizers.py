@@ -16,6 +16,7 @@ import optax
 from jax import export
 
 from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax._hints import shown
 from diffkm_jax._numerics import quotient
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ def ema(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
         weights.
 
     Raises:
+        TypeError: `decay` is no number.
         ValueError: `decay` is not in range; or `update` got no counts, as under a
             distance other than the squared Euclidean.
 
@@ -216,7 +218,11 @@ def ema(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
     Source: van den Oord, Vinyals & Kavukcuoglu 2017 (appendix A.1),
         https://arxiv.org/abs/1711.00937
     """
-    if not 0 <= decay < 1:
+    try:
+        usable = bool(0 <= decay < 1)
+    except TypeError:
+        raise TypeError(f"decay must be a number, got {shown(decay)}") from None
+    if not usable:
         raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
     return _ema(float(decay))
 

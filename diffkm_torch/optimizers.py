@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffkm_torch._checks import check_scalar
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch._hints import shown
 
 __all__ = [
     "EmaState",
@@ -88,7 +89,11 @@ def macqueen() -> GradientTransformation:
 
 def ema(decay: float = 0.99) -> GradientTransformation:
     """Mirrors `diffkm_jax.ema`: (1 − decay) shifts over moving averages of counts."""
-    if not 0 <= decay < 1:
+    try:
+        usable = bool(0 <= decay < 1)
+    except TypeError:
+        raise TypeError(f"decay must be a number, got {shown(decay)}") from None
+    if not usable:
         raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
     return _ema(float(decay))
 

@@ -282,3 +282,12 @@ def test_no_message_has_an_address():
         with pytest.raises((TypeError, ValueError), match=r"must be|needs") as found:
             call()
         assert not re.search("0x[0-9a-f]{6}", str(found.value))
+
+
+@pytest.mark.parametrize("module", [dk, dt])
+def test_settings_that_are_no_numbers(module):
+    for bad in ("a", None, [0.5]):
+        with raises(TypeError, "decay must be a number, got "):
+            module.ema(bad)
+    with raises(TypeError, "baseline must be .*, got "):
+        module.estimators.reinforce(baseline="a")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import diffkm_jax.assignments as maps
-from diffkm_jax._checks import check_integer
+from diffkm_jax._checks import as_real, check_integer
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.assignments._gumbel import below_draw
 from diffkm_jax.assignments._straight_through import chosen
@@ -37,6 +37,7 @@ def reinforce(*, baseline: ArrayLike = 0.0) -> Estimator:
         An `Estimator`, discrete: logits [..., k], noise [1, ..., k], costs [*batch].
 
     Raises:
+        TypeError: `baseline` is not real.
         ValueError: When it is used: `baseline` is no scalar and not of the shape of
             the costs.
 
@@ -50,7 +51,7 @@ def reinforce(*, baseline: ArrayLike = 0.0) -> Estimator:
     Source: Williams 1992, https://doi.org/10.1007/BF00992696
     """
     dtype = jax.dtypes.canonicalize_dtype(float)
-    settings = {"baseline": jnp.asarray(baseline).astype(dtype)}
+    settings = {"baseline": as_real("baseline", baseline).astype(dtype)}
     return Estimator("reinforce", _reinforce, settings, discrete=True)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
 import diffkm_torch.assignments as maps
 from diffkm_torch._checks import as_scalar, check_integer
 from diffkm_torch._dtypes import accumulation_dtype
+from diffkm_torch._hints import shown
 from diffkm_torch.assignments._gumbel import below_draw
 from diffkm_torch.assignments._straight_through import chosen
 from diffkm_torch.estimators._attach import attach, over_rows, value_and_gradient
@@ -19,6 +22,9 @@ Scalar = float | Tensor
 
 def reinforce(*, baseline: Scalar = 0.0) -> Estimator:
     """Mirrors `diffkm_jax.estimators.reinforce`: (f(D) − baseline) (D − p)."""
+    if not isinstance(baseline, Real | Tensor):
+        what = "a number or a tensor"
+        raise TypeError(f"baseline must be {what}, got {shown(baseline)}")
     return Estimator("reinforce", _reinforce, {"baseline": baseline}, discrete=True)
 
 

@@ -33,11 +33,12 @@ def test_vmap_equals_the_loop(name):
     f = getattr(dk, name)
     axis = 1 if noise and noise["noise"].ndim > 2 else 0
 
+    @jax.jit
     def one(z, g):
         return jax.value_and_grad(lambda z: f(z, *g) @ COTANGENT[0])(z)
 
     args = [jnp.asarray(v) for v in noise.values()]
-    mapped_values = jax.vmap(one, (0, axis))(LOGITS, args)
+    mapped_values = jax.jit(jax.vmap(one, (0, axis)))(LOGITS, args)
     looped = [one(LOGITS[i], [jnp.take(a, i, axis) for a in args]) for i in range(6)]
     for i, expected in enumerate(looped):
         for found, want in zip(mapped_values, expected, strict=True):
@@ -104,15 +105,13 @@ def test_narrow_logits_have_a_backward_pass_in_float32(name, dtype):
 @pytest.mark.parametrize("name", MAPS)
 def test_minus_infinity_is_never_chosen_and_harms_no_gradient(name):
     logits = LOGITS.at[:, 2].set(-jnp.inf)
+    f = mapped(name, 0.7 if scalar(name) else None)
     assert (mapped(name)(logits)[:, 2] == 0).all()
-    value = 0.7 if scalar(name) else None
-    in_logits = gradient(mapped(name, value), logits)
+    in_logits = jax.jit(lambda z: gradient(f, z))(logits)
     assert jnp.isfinite(in_logits).all()
     assert (in_logits[:, 2] == 0).all()
-    penalty = jax.grad(
-        lambda z: jnp.sum(gradient(lambda z: mapped(name, value)(z) ** 2, z) ** 2)
-    )
-    assert jnp.isfinite(penalty(logits)).all()
+    penalty = jax.grad(lambda z: jnp.sum(gradient(lambda z: f(z) ** 2, z) ** 2))
+    assert jnp.isfinite(jax.jit(penalty)(logits)).all()
 
 
 @pytest.mark.parametrize("name", [n for n in MAPS if n not in ("hard", "blackbox")])

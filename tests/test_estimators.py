@@ -70,6 +70,7 @@ def problem(name):
     return quadratic, LOGITS
 
 
+@partial(jax.jit, static_argnums=1)
 def grad_of(record, f, logits, noise):
     return jax.grad(lambda z: jnp.sum(record.expect(f, z, noise)))(logits)
 
@@ -245,11 +246,10 @@ def test_a_batch_is_vmap_over_its_problems(name):
         def costs_of(z, g, slope):
             return record.expect(lambda r: jnp.sum(jnp.sin(r) ** 2 * slope), z, g)
 
-        mapped = jax.vmap(jax.value_and_grad(costs_of), (0, 1, 0))(
-            logits, noise, slopes
-        )
+        program = jax.vmap(jax.value_and_grad(costs_of), (0, 1, 0))
+        mapped = jax.jit(program)(logits, noise, slopes)
     else:
-        mapped = jax.vmap(jax.value_and_grad(one), (0, 1))(logits, noise)
+        mapped = jax.jit(jax.vmap(jax.value_and_grad(one), (0, 1)))(logits, noise)
     np.testing.assert_allclose(mapped[0], record.expect(f, logits, noise), rtol=1e-12)
     np.testing.assert_allclose(
         mapped[1], grad_of(record, f, logits, noise), rtol=1e-11, atol=1e-14
@@ -333,10 +333,13 @@ def test_gradients_have_the_dtype_of_the_logits(name, dtype):
         assert rows.dtype == dtype
         return f(rows.astype("float64")).astype(dtype)
 
-    costs, pullback = jax.vjp(lambda z: record.expect(cost, z, noise), narrow)
-    assert costs.dtype == dtype
-    (found,) = pullback(jnp.ones_like(costs))
-    assert found.dtype == dtype
+    @jax.jit
+    def value_and_gradient(z):
+        costs, pullback = jax.vjp(lambda z: record.expect(cost, z, noise), z)
+        return costs, *pullback(jnp.ones_like(costs))
+
+    costs, found = value_and_gradient(narrow)
+    assert costs.dtype == found.dtype == dtype
     assert jnp.isfinite(found).all()
 
 

@@ -2,8 +2,7 @@
 
 Most of a test is compiling. So programs are kept on disk, for all workers and for the
 processes that tests start, and are compiled in the way that takes least time: not where
-memory, speed or the last digits are at stake, in `optimized/` and in the slow tests,
-which are run as `XLA_FLAGS= python -m pytest -m slow`.
+memory, speed or the last digits are at stake, in `optimized/` and in the benchmarks.
 """
 
 import os

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -117,7 +118,14 @@ def saved(tmp_path_factory):
     """The file of a small run, and what the run printed."""
     file = tmp_path_factory.mktemp("benchmarks") / "small.json"
     command = [sys.executable, "-m", "benchmarks", "--small", "--json", str(file)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command,
+        env=os.environ | {"XLA_FLAGS": ""},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     return file, run.stdout
 

@@ -83,7 +83,7 @@ DRAWN = {
     ),
     "diffkm_jax/estimators/*.py": (
         "test_layout.py test_estimator_raises.py test_estimators.py "
-        "test_estimator_agreement.py test_reports.py test_polynomial.py "
+        "test_estimator_agreement.py test_reports.py "
         "test_diagnostics.py test_compilations.py"
     ),
     "diffkm_jax/fitting/*.py": FITS,

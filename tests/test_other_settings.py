@@ -18,8 +18,9 @@ def test_the_suite_passes(suite):
 
 
 @pytest.mark.slow
-def test_the_slow_tests_of_the_float32_suite_pass():
-    assert_passes("float32", "slow")
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_slow_tests_of_the_suite_pass(suite):
+    assert_passes(suite, "slow")
 
 
 def assert_passes(suite, marked):

@@ -31,6 +31,13 @@ def _quotient_rule(primals: tuple, tangents: tuple):
     return value, jnp.where(infinite, 0, dx / t) - finite * (dt / t)
 
 
+def per_count(sums: jax.Array, counts: jax.Array) -> jax.Array:
+    """sums_j / counts_j, [k, d]; zero for clusters without weight."""
+    counts = counts[:, None]
+    positive = counts > 0
+    return jnp.where(positive, quotient(sums, jnp.where(positive, counts, 1)), 0)
+
+
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """√max(x, 0), with derivative 0 where x is not positive."""
     positive = x > 0

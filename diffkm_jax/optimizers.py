@@ -17,7 +17,7 @@ from jax import export
 
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import shown
-from diffkm_jax._numerics import quotient
+from diffkm_jax._numerics import per_count
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -80,10 +80,8 @@ def _require(name: str, counts: jax.Array | None) -> jax.Array:
 def _per_count(gradient: jax.Array, counts: jax.Array) -> jax.Array:
     # In float32 or wider: a count beyond 65504 is infinite in float16.
     acc = accumulation_dtype(gradient, counts)
-    counts = counts.astype(acc)[:, None]
-    positive = counts > 0
-    step = quotient(-0.5 * gradient.astype(acc), jnp.where(positive, counts, 1))
-    return jnp.where(positive, step, 0).astype(gradient.dtype)
+    step = per_count(-0.5 * gradient.astype(acc), counts.astype(acc))
+    return step.astype(gradient.dtype)
 
 
 @cache

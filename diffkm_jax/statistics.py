@@ -14,7 +14,7 @@ from jax import export
 
 from diffkm_jax._checks import as_problem
 from diffkm_jax._hints import hinted
-from diffkm_jax._numerics import quotient
+from diffkm_jax._numerics import per_count
 from diffkm_jax._pass import nearest_labels, sums
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import Distance, squared_euclidean
@@ -123,10 +123,7 @@ def statistics_of(plan: Plan, problem: Problem, centroids: jax.Array) -> Statist
 
 def full_step(stats: Statistics) -> jax.Array:
     """shifts_j / counts_j, [k, d]; zero for clusters without weight."""
-    counts = stats.counts[:, None]
-    positive = counts > 0
-    step = quotient(stats.shifts, jnp.where(positive, counts, 1))
-    return jnp.where(positive, step, 0)
+    return per_count(stats.shifts, stats.counts)
 
 
 def residual_of(stats: Statistics) -> jax.Array:

@@ -15,6 +15,13 @@ def quotient(x: Tensor, t: Tensor) -> Tensor:
     return (x / unit) / (t / unit)
 
 
+def per_count(sums: Tensor, counts: Tensor) -> Tensor:
+    """sums_j / counts_j, [k, d]; zero for clusters without weight."""
+    counts = counts[:, None]
+    positive = counts > 0
+    return torch.where(positive, sums / torch.where(positive, counts, 1), 0)
+
+
 def safe_sqrt(x: Tensor) -> Tensor:
     """√max(x, 0), with derivative 0 where x is not positive; a NaN stays one."""
     positive = x > 0

@@ -16,6 +16,7 @@ from torch import Tensor
 from diffkm_torch._checks import check_scalar
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._hints import shown
+from diffkm_torch._numerics import per_count
 
 __all__ = [
     "EmaState",
@@ -71,10 +72,8 @@ def _require(name: str, counts: Tensor | None) -> Tensor:
 
 def _per_count(gradient: Tensor, counts: Tensor) -> Tensor:
     acc = accumulation_dtype(gradient, counts)
-    counts = counts.to(acc)[:, None]
-    positive = counts > 0
-    step = -0.5 * gradient.to(acc) / torch.where(positive, counts, 1)
-    return torch.where(positive, step, 0).to(gradient.dtype)
+    step = per_count(-0.5 * gradient.to(acc), counts.to(acc))
+    return step.to(gradient.dtype)
 
 
 def newton() -> GradientTransformation:

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffkm_torch._checks import as_problem, as_scalar
 from diffkm_torch._geometry import fill_rows, masked, prepare
 from diffkm_torch._hints import hinted
+from diffkm_torch._numerics import per_count
 from diffkm_torch._problem import Problem
 from diffkm_torch._products import (
     product_of_rows,
@@ -109,9 +110,7 @@ def labels_of(problem: Problem, centroids: Tensor) -> Tensor:
 
 def full_step(stats: Statistics) -> Tensor:
     """shifts_j / counts_j, [k, d]: to the mean; zero for clusters without weight."""
-    positive = stats.counts[:, None] > 0
-    steps = stats.shifts / torch.where(positive, stats.counts[:, None], 1)
-    return torch.where(positive, steps, 0)
+    return per_count(stats.shifts, stats.counts)
 
 
 def residual_of(stats: Statistics) -> Tensor:

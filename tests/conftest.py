@@ -2,7 +2,8 @@
 
 Most of a test is compiling. So programs are kept on disk, for all workers and for the
 processes that tests start, and are compiled in the way that takes least time: not where
-memory, speed or the last digits are at stake, in `optimized/` and in the benchmarks.
+memory, speed or the last digits are at stake, in `optimized/` and in the benchmarks,
+nor where a program of a reader runs, in notebooks and the README.
 """
 
 import os

@@ -36,8 +36,7 @@ def test_a_fit_is_that_of_the_shifted_data(module, array, offset, temperature):
     steps = int(near.num_steps)
     assert int(far.num_steps) == steps
     histories = (np.asarray(f.history)[:steps] for f in (far, near))
-    # 1.2e-7 here, 1.2e-6 by the sums of jax 0.8.
-    np.testing.assert_allclose(*histories, rtol=2e-6)
+    np.testing.assert_allclose(*histories, rtol=1e-6)
     # The loss is that of the centroids as float32 holds them.
     rounding = np.sum(np.asarray(near.counts)) * 5 * (EPS * offset / 2) ** 2
     assert float(far.loss) <= float(near.loss) * (1 + 1e-6) + rounding

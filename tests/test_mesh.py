@@ -62,6 +62,7 @@ FORGOTTEN = {
     "soft": partial(dk.fit, temperature=1.0),
     "unrolled": partial(dk.fit, derivative="unrolled", max_steps=2),
     "state": lambda x, c: dk.fit(x, dk.init(c)),
+    "farthest": lambda x, c: dk.update(x, dk.init(c), empty="farthest"),
     "update": lambda x, c: dk.update(x, dk.init(c)),
 }
 

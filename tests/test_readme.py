@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def test_the_examples_run_and_print_what_they_say():
     said = re.findall(r"^# (.*)$", program, re.MULTILINE)
     run = subprocess.run(
         [sys.executable, "-c", program],
+        env=os.environ | {"XLA_FLAGS": ""},  # As it runs for a reader.
         cwd=README.parent,
         capture_output=True,
         text=True,

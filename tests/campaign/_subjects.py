@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -102,14 +102,18 @@ class Subject:
         """Whether it evaluates a cost, which rounds in the dtype of its rows."""
         return self.base.startswith("estimators.") or self.base == "evaluate"
 
-    def factor(self, dtype: str, kind: str) -> int:
-        """How much more rounding there is: of many passes; in half, of a cost, or of
-        the centroids that a fit returns, at which derivatives of all of it are.
-        """
+    def factor(self, dtype: str) -> int:
+        """How much more rounding there is: of many passes, or of a cost in half."""
         if dtype in ("float32", "float64"):
             return 50 if self.base in STEPS else 1
-        of_fit = self.base == "fit" and kind in ("jacobian", "hessian")
-        return 4 if of_fit else 3 if self.of_cost else 1
+        return 3 if self.of_cost else 1
+
+    @property
+    def stays(self) -> Subject | None:
+        """The same fit without a step, if its derivative is that where it rests."""
+        if self.base != "fit" or "unrolled" in self.name:
+            return None
+        return replace(self, function=partial(self.function, max_steps=0))
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -142,9 +146,9 @@ def arrays() -> dict[str, np.ndarray]:
     }
 
 
-def _fit(function: Callable, **kwargs: Any) -> dk.FitResult:
+def _fit(function: Callable, max_steps: int = MAX_STEPS, **kwargs: Any) -> dk.FitResult:
     # How many steps are taken to rest "to rounding" depends on the dtype.
-    found = function(**kwargs, max_steps=MAX_STEPS)
+    found = function(**kwargs, max_steps=max_steps)
     state = found.state._replace(step=None)
     return found._replace(num_steps=None, state=state, history=found.history[:2])
 

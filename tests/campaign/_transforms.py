@@ -41,7 +41,7 @@ def near(bench: Bench, found: Any, kind: str) -> None:
     """Raises unless a tree is the truth of a kind."""
     truth = bench.truth(kind)
     least = bench.dtype if bench.subject.rounded_inside else "float64"
-    factor = bench.subject.factor(bench.dtype, kind)
+    factor = bench.subject.factor(bench.dtype)
     assert_near(found, truth.tree, truth.floors, least=least, factor=factor)
 
 

@@ -36,6 +36,7 @@ from diffkm_jax.diagnostics import (
     is_discrete,
 )
 from diffkm_jax.distances import (
+    bregman,
     cosine,
     euclidean,
     itakura_saito,
@@ -79,6 +80,7 @@ __all__ = [
     "assign",
     "assigned_loss",
     "blackbox",
+    "bregman",
     "certificate",
     "conditional_gumbel",
     "cosine",

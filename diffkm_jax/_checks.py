@@ -105,8 +105,20 @@ def as_problem(
     check_axis(axis_name)
     if temperature is not None:
         temperature = as_scalar("temperature", temperature, points, centroids, weights)
-    plan = Plan(distance, block_size, axis_name)
-    return plan, Problem(points, weights, active, temperature), centroids
+    tree = as_tree(distance)
+    problem = Problem(points, tree, weights, active, temperature)
+    return Plan(block_size, axis_name), problem, centroids
+
+
+def as_tree(distance: Callable[..., jax.Array]) -> Any:
+    """A distance as a tree: arrays are its leaves, a plain function has none.
+
+    Functions count by identity then, and trees by what they are made of.
+    """
+    leaves = jax.tree.leaves(distance)
+    if all(isinstance(a, jax.Array | np.ndarray) for a in leaves):
+        return distance
+    return jax.tree_util.Partial(distance)
 
 
 def as_points_and_centroids(

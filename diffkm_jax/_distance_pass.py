@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._blocks import block_for, fill_rows, over_points, psum, rows_of, weigh
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import centered, largest, masked, nearest
 from diffkm_jax._mesh import vary_as
 from diffkm_jax._numerics import quotient
@@ -32,7 +31,7 @@ def distance_loss(
     fill = heaviest(problem, m)
 
     def costs(x: jax.Array) -> jax.Array:
-        return (pairwise(x, c, distance=plan.distance) + offsets[None, :]).T
+        return (pairwise(x, c, distance=problem.distance) + offsets[None, :]).T
 
     def held_score(x: jax.Array) -> jax.Array:
         return masked(-lax.stop_gradient(costs(x)), problem.active)
@@ -49,7 +48,7 @@ def distance_loss(
             x = fill_rows(x, w, least, fill)
             label = jnp.where(jnp.isfinite(least) | (w != 0), label, of_fill)
         own = rows_of(c, label)
-        cost = evaluate(plan.distance, x, own) + rows_of(offsets, label)
+        cost = evaluate(problem.distance, x, own) + rows_of(offsets, label)
         return jnp.sum(weigh(w, cost)), None
 
     def soft(x: jax.Array, w: jax.Array | None):
@@ -98,7 +97,7 @@ def distance_sums(
     plan: Plan, problem: Problem, centroids: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Loss [], counts [k], and −½ ∂loss/∂centroids [k, d]."""
-    acc = accumulation_dtype(problem.points, centroids, problem.weights)
+    acc = problem.dtype(centroids)
     offsets = jnp.zeros(len(centroids), acc)
 
     def loss(c: jax.Array, offsets: jax.Array) -> jax.Array:
@@ -116,7 +115,7 @@ def distance_labels(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.A
 
     def block(x: jax.Array, w: jax.Array | None):
         del w
-        score = -pairwise(x, c, distance=plan.distance).T
+        score = -pairwise(x, c, distance=problem.distance).T
         return (), nearest(masked(score, problem.active))
 
     block_size = plan.block_size or block_for(1, c.size)

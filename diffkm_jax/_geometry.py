@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._problem import Problem
 
 matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -20,7 +19,7 @@ def centered(problem: Problem, centroids: jax.Array) -> tuple[jax.Array, jax.Arr
 
     Both in the accumulation dtype; the origin stands in for inactive centroids.
     """
-    acc = accumulation_dtype(problem.points, centroids, problem.weights)
+    acc = problem.dtype(centroids)
     c = centroids.astype(acc)
     origin = anchor(c, problem.active)
     return fill_inactive(c, problem.active, origin), origin

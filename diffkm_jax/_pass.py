@@ -1,6 +1,6 @@
 """One pass over the points, by the distance and the temperature that it is for.
 
-No other file looks at the distance. Here too is the pass of hard assignment, with one
+No other file chooses by the distance. Here too is the pass of hard assignment, with one
 rule for its derivative that is linear in the tangents and calls the decorated function,
 so that every mode and every order of differentiation follows from it.
 """
@@ -8,6 +8,7 @@ so that every mode and every order of differentiation follows from it.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax.custom_derivatives import zero_from_primal
 from diffkm_jax._blocks import (
     block_for,
     fill_inert,
+    fill_rows,
     finite_costs,
     over_points,
     psum,
@@ -24,24 +26,25 @@ from diffkm_jax._blocks import (
     weigh,
 )
 from diffkm_jax._distance_pass import distance_labels, distance_loss, distance_sums
-from diffkm_jax._geometry import about, centered, masked, nearest, scores
+from diffkm_jax._expansion import Expanded, expand
+from diffkm_jax._geometry import masked, nearest
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._soft_pass import soft_pass
-from diffkm_jax._tangents import is_zero
-from diffkm_jax.distances import squared_euclidean
+from diffkm_jax._tangents import combine, is_zero, partition
+from diffkm_jax.distances._forms import form_of
 
 
-def is_expanded(plan: Plan) -> bool:
-    """Whether the distance is one whose pass is a matrix product, with its own rule."""
-    return plan.distance is squared_euclidean
+def has_means(problem: Problem) -> bool:
+    """Whether the distance has means, so that its pass is a matrix product."""
+    return form_of(problem.distance) is not None
 
 
 @partial(jax.jit, static_argnums=0)
 def sums(
     plan: Plan, problem: Problem, centroids: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Loss [], counts [k] and shifts [k, d] = −½ ∂loss/∂centroids."""
-    if not is_expanded(plan):
+    """Loss [], counts [k] and shifts [k, d]; these are −½ ∂loss/∂c without a mean."""
+    if not has_means(problem):
         return distance_sums(plan, problem, centroids)
     if problem.temperature is None:
         return hard_pass(plan, problem, centroids)[:3]
@@ -51,7 +54,7 @@ def sums(
 @partial(jax.jit, static_argnums=0)
 def total_loss(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Array:
     """The loss alone, []: that of `sums`, without the gradient that it takes."""
-    if is_expanded(plan):
+    if has_means(problem):
         return sums(plan, problem, centroids)[0]
     return distance_loss(plan, problem, centroids)
 
@@ -60,7 +63,7 @@ def total_loss(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Array:
 def nearest_labels(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Array:
     """The index of the nearest centroid of every point, [n], int32."""
     problem, centroids = lax.stop_gradient((problem, centroids))
-    if is_expanded(plan):
+    if has_means(problem):
         return hard_pass(plan, problem._replace(temperature=None), centroids)[3]
     return distance_labels(plan, problem, centroids)
 
@@ -69,16 +72,16 @@ def sums_and_labels(
     plan: Plan, problem: Problem, centroids: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
     """Both, in one pass where that finds both."""
-    if rests_at_means(plan, problem):
+    if rests_at_means(problem):
         *found, labels = hard_pass(plan, problem, centroids)
         return tuple(found), labels
     labels = nearest_labels(plan, problem, centroids)
     return sums(plan, problem, centroids), labels
 
 
-def rests_at_means(plan: Plan, problem: Problem) -> bool:
+def rests_at_means(problem: Problem) -> bool:
     """Whether the loss is least, for given labels, at the means of the clusters."""
-    return is_expanded(plan) and problem.temperature is None
+    return has_means(problem) and problem.temperature is None
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -86,64 +89,109 @@ def hard_pass(
     plan: Plan, problem: Problem, centroids: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Loss [], counts [k], shifts [k, d], labels [n] of the nearest centroids."""
-    c, m = centered(problem, centroids)
-    b, k, acc = about(m, c, problem.remainder), len(c), c.dtype
+    given = expand(problem, centroids)
+    form, _, c, expansion = given
+    k, acc = len(c), c.dtype
 
     def block(x: jax.Array, w: jax.Array | None):
-        label = nearest(masked(scores(x, b, m), problem.active))
-        # Loss Σ w e·e and shifts Σ w e from the residual itself: Σ w x − n c, or an
-        # expanded square, would cancel far from the origin.
-        e = x - c[label]
+        x = form.embed(x)
+        label = nearest(masked(form.scores(x, expansion), problem.active))
+        # Loss Σ w D and shifts Σ w e from the residual itself: Σ w x − n c, or an
+        # expanded distance, would cancel far from the origin.
+        own = c[label]
+        e = x - own
         # Integer counts are exact; float32 stops counting at 2²⁴.
         one = jnp.ones_like(label) if w is None else w
         counts, shifts = (sum_by_label(v, label, k) for v in (one, weigh(w, e)))
-        squared = finite_costs(jnp.sum(e * e, axis=1), w)
-        return (jnp.sum(weigh(w, squared)), counts, shifts), label
+        costs = finite_costs(form.cost(x, own), w)
+        return (jnp.sum(weigh(w, costs)), counts, shifts), label
 
     total, labels = over_points(
-        block, problem, plan.block_size or block_for(*c.shape), m, squares=False
+        block,
+        problem,
+        plan.block_size or block_for(*c.shape),
+        given.anchor,
+        squares=False,
     )
     loss, counts, shifts = psum(total, plan.axis_name)
     counts = counts.astype(acc)
     if problem.remainder is not None:
-        # At c + r, with u the shifts at c: shifts u − n r, loss − Σ r·(2u − n r).
+        # At c + r, with u the shifts at c: shifts u − n r and, as ∂loss/∂c is −pull(u),
+        # loss − Σ r·(pull(u) + pull(u − n r))/2.
         r = problem.remainder.astype(acc)
         moved = shifts - counts[:, None] * r
-        loss, shifts = loss - jnp.sum(r * (shifts + moved)), moved
+        pull = form.pull(given.given, shifts + moved, 2 * counts)
+        loss, shifts = loss - 0.5 * jnp.sum(r * pull), moved
     return loss, counts, shifts, labels
 
 
 @partial(hard_pass.defjvp, symbolic_zeros=True)
 def _hard_rule(plan: Plan, primals: tuple, tangents: tuple):
-    """With labels held constant and e = x − c of its label.
+    """With labels held constant, D the distance and e = x − c of its label.
 
-    dloss = Σ 2 w e·dx + e·e dw − 2 shifts·dc,  dcounts_j = Σ dw,
-    dshifts_j = Σ (w dx + e dw) − counts_j dc_j, the sums of j over its own points.
+    dloss = Σ w ∂D·(dx, dP) + D dw − Σ_j pull_j·dc_j,  dcounts_j = Σ dw,
+    dshifts_j = Σ (w dx + e dw) − counts_j dc_j, the sums of j over its own points; x, c
+    embedded, P the arrays that the distance holds.
     """
     (problem, centroids), (dproblem, dc) = primals, tangents
     dx, dw = dproblem.points, dproblem.weights
     loss, counts, shifts, labels = hard_pass(plan, problem, centroids)
     acc = loss.dtype
+    given = expand(problem, centroids)
     dloss, dcounts, dshifts = jax.tree.map(jnp.zeros_like, (loss, counts, shifts))
-    if not (is_zero(dx) and is_zero(dw)):
+    if not all(map(is_zero, (dx, dw, *jax.tree.leaves(dproblem.distance)))):
         # The only part that costs a pass: the gradient in the centroids has none.
-        own = centroids.astype(acc)[labels]
         w = None if problem.weights is None else problem.weights.astype(acc)
-        e = fill_inert(problem.points.astype(acc), w, own) - own
-        if problem.remainder is not None:
-            e -= problem.remainder.astype(acc)[labels]
-        de = jnp.zeros_like(e) if is_zero(dx) else weigh(w, dx.astype(acc))
-        dloss += 2 * jnp.sum(e * de)
+        dcosts, de, costs, e = _row_tangents(problem, dproblem, given, labels, w)
+        dloss += jnp.sum(weigh(w, dcosts))
+        de = weigh(w, de)
         if not is_zero(dw):
             dw = dw.astype(acc)
             de += dw[:, None] * e
-            dloss += jnp.sum(finite_costs(jnp.sum(e * e, axis=1), w) * dw)
+            dloss += jnp.sum(costs * dw)
             dcounts += sum_by_label(dw, labels, len(counts))
         dshifts += sum_by_label(de, labels, len(counts))
         dloss, dcounts, dshifts = psum((dloss, dcounts, dshifts), plan.axis_name)
     if not is_zero(dc):
         dc = dc.astype(acc)
-        dloss -= 2 * jnp.sum(shifts * dc)
-        dshifts -= counts[:, None] * dc
+        dloss -= jnp.sum(given.form.pull(given.given, shifts, counts) * dc)
+        drows = jax.jvp(given.form.embed, (given.given,), (dc,))[1]
+        dshifts -= counts[:, None] * drows
     dlabels = zero_from_primal(labels, symbolic_zeros=True)
     return (loss, counts, shifts, labels), (dloss, dcounts, dshifts, dlabels)
+
+
+def _row_tangents(
+    problem: Problem,
+    dproblem: Problem,
+    given: Expanded,
+    labels: jax.Array,
+    w: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The tangents of costs [n] and residuals [n, d], in points and distance; and both.
+
+    Centroids are held constant; rows of weight zero that cost no finite number are
+    taken to be their nearest centroid.
+    """
+    own = given.rows[labels]
+    acc, r = own.dtype, 0
+    x = fill_inert(problem.points.astype(acc), w, own, squares=False)
+    if problem.remainder is not None:
+        r = problem.remainder.astype(acc)[labels]
+
+    def rows(x: jax.Array, distance: Any) -> tuple[jax.Array, jax.Array]:
+        form = form_of(distance)
+        embedded = form.embed(x)
+        near = embedded - r if form.is_invariant else embedded
+        return form.cost(near, own), embedded - own - r
+
+    costs = rows(x, problem.distance)[0]
+    x = fill_rows(x, w, costs, own)
+    dx = dproblem.points
+    primals = x, problem.distance
+    tangents = dx if is_zero(dx) else dx.astype(acc), dproblem.distance
+    moving, fixed, dmoving = partition(primals, tangents)
+    (costs, e), (dcosts, de) = jax.jvp(
+        lambda moving: rows(*combine(moving, fixed)), (moving,), (dmoving,)
+    )
+    return dcosts, de, costs, e

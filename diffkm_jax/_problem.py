@@ -5,22 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
+from diffkm_jax._dtypes import accumulation_dtype
+
 
 class Plan(NamedTuple):
-    """What is static about a pass; functions count by identity.
+    """What is static about a pass.
 
     Attributes:
-        distance: Function of two arrays [..., d].
         block_size: Points in a block; None chooses it by shape.
         axis_name: Mesh axis over which the points are sharded, or None.
     """
 
-    distance: Callable[..., jax.Array]
     block_size: int | None = None
     axis_name: str | None = None
 
@@ -30,6 +29,7 @@ class Problem(NamedTuple):
 
     Attributes:
         points: [n, d].
+        distance: Function of two arrays [..., d] as a tree, whose arrays are leaves.
         weights: [n], or None for ones.
         active: Mask of the clusters that exist, [k], or None for all.
         temperature: Scalar in the accumulation dtype, or None for the hard assignment.
@@ -39,8 +39,14 @@ class Problem(NamedTuple):
     """
 
     points: jax.Array
+    distance: Any
     weights: jax.Array | None = None
     active: jax.Array | None = None
     temperature: Any = None
     remainder: Any = None
     unit: Any = None
+
+    def dtype(self, *arrays: jax.Array) -> Any:
+        """The accumulation dtype of the problem and of more arrays."""
+        held = jax.tree.leaves(self.distance)
+        return accumulation_dtype(self.points, self.weights, *held, *arrays)

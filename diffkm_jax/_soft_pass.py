@@ -1,4 +1,4 @@
-"""The pass of soft assignment, r = softmax(−‖x − c‖²/T), and its derivative."""
+"""The pass of soft assignment, r = softmax(−distance/T), and its derivative."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._blocks import block_for, finite_costs, over_points, psum, weigh
-from diffkm_jax._geometry import (
-    about,
-    centered,
-    masked,
-    matmul,
-    scores,
-    sum_of_products,
+from diffkm_jax._blocks import (
+    block_for,
+    fill_inert,
+    finite_costs,
+    over_points,
+    psum,
+    weigh,
 )
+from diffkm_jax._expansion import expand
+from diffkm_jax._geometry import masked, matmul, sum_of_products
 from diffkm_jax._numerics import quotient
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._tangents import combine, is_zero, partition
+from diffkm_jax.distances._forms import form_of
 
 
 class SoftSums(NamedTuple):
     """What a soft pass finds; the last two only if it was asked for them by point.
 
     Attributes:
-        loss: The free energy F = −T Σ w log Σ_j exp(−‖x − c_j‖²/T), [].
+        loss: The free energy F = −T Σ w log Σ_j exp(−distance_j/T), [].
         counts: Σ w r_j, [k].
         shifts: Σ w r_j (x − c_j), [k, d].
         entropy: −Σ w Σ_j r_j log r_j, [], which is −∂F/∂T.
-        residuals: x − Σ_j r_j c_j of every point, [n, d], or None.
+        residuals: ∇φ(x) − Σ_j r_j ∇φ(c_j) of every embedded point, [n, d], or None: if
+            squared Euclidean, x − Σ_j r_j c_j.
         energies: The free energy of every point, [n], or None.
     """
 
@@ -62,44 +65,49 @@ def soft_sums(
     differentiable: bool = False,
 ) -> SoftSums:
     """The same without a rule: by autodiff of checkpointed blocks, `differentiable`."""
-    c, m = centered(problem, centroids)
-    b = about(m, c, problem.remainder)
+    given = expand(problem, centroids)
+    form, _, c, expansion = given
     t = problem.temperature.astype(c.dtype)
 
     def block(x: jax.Array, w: jax.Array | None):
-        half = scores(x, b, m)
+        outside = form.outside(x)
+        if w is not None and outside is not None:
+            x = jnp.where((outside & (w == 0))[:, None], given.anchor, x)
+        x = form.embed(x)
+        from_anchor = form.scores(x, expansion)
         # The best score is taken off before it is scaled: scaled first, rounding grows
         # with 1/t, and exp overflows at small temperatures.
-        best = lax.stop_gradient(masked(half, problem.active).max(0, keepdims=True))
-        gap = half - best
+        score = masked(from_anchor, problem.active)
+        best, best_cost = form.best(x, c, expansion, score)
+        gap = from_anchor - best
         if differentiable:
             # Out where r = 0 anyway, or its derivative in t would be 0 · ∞ far away.
             low = lax.stop_gradient(gap < -1000 * t)
-            score = quotient(2 * jnp.where(low, 0, gap), t)
+            score = quotient(form.scale * jnp.where(low, 0, gap), t)
             score = jnp.where(low, -jnp.inf, score)
         else:
-            score = gap * (2 / t)
+            score = gap * (form.scale / t)
         score = masked(score, problem.active)
         unnormalized = jnp.exp(score)
         z = jnp.sum(unnormalized, axis=0, keepdims=True)
         r, log_z = unnormalized / z, jnp.log(z)[0]
-        # −T log Σ_j exp(−‖x − c_j‖²/T), where ‖x − c_j‖² = ‖x − m‖² − 2 half_j.
-        free = jnp.sum((x - m) ** 2, axis=1) - 2 * best[0] - t * log_z
-        free = finite_costs(free, w)
+        # −T log Σ_j exp(−distance_j/T)
+        free = finite_costs(best_cost - t * log_z, w)
         # −Σ r log r = log z − Σ r score. An excluded cluster has r = 0 and score −∞.
         entropy = log_z - jnp.sum(r * jnp.where(r > 0, score, 0), axis=0)
         wr = r if w is None else r * w[None]
         counts = jnp.sum(wr, axis=1)
-        # Σ w r (x − c) = Σ w r (x − m) − n b with b = c − m, all of it near the origin.
-        shifts = sum_of_products(wr, x - m) - counts[:, None] * b
+        # Σ w r (x − c) = Σ w r y − n b with y and b from the origin, and near it.
+        y, b = x - expansion.origin, expansion.centers
+        shifts = sum_of_products(wr, y) - counts[:, None] * b
         total = jnp.sum(weigh(w, free)), counts, shifts, jnp.sum(weigh(w, entropy))
         if not by_point:
             return total, (None, None)
         # Near the origin too: means about zero would round far from it.
-        return total, ((x - m) - matmul(r.T, b), free)
+        return total, (form.slope(x, expansion, matmul(r.T, expansion.duals)), free)
 
     total, rows = over_points(
-        block, problem, block_size, m, differentiable=differentiable
+        block, problem, block_size, given.anchor, differentiable=differentiable
     )
     return SoftSums(*psum(total, plan.axis_name), *rows)
 
@@ -110,7 +118,7 @@ def _soft_rule(plan: Plan, by_point: bool, primals: tuple, tangents: tuple):
     dproblem, _ = tangents
     needed = not (is_zero(dproblem.points) and is_zero(dproblem.weights))
     out = soft_pass(plan, problem, centroids, by_point or needed)
-    dloss = _loss_tangent(plan, problem, out, *tangents)
+    dloss = _loss_tangent(plan, out, primals, tangents)
     if not by_point:
         out = out._replace(residuals=None, energies=None)
     dothers = _other_tangents(plan, primals, tangents, by_point)
@@ -118,20 +126,54 @@ def _soft_rule(plan: Plan, by_point: bool, primals: tuple, tangents: tuple):
 
 
 def _loss_tangent(
-    plan: Plan, problem: Problem, out: SoftSums, dproblem: Any, dc: Any
+    plan: Plan, out: SoftSums, primals: tuple, tangents: tuple
 ) -> jax.Array:
-    """DF = Σ 2 w (x − Σ_j r_j c_j)·dx + F_i dw_i − 2 shifts·dc − entropy dT."""
+    """DF = Σ s w (∇φ(x) − Σ_j r_j ∇φ(c_j))·dx + F_i dw_i + Σ w r_ij ∂D_ij/∂P·dP
+
+    − Σ_j pull_j·dc_j − entropy dT, P the arrays that the distance holds.
+    """
+    (problem, c), (dproblem, dc) = primals, tangents
     dx, dw, dt = dproblem.points, dproblem.weights, dproblem.temperature
     acc, dloss = out.loss.dtype, jnp.zeros_like(out.loss)
+    w = None if problem.weights is None else problem.weights.astype(acc)
+    given = expand(problem, c)
+    form, m = given.form, given.anchor
+    moving, fixed, dmoving = partition(problem.distance, dproblem.distance)
+    has_moved = bool(jax.tree.leaves(dmoving))
+    x = fill_inert(problem.points.astype(acc), w, m)
     if not is_zero(dx):
-        w = None if problem.weights is None else problem.weights.astype(acc)
-        dloss += 2 * jnp.sum(out.residuals * weigh(w, dx.astype(acc)))
+        dx = jax.jvp(form.embed, (x,), (dx.astype(acc),))[1]
+        residuals = out.residuals
+        if w is not None:
+            inert = ~jnp.isfinite(residuals) & (w == 0)[:, None]
+            residuals = jnp.where(inert, 0, residuals)
+        dloss += form.scale * jnp.sum(residuals * weigh(w, dx))
     if not is_zero(dw):
         dloss += jnp.sum(out.energies * dw.astype(acc))
-    if not (is_zero(dx) and is_zero(dw)):
+    if has_moved:
+
+        def from_anchor(moving: Any) -> jax.Array:
+            form = form_of(combine(moving, fixed))
+            costs = finite_costs(form.cost(form.embed(x), m), w)
+            return jnp.sum(weigh(w, costs))
+
+        dloss += jax.jvp(from_anchor, (moving,), (dmoving,))[1]
+    if not (is_zero(dx) and is_zero(dw)) or has_moved:
         dloss = psum(dloss, plan.axis_name)
+    if has_moved:
+
+        def scores(moving: Any) -> jax.Array:
+            # Σ_ij w r_ij of the scores, which are D(x, m) − D(x, c_j).
+            e = expand(problem._replace(distance=combine(moving, fixed)), c).expansion
+            sums = out.shifts + out.counts[:, None] * e.centers
+            total = jnp.sum(sums * e.duals) - jnp.sum(out.counts * e.offsets[:, 0])
+            return form.scale * total
+
+        dloss -= jax.jvp(scores, (moving,), (dmoving,))[1]
     if not is_zero(dc):
-        dloss -= 2 * jnp.sum(out.shifts * dc.astype(acc))
+        dloss -= jnp.sum(
+            form.pull(given.given, out.shifts, out.counts) * dc.astype(acc)
+        )
     if not is_zero(dt):
         dloss -= out.entropy * dt.astype(acc)
     return dloss

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._numerics import unit_of
 from diffkm_jax._problem import Plan, Problem
 
@@ -22,7 +21,7 @@ def in_unit(
     """
     if problem.weights is None:
         return problem
-    acc = accumulation_dtype(problem.points, centroids, problem.weights)
+    acc = problem.dtype(centroids)
     weights = problem.weights.astype(acc)
     largest = jnp.max(lax.stop_gradient(weights))
     if plan.axis_name is not None:

@@ -18,6 +18,7 @@ from jax import export
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import shown
 from diffkm_jax._numerics import per_count
+from diffkm_jax.distances._forms import WITH_MEANS
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -70,18 +71,27 @@ def is_per_count(optimizer: optax.GradientTransformation) -> bool:
 def _require(name: str, counts: jax.Array | None) -> jax.Array:
     if counts is None:
         raise ValueError(
-            f"{name}() needs counts, the cluster weights of the pass, got None: only "
-            "distance=squared_euclidean has them, and a wrapper around the optimizer "
-            "must pass extra arguments on; else take a gradient optimizer"
+            f"{name}() needs counts, the cluster weights of the pass, got None: only a "
+            f"distance that has means has them ({WITH_MEANS}), and a wrapper around "
+            "the optimizer must pass extra arguments on; else take a gradient optimizer"
         )
     return counts
 
 
-def _per_count(gradient: jax.Array, counts: jax.Array) -> jax.Array:
-    # In float32 or wider: a count beyond 65504 is infinite in float16.
-    acc = accumulation_dtype(gradient, counts)
-    step = per_count(-0.5 * gradient.astype(acc), counts.astype(acc))
-    return step.astype(gradient.dtype)
+def _steps(updates: Any, shifts: Any, counts: Any) -> Any:
+    """The shifts over the counts, in a tree like the updates, which are gradients."""
+    if shifts is None:
+        # If squared Euclidean; of others a gradient is no shift.
+        shifts = jax.tree.map(lambda g: -0.5 * g.astype(accumulation_dtype(g)), updates)
+    elif not isinstance(updates, jax.Array):
+        shifts = jax.tree.map(lambda _: shifts, updates)
+
+    def step(gradient: jax.Array, shift: jax.Array, n: jax.Array) -> jax.Array:
+        # In float32 or wider: a count beyond 65504 is infinite in float16.
+        acc = accumulation_dtype(gradient, n)
+        return per_count(shift.astype(acc), n.astype(acc)).astype(gradient.dtype)
+
+    return jax.tree.map(step, updates, shifts, counts)
 
 
 @cache
@@ -122,11 +132,13 @@ def newton() -> optax.GradientTransformationExtraArgs:
         params: Any = None,
         *,
         counts: Float[Array, " k"] | None = None,
+        shifts: Float[Array, "k d"] | None = None,
         **extra: Any,
     ) -> tuple[Any, tuple[()]]:
         del params, extra
         counts = _require("newton", counts)
-        return jax.tree.map(lambda g: _per_count(g, counts), updates), state
+        of_each = jax.tree.map(lambda _: counts, updates)
+        return _steps(updates, shifts, of_each), state
 
     return _PerCount(init, update)
 
@@ -172,12 +184,13 @@ def macqueen() -> optax.GradientTransformationExtraArgs:
         params: Any = None,
         *,
         counts: Float[Array, " k"] | None = None,
+        shifts: Float[Array, "k d"] | None = None,
         **extra: Any,
     ) -> tuple[Any, MacQueenState]:
         del params, extra
         new = _require("macqueen", counts)
         seen = jax.tree.map(lambda old: old + new.astype(old.dtype), state.counts)
-        return jax.tree.map(_per_count, updates, seen), MacQueenState(seen)
+        return _steps(updates, shifts, seen), MacQueenState(seen)
 
     return _PerCount(init, update)
 
@@ -239,6 +252,7 @@ def _ema(decay: float) -> optax.GradientTransformationExtraArgs:
         params: Any = None,
         *,
         counts: Float[Array, " k"] | None = None,
+        shifts: Float[Array, "k d"] | None = None,
         **extra: Any,
     ) -> tuple[Any, EmaState]:
         del params, extra
@@ -249,7 +263,7 @@ def _ema(decay: float) -> optax.GradientTransformationExtraArgs:
             return jnp.where(old == 0, n, decay * old + (1 - decay) * n)
 
         kept = jax.tree.map(average, state.counts)
-        step = jax.tree.map(_per_count, updates, kept)
+        step = _steps(updates, shifts, kept)
         return jax.tree.map(lambda u: (1 - decay) * u, step), EmaState(kept)
 
     return _PerCount(init, update)

@@ -6,6 +6,8 @@ they add: over blocks, over devices, over batches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -13,11 +15,13 @@ import jax.numpy as jnp
 from jax import export
 
 from diffkm_jax._checks import as_problem
+from diffkm_jax._expansion import expand
 from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import per_count
-from diffkm_jax._pass import nearest_labels, sums
+from diffkm_jax._pass import has_means, nearest_labels, sums
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import Distance, squared_euclidean
+from diffkm_jax.distances._forms import form_of
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -54,6 +58,7 @@ def statistics(
     centroids: Float[ArrayLike, "k d"],
     *,
     weights: Float[ArrayLike, " n"] | None = None,
+    distance: Distance = squared_euclidean,
     temperature: ArrayLike | None = None,
     active: Bool[ArrayLike, " k"] | None = None,
     block_size: int | None = None,
@@ -73,8 +78,10 @@ def statistics(
         centroids: Centroids, [k, d], real, in data units.
         weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
             NaN. None is ones.
-        temperature: Positive scalar, in squared data units; may be traced. None is the
-            hard assignment.
+        distance: Function of two arrays [..., d]; static by identity, or a tree of
+            arrays, as `mahalanobis(P)`.
+        temperature: Positive scalar, in the unit of `distance`; may be traced. None is
+            the hard assignment.
         active: Clusters that exist, [k], bool, at least one of them true; the others
             get no point, whatever their centroid holds. None is all.
         block_size: Points in a block, static; None chooses it by shape.
@@ -106,7 +113,7 @@ def statistics(
     plan, problem, centroids = as_problem(
         points,
         centroids,
-        distance=squared_euclidean,
+        distance=distance,
         weights=weights,
         active=active,
         temperature=temperature,
@@ -117,8 +124,40 @@ def statistics(
 
 
 def statistics_of(plan: Plan, problem: Problem, centroids: jax.Array) -> Statistics:
-    """The statistics at some centroids; of every distance shifts = −½ ∂loss/∂c."""
+    """The statistics at some centroids."""
     return Statistics(*sums(plan, problem, centroids))
+
+
+def pull_of(problem: Problem, centroids: jax.Array, stats: Statistics) -> jax.Array:
+    """−∂loss/∂centroids, [k, d], from the statistics at these centroids."""
+    if not has_means(problem):
+        return 2 * stats.shifts
+    given = expand(problem, centroids)
+    return given.form.pull(given.given, stats.shifts, stats.counts)
+
+
+def embedded(problem: Problem, rows: jax.Array) -> jax.Array:
+    """Rows, [..., d], where the distance takes them from: on the sphere, if cosine."""
+    form = form_of(problem.distance)
+    return rows if form is None else form.embed(rows)
+
+
+def mass_of(problem: Problem, centroids: jax.Array, stats: Statistics) -> jax.Array:
+    """About what s ∇²φ(c_j) is to be multiplied by for the Hessian of the loss, [k]."""
+    if not has_means(problem):
+        return stats.counts
+    given = expand(problem, centroids)
+    return given.form.mass(given.rows, stats.shifts, stats.counts)
+
+
+def inverse_root_of(
+    problem: Problem, centroids: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+    """The function v ↦ (s ∇²φ(c_j))^−½ v_j of arrays [k, d]; if squared, v/√2."""
+    if not has_means(problem):
+        return lambda v: v * 0.5**0.5
+    given = expand(problem, centroids)
+    return partial(given.form.inverse_root, given.rows)
 
 
 def full_step(stats: Statistics) -> jax.Array:
@@ -126,9 +165,22 @@ def full_step(stats: Statistics) -> jax.Array:
     return per_count(stats.shifts, stats.counts)
 
 
-def residual_of(stats: Statistics) -> jax.Array:
-    """Σ_j ‖shifts_j / counts_j‖² over clusters with weight, []."""
-    return jnp.sum(full_step(stats) ** 2)
+def means_of(problem: Problem, centroids: jax.Array, stats: Statistics) -> jax.Array:
+    """The centroids after a full step, [k, d], for a distance that has means."""
+    given = expand(problem, centroids)
+    return given.form.retract(given.rows + full_step(stats), given.rows)
+
+
+def residual_of(problem: Problem, centroids: jax.Array, stats: Statistics) -> jax.Array:
+    """Σ_j distance(c_j + shifts_j / counts_j, c_j) over clusters with weight, [].
+
+    In squares of the step for a distance that has no means.
+    """
+    step = full_step(stats)
+    if not has_means(problem):
+        return jnp.sum(step**2)
+    given = expand(problem, centroids)
+    return given.form.step_cost(given.rows, step)
 
 
 @hinted

@@ -25,7 +25,9 @@ from diffkm_jax.statistics import statistics_of
 C = jnp.array([[3.0, 0.0], [0.0, 4.0]])
 X = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 5.0]])
 EPS = float(jnp.finfo(jnp.float64).eps)
-ALGORITHM = Algorithm(Plan(squared_euclidean), dk.newton(), "keep", None)
+SQUARED = jax.tree_util.Partial(squared_euclidean)
+HERE = Problem(X, SQUARED)
+ALGORITHM = Algorithm(Plan(), dk.newton(), "keep", None)
 
 
 def rule(tol=0.0, variance=2.0, temperature=None):
@@ -38,52 +40,54 @@ def at_start(centroids):
 
 
 def test_the_tolerance_is_relative_to_the_variance_and_never_below_rounding():
-    assert tolerance(rule(tol=0.25), C, None) == 0.5
+    assert tolerance(rule(tol=0.25), HERE, C, None) == 0.5
     # From the first centroid, which is as near to their mean as the other.
     floor = EPS**2 * (9 + 16 + 64 * 2 * 2 * 2.0)
-    np.testing.assert_allclose(tolerance(rule(), C, None), floor, rtol=1e-14)
+    np.testing.assert_allclose(tolerance(rule(), HERE, C, None), floor, rtol=1e-14)
     active = jnp.array([True, False])
     floor = EPS**2 * (64 * 2 * 2 * 2.0)
-    np.testing.assert_allclose(tolerance(rule(), C, active), floor, rtol=1e-14)
-    far = tolerance(rule(), C + 2.0**40, None)
-    np.testing.assert_allclose(far, tolerance(rule(), C, None), rtol=1e-14)
+    np.testing.assert_allclose(tolerance(rule(), HERE, C, active), floor, rtol=1e-14)
+    far = tolerance(rule(), HERE, C + 2.0**40, None)
+    np.testing.assert_allclose(far, tolerance(rule(), HERE, C, None), rtol=1e-14)
 
 
 def test_a_residual_at_the_tolerance_is_the_last():
-    assert has_converged(rule(tol=0.25), jnp.asarray(0.5), C, None, None)
+    assert has_converged(rule(tol=0.25), HERE, jnp.asarray(0.5), C, None)
     above = jnp.nextafter(jnp.asarray(0.5), 1.0)
-    assert not has_converged(rule(tol=0.25), above, C, None, None)
+    assert not has_converged(rule(tol=0.25), HERE, above, C, None)
 
 
 @pytest.mark.parametrize("variance", [jnp.inf, jnp.nan])
 def test_nothing_converges_by_a_tolerance_that_is_not_finite(variance):
-    found = has_converged(rule(0.1, variance), jnp.asarray(0.0), C, None, None)
+    found = has_converged(rule(0.1, variance), HERE, jnp.asarray(0.0), C, None)
     assert not found
 
 
 def test_a_fit_that_is_not_yet_at_its_last_temperature_has_not_converged():
     cold = rule(tol=0.25, temperature=jnp.asarray(0.5))
     zero = jnp.asarray(0.0)
-    assert has_converged(cold, zero, C, None, jnp.asarray(0.5))
-    assert not has_converged(cold, zero, C, None, jnp.asarray(0.6))
+    last, before = (HERE._replace(temperature=jnp.asarray(t)) for t in (0.5, 0.6))
+    assert has_converged(cold, last, zero, C, None)
+    assert not has_converged(cold, before, zero, C, None)
 
 
 def test_an_advance_is_one_step_and_writes_down_the_loss_before_it():
-    new = advance(ALGORITHM, Problem(X), rule(), at_start(C))
+    new = advance(ALGORITHM, HERE, rule(), at_start(C))
     np.testing.assert_array_equal(new.state.centroids, [[1.0, 0.0], [0.0, 4.0]])
     assert (int(new.num_steps), int(new.state.step)) == (1, 1)
     # (0, 0) is nearer to (3, 0) than to (0, 4).
     np.testing.assert_array_equal(new.history, [9 + 1 + 1 + 1, 0, 0, 0])
     assert not new.converged
     assert not new.failed
-    rests = advance(ALGORITHM, Problem(X), rule(), new)
+    rests = advance(ALGORITHM, HERE, rule(), new)
     assert rests.converged
     np.testing.assert_array_equal(rests.history, [12, 4, 0, 0])
 
 
 def test_an_advance_that_is_not_finite_keeps_the_state_and_counts_no_step():
     start = at_start(C)
-    bad = advance(ALGORITHM, Problem(X.at[0].set(jnp.nan)), rule(tol=1.0), start)
+    broken = HERE._replace(points=X.at[0].set(jnp.nan))
+    bad = advance(ALGORITHM, broken, rule(tol=1.0), start)
     assert bad.failed
     assert not bad.converged
     assert int(bad.num_steps) == 0
@@ -93,7 +97,7 @@ def test_an_advance_that_is_not_finite_keeps_the_state_and_counts_no_step():
 def test_an_inactive_centroid_may_be_nan_without_a_failure():
     start = at_start(jnp.concatenate([C, jnp.full((1, 2), jnp.nan)]))
     active = jnp.array([True, True, False])
-    new = advance(ALGORITHM, Problem(X, active=active), rule(), start)
+    new = advance(ALGORITHM, HERE._replace(active=active), rule(), start)
     assert not new.failed
     np.testing.assert_array_equal(new.state.centroids[:2], [[1.0, 0.0], [0.0, 4.0]])
     assert jnp.isnan(new.state.centroids[2]).all()
@@ -103,7 +107,7 @@ def test_an_inactive_centroid_may_be_nan_without_a_failure():
 def test_the_variance_is_the_weighted_one_far_from_the_origin_too(offset):
     x = jax.random.normal(jax.random.key(0), (300, 4)) + offset
     w = jax.random.uniform(jax.random.key(1), (300,))
-    found = mean_variance(Plan(squared_euclidean), Problem(x, w), x[:2])
+    found = mean_variance(Plan(), Problem(x, SQUARED, w), x[:2])
     centered = np.asarray(x) - offset
     mean = np.average(centered, axis=0, weights=w)
     expected = np.average((centered - mean) ** 2, axis=0, weights=w).mean()
@@ -154,7 +158,7 @@ def test_a_system_without_a_usable_right_hand_side_has_the_solution_zero(scale):
 def as_if_filled(weights):
     """What `fill_farthest` makes of three points about 0 and three empty clusters."""
     x, c = jnp.array([[1.0], [-2.0], [3.0]]), jnp.array([[0.5], [90.0], [91.0], [92.0]])
-    plan, problem = Plan(squared_euclidean), Problem(x, weights)
+    plan, problem = Plan(), Problem(x, SQUARED, weights)
     problem = problem._replace(remainder=jnp.zeros_like(c))
     stats = statistics_of(plan, problem, c)
     return fill_farthest(plan, problem, c, stats), stats

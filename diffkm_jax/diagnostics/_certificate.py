@@ -11,7 +11,6 @@ from jax import export, lax
 
 from diffkm_jax._blocks import block_for, over_points, psum, weigh
 from diffkm_jax._checks import as_problem, check_integer
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._geometry import anchor, matmul
 from diffkm_jax._hints import hinted
 from diffkm_jax._mesh import vary_as
@@ -177,7 +176,7 @@ def certificate_of(
 ) -> Certificate:
     """The certificate of a problem at some centroids, by so many Lanczos steps."""
     problem, c = lax.stop_gradient((problem, centroids))
-    acc = accumulation_dtype(problem.points, c, problem.weights)
+    acc = problem.dtype(c)
     c = c.astype(acc)
     # Squares of sums of weights are to be normal, too.
     problem = in_unit(plan, problem, c, limit=2)

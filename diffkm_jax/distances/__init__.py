@@ -5,12 +5,13 @@ and have finite gradients of every order at x = y. Arguments and errors are the 
 for each, and listed once, in `squared_euclidean`.
 """
 
+from diffkm_jax.distances._bregman import bregman
 from diffkm_jax.distances._distance import Distance
 from diffkm_jax.distances._divergences import itakura_saito, kl_divergence
+from diffkm_jax.distances._mahalanobis import mahalanobis
 from diffkm_jax.distances._metrics import (
     cosine,
     euclidean,
-    mahalanobis,
     manhattan,
     squared_euclidean,
 )
@@ -18,6 +19,7 @@ from diffkm_jax.distances._pairwise import pairwise
 
 __all__ = [
     "Distance",
+    "bregman",
     "cosine",
     "euclidean",
     "itakura_saito",

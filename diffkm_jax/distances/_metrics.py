@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffkm_jax._checks import as_floating, check_shape
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._numerics import polar, safe_sqrt
-from diffkm_jax.distances._distance import Distance, operands
+from diffkm_jax.distances._distance import operands
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -149,51 +146,3 @@ def cosine(
     zero = (x_scale == 0) | (y_scale == 0)
     # A NaN in the other vector stays one.
     return jnp.where(zero[..., 0], 1 + (distance - distance), distance)
-
-
-def mahalanobis(precision: Float[ArrayLike, "d d"]) -> Distance:
-    """Makes the squared Mahalanobis distance, (x − y)ᵀ P (x − y), of a precision P.
-
-    The gradient is (P + Pᵀ)(x − y) in `x`, its negative in `y`, and the outer product
-    of x − y with itself in `precision`, which may be traced. Each call makes a new
-    function, and functions are static by identity: build it once and keep it.
-
-    Args:
-        precision: The inverse covariance P, [d, d], floating, in inverse squared data
-            units; positive semi-definite for a distance.
-
-    Returns:
-        A function of x, y [..., d] that returns distances [...], no unit, and raises
-        what `squared_euclidean` raises.
-
-    Raises:
-        TypeError: `precision` is not floating.
-        ValueError: `precision` is not square, or does not fit the vectors it is given.
-
-    Example:
-        >>> distance = dk.mahalanobis(jnp.diag(jnp.array([1.0, 0.25])))
-        >>> x, c = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.zeros((1, 2))
-        >>> distance(x, c).tolist(), float(dk.kmeans_loss(x, c, distance=distance))
-        ([1.0, 1.0], 2.0)
-
-    Source: Mahalanobis 1936; Xing et al. 2002 (learning P for clustering),
-        https://proceedings.neurips.cc/paper/2002/hash/c3e4035af2a1cde9f21e1ae1951ac80b-Abstract.html
-    """
-    precision = as_floating("precision", precision)
-    d = precision.shape[0] if precision.ndim else 0
-    check_shape("precision", precision, (d, d), "square, [d, d]")
-
-    def squared_mahalanobis(x: ArrayLike, y: ArrayLike, /) -> jax.Array:
-        """The squared Mahalanobis distance of `x` and `y`, [...]."""
-        x, y = operands(x, y)
-        if x.shape[-1] != d:
-            found = f"{precision.shape} for vectors of size {x.shape[-1]}"
-            raise ValueError(f"precision must be [d, d], got shape {found}")
-        dtype = accumulation_dtype(x, precision)
-        e = (x - y).astype(dtype)
-        product = jnp.matmul(
-            e, precision.astype(dtype), precision=lax.Precision.HIGHEST
-        )
-        return jnp.sum(product * e, axis=-1)
-
-    return squared_mahalanobis

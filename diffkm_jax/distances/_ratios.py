@@ -25,6 +25,23 @@ def sum_itakura_saito(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sum(_itakura_saito(x, y), axis=-1)
 
 
+def sums_of_steps(y: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Σ of both divergences of y + step from y, [] each, without a derivative.
+
+    The step may be far below the rounding of y.
+    """
+    t = jnp.where(step == 0, 0, step / y)
+    near, t, s, r = _series_of(t)
+    x = y + step
+    of_x = jnp.where(x > 0, x * _log_quotient(jnp.where(x > 0, x, 1), y), 0)
+    far = of_x - step, t - _log_quotient(x, y)
+    close = step * s * (1 + s * (1 + s) * r), s * (t - 2 * s**2 * r)
+    leibler, saito = (
+        jnp.sum(jnp.where(near, *v)) for v in zip(close, far, strict=True)
+    )
+    return leibler, saito
+
+
 @jax.custom_jvp
 def _kullback_leibler(x: jax.Array, y: jax.Array) -> jax.Array:
     near, _, s, r = _series(x, y)
@@ -37,7 +54,7 @@ def _kullback_leibler(x: jax.Array, y: jax.Array) -> jax.Array:
 @_kullback_leibler.defjvp
 def _kullback_leibler_rule(primals: tuple, tangents: tuple):
     (x, y), (dx, dy) = primals, tangents
-    tangent = _log_ratio(x, y) * dx - _relative_difference(x, y) * dy
+    tangent = log_ratio(x, y) * dx - _relative_difference(x, y) * dy
     return _kullback_leibler(x, y), tangent
 
 
@@ -55,18 +72,18 @@ def _itakura_saito_rule(primals: tuple, tangents: tuple):
 
 
 @jax.custom_jvp
-def _log_ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+def log_ratio(x: jax.Array, y: jax.Array) -> jax.Array:
     """The logarithm of x/y, and 0 where x ≤ 0."""
     near, _, s, r = _series(x, y)
     ratio = jnp.where(near, 2 * (s + s**3 * r), _log_quotient(x, y))
     return jnp.where(x <= 0, 0, ratio)
 
 
-@_log_ratio.defjvp
-def _log_ratio_rule(primals: tuple, tangents: tuple):
+@log_ratio.defjvp
+def log_ratio_rule(primals: tuple, tangents: tuple):
     (x, y), (dx, dy) = primals, tangents
     safe_x, safe_y = (jnp.where(x <= 0, 1, a) for a in primals)
-    return _log_ratio(x, y), jnp.where(x <= 0, 0, dx / safe_x - dy / safe_y)
+    return log_ratio(x, y), jnp.where(x <= 0, 0, dx / safe_x - dy / safe_y)
 
 
 @jax.custom_jvp
@@ -100,10 +117,13 @@ def _reciprocal_difference_rule(primals: tuple, tangents: tuple):
 
 def _series(x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
     """Where the series serves, which is near x = y > 0; there t, s and R."""
-    t = _relative_difference(x, y)
+    return _series_of(_relative_difference(x, y))
+
+
+def _series_of(t: jax.Array) -> tuple[jax.Array, ...]:
     s = t / (2 + t)
     # The next term is s³ s²ⁿ/(2 n + 3), which |s| ≤ 1/4 makes less than a rounding.
-    n = 12 if x.dtype == jnp.float64 else 5
+    n = 12 if t.dtype == jnp.float64 else 5
     r = jnp.full_like(s, 1 / (2 * n + 1))
     for q in reversed(range(n - 1)):
         r = r * s**2 + 1 / (2 * q + 3)

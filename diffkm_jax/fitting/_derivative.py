@@ -14,23 +14,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from diffkm_jax._expansion import expand
 from diffkm_jax._hints import shown
-from diffkm_jax._pass import is_expanded, rests_at_means
+from diffkm_jax._pass import has_means, rests_at_means
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax.distances._forms import WITH_MEANS, form_of, plain
 from diffkm_jax.fitting._implicit import System, solution, trusted
 from diffkm_jax.fitting._stationarity import Stationarity
-from diffkm_jax.statistics import Statistics, full_step, statistics_of
+from diffkm_jax.statistics import Statistics, means_of, statistics_of
 
 
-def check_derivative(derivative: str, plan: Plan) -> None:
+def check_derivative(derivative: str, problem: Problem) -> None:
     """Raises ValueError unless the derivative is one that the distance has."""
     if derivative not in ("implicit", "one_step", "unrolled", "none"):
         expected = "'implicit', 'one_step', 'unrolled' or 'none'"
         raise ValueError(f"derivative must be {expected}, got {shown(derivative)}")
-    if derivative == "one_step" and not is_expanded(plan):
+    if derivative == "one_step" and not has_means(problem):
         raise ValueError(
-            "derivative 'one_step' is that of a step to the mean and needs distance "
-            f"squared_euclidean, got {shown(plan.distance)}"
+            "derivative 'one_step' is that of a step to the mean and needs a distance "
+            f"that has one ({WITH_MEANS}), got {shown(plain(problem.distance))}"
         )
 
 
@@ -45,28 +47,35 @@ def differentiate(
     if derivative == "unrolled":
         return c, yes
     c = lax.stop_gradient(c)
-    if derivative == "none" or rests_at_means(plan, problem):
+    if derivative == "none" or rests_at_means(problem):
         return c, yes
     if derivative == "one_step":
         system = System(partial(_one_step, plan), _identity, trusted)
         return solution(system, c, problem)
     consts = []
     statistics: Callable[..., Statistics] = partial(statistics_of, plan)
-    if not is_expanded(plan):
-        # Arrays that the distance closes over are differentiated too. What this makes
-        # takes no other structure, and the trial solve has weights.
-        if problem.weights is None:
-            ones = jnp.ones(problem.points.shape[0], c.dtype)
-            problem = problem._replace(weights=ones)
+    form = form_of(problem.distance)
+    is_flat = form is None or form.is_flat
+    if is_flat and problem.weights is None:
+        # The trial solve has weights.
+        ones = jnp.ones(problem.points.shape[0], c.dtype)
+        problem = problem._replace(weights=ones)
+    if form is None:
+        # Arrays that the distance closes over are differentiated too.
         statistics, consts = jax.closure_convert(statistics, problem, c)
-    at = Stationarity(statistics, is_expanded(plan), plan.axis_name)
+    at = Stationarity(statistics, is_flat, plan.axis_name)
     system = System(at.f, at.solve, at.is_solvable)
-    return solution(system, c, (problem, tuple(consts)))
+    c, solved = solution(system, c, (problem, tuple(consts)))
+    if form is None or not form.is_flat or form.is_curved:
+        return c, solved
+    # Where the distance does not depend on c, centroids are means still: the derivative
+    # is that of one more step, of centroids that move as the others say.
+    means = means_of(problem, c, statistics(problem, c))
+    return lax.stop_gradient(c) + (means - lax.stop_gradient(means)), solved
 
 
 def differentiate_means(
     derivative: str,
-    plan: Plan,
     problem: Problem,
     wide: jax.Array,
     centroids: jax.Array,
@@ -77,21 +86,23 @@ def differentiate_means(
     And their statistics, which were found at centroids held constant. Labels are
     constant and a mean does not depend on where it is measured from, so that both are
     exact at every order without a second pass: with m = u/n − stop_gradient(u/n), whose
-    value is zero, loss − Σ m·(2u − n m), and shifts u − n m.
+    value is zero, the loss changes by what m makes of it, and shifts are u − n m.
     """
-    if derivative not in ("implicit", "one_step") or not rests_at_means(plan, problem):
+    if derivative not in ("implicit", "one_step") or not rests_at_means(problem):
         return wide, centroids, stats
-    step = full_step(stats)
-    move = jnp.where(jnp.isfinite(step), step - lax.stop_gradient(step), 0)
-    counts = stats.counts[:, None]
-    loss = stats.loss - jnp.sum(move * (2 * stats.shifts - counts * move))
-    stats = Statistics(loss, stats.counts, stats.shifts - counts * move)
+    given = expand(problem, lax.stop_gradient(centroids))
+    means = means_of(problem, given.given, stats)
+    move = jnp.where(jnp.isfinite(means), means - lax.stop_gradient(means), 0)
+    shifts, counts = stats.shifts, stats.counts
+    loss = stats.loss + given.form.loss_change(given.rows, move, shifts, counts)
+    stats = Statistics(loss, counts, shifts - counts[:, None] * move)
     wide, centroids = (c + move.astype(c.dtype) for c in (wide, centroids))
     return wide, centroids, stats
 
 
 def _one_step(plan: Plan, c: jax.Array, problem: Problem) -> tuple[jax.Array, None]:
-    return full_step(statistics_of(plan, problem, lax.stop_gradient(c))), None
+    c = lax.stop_gradient(c)
+    return means_of(problem, c, statistics_of(plan, problem, c)), None
 
 
 def _identity(c: jax.Array, problem: Problem, about: None, b: jax.Array) -> jax.Array:

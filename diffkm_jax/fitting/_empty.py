@@ -17,7 +17,7 @@ from jax import lax
 from diffkm_jax._pass import nearest_labels
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.fitting._state import State, remainder_of, where_active, zero_inactive
-from diffkm_jax.statistics import Statistics, statistics_of
+from diffkm_jax.statistics import Statistics, embedded, statistics_of
 
 EmptyPolicy = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -50,7 +50,9 @@ def fill_farthest(
         # A cluster of one point of weight w: n = w, u = w (x − c).
         acc = stats.shifts.dtype
         one = weights[i].astype(acc)
-        shift = rows[i].astype(acc) - c.astype(acc) - problem.remainder.astype(acc)
+        rows = embedded(problem, rows.astype(acc))
+        shift = rows[i] - embedded(problem, c.astype(acc))
+        shift -= problem.remainder.astype(acc)
         left = stats.counts - lost.counts
         # Rounding must not pass for weight in a cluster that gave all it had.
         left = jnp.where(left > 8 * jnp.finfo(left.dtype).eps * stats.counts, left, 0)
@@ -91,7 +93,7 @@ def costliest(
     Fewer than k, where there are fewer points. A point of weight zero costs −∞.
     """
     x, n = problem.points, problem.points.shape[0]
-    costs = plan.distance(x, c[nearest_labels(plan, problem, c)])
+    costs = problem.distance(x, c[nearest_labels(plan, problem, c)])
     weights = problem.weights
     weights = jnp.ones(n, costs.dtype) if weights is None else weights
     costs = jnp.where(weights == 0, -jnp.inf, costs)

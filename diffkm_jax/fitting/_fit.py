@@ -11,7 +11,6 @@ import optax
 from jax import export, lax
 
 from diffkm_jax._checks import as_scalar, check_integer
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import hinted
 from diffkm_jax._mesh import check_replicated
 from diffkm_jax._pass import sums_and_labels
@@ -167,7 +166,7 @@ def fit(
         block_size=block_size,
         axis_name=axis_name,
     )
-    check_derivative(derivative, algorithm.plan)
+    check_derivative(derivative, problem)
     check_integer("max_steps", max_steps, minimum=0)
     k, n = len(start), problem.points.shape[0]
     known = active is None and axis_name is None and not export.is_symbolic_dim(n)
@@ -178,7 +177,7 @@ def fit(
         state = state._replace(remainder=remainder_of(state))
         check_state(state, algorithm.optimizer)
     else:
-        acc = accumulation_dtype(problem.points, start, problem.weights)
+        acc = problem.dtype(start)
         state = initial_state(start.astype(acc), algorithm.optimizer, problem.active)
         dtype = start.dtype
     check_replicated(problem, state, axis_name)
@@ -223,9 +222,9 @@ def result_of(
     found, labels = sums_and_labels(plan, problem, c.astype(dtype))
     stats = Statistics(*found)
     c, centroids, stats = differentiate_means(
-        derivative, plan, problem, c, c.astype(dtype), stats
+        derivative, problem, c, c.astype(dtype), stats
     )
-    residual = lax.stop_gradient(residual_of(stats))
+    residual = lax.stop_gradient(residual_of(problem, centroids, stats))
     empty, weighty = is_empty(stats.counts, active).any(), stats.counts > 0
     stats = in_true_unit(stats, problem)
     # Losses before each step; from the last one on, the loss at the end.
@@ -237,7 +236,8 @@ def result_of(
         failed |= ~(lax.stop_gradient(problem.temperature) > 0)
     # Where rounding to `dtype` moves a centroid, its mean moves too, by no more.
     wide, eps = lax.stop_gradient(c).astype(residual.dtype), jnp.finfo(dtype).eps
-    bound = tolerance(rule, wide, weighty) + rounding_of(wide, weighty, float(eps))
+    bound = tolerance(rule, problem, wide, weighty)
+    bound += rounding_of(problem, wide, wide, weighty, float(eps))
     at_rest = progress.converged & (residual <= bound)
     flags = {
         Status.CONVERGED: at_rest & ~failed,

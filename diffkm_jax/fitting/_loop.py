@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from diffkm_jax._blocks import block_for, over_points, psum, weigh
 from diffkm_jax._geometry import about, anchor, centered
 from diffkm_jax._mesh import vary_as
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax.distances._form import Form
+from diffkm_jax.distances._forms import form_of
 from diffkm_jax.fitting._state import State, zero_inactive
 from diffkm_jax.fitting._step import Algorithm, at_step, step
 
@@ -41,7 +44,8 @@ class StopRule(NamedTuple):
 
     Attributes:
         tol: Of the mean variance of the features, [].
-        variance: That variance, [], in squared data units.
+        variance: That variance, [], in squared data units; of a distance that has
+            means, the mean distance to the mean, over d.
         temperature: The last of a schedule, or of the problem, or None if hard.
     """
 
@@ -50,7 +54,9 @@ class StopRule(NamedTuple):
     temperature: jax.Array | None
 
 
-def tolerance(rule: StopRule, c: jax.Array, weighty: jax.Array | None) -> jax.Array:
+def tolerance(
+    rule: StopRule, problem: Problem, c: jax.Array, weighty: jax.Array | None
+) -> jax.Array:
     """The largest residual at rest: max(tol · v, ε² (Σ‖c − m‖² + 64 k d v)).
 
     The second is what rounding leaves of a residual, so that tol = 0 is reached; m is
@@ -59,30 +65,49 @@ def tolerance(rule: StopRule, c: jax.Array, weighty: jax.Array | None) -> jax.Ar
     """
     c = c.astype(rule.variance.dtype)
     eps = float(jnp.finfo(c.dtype).eps)
-    floor = rounding_of(about(anchor(c, weighty), c), weighty, eps)
+    about_m = about(anchor(c, weighty), c) if is_invariant(problem) else c
+    floor = rounding_of(problem, c, about_m, weighty, eps)
     floor += eps**2 * 64 * c.size * rule.variance
     return jnp.maximum(rule.tol * rule.variance, floor)
 
 
 def rounding_of(
-    centroids: jax.Array, weighty: jax.Array | None, eps: float
+    problem: Problem,
+    c: jax.Array,
+    parts: jax.Array,
+    weighty: jax.Array | None,
+    eps: float,
 ) -> jax.Array:
-    """ε² Σ‖c‖²: no less than what rounding centroids changes of a residual."""
+    """No less than what rounding parts of centroids c, [k, d], changes of a residual.
+
+    If squared, that is ε² Σ‖parts‖²; a divergence has the square of its Hessian.
+    """
+    form = form_of(problem.distance) or Form()
+    if weighty is not None:
+        c = jnp.where(weighty[:, None], c, anchor(c, weighty))
     # Scaled before it is squared, so as not to overflow before the loss does.
-    return jnp.sum((eps * zero_inactive(centroids, weighty)) ** 2)
+    return form.size(c, eps * zero_inactive(parts, weighty))
+
+
+def is_invariant(problem: Problem) -> bool:
+    """Whether a translation of points and centroids changes no distance."""
+    form = form_of(problem.distance)
+    return form is None or form.is_invariant
 
 
 def has_converged(
     rule: StopRule,
+    problem: Problem,
     residual: jax.Array,
     c: jax.Array,
     weighty: jax.Array | None,
-    temperature: jax.Array | None,
 ) -> jax.Array:
-    """Whether a step from c at a temperature, of this residual, is the last."""
-    bound = tolerance(rule, c, weighty)
+    """Whether a step from c, of this residual, is the last."""
+    bound = tolerance(rule, problem, c, weighty)
     rests = (residual <= bound) & jnp.isfinite(bound)
-    return rests if temperature is None else rests & (temperature == rule.temperature)
+    if problem.temperature is None:
+        return rests
+    return rests & (problem.temperature == rule.temperature)
 
 
 def advance(
@@ -91,9 +116,8 @@ def advance(
     """One step on; where that is not finite, the state stays as it is."""
     old = now.state
     state, stats, residual, finite = step(algorithm, problem, old)
-    temperature = at_step(algorithm, lax.stop_gradient(problem), old.step).temperature
-    weighty = stats.counts > 0
-    rests = has_converged(rule, residual, old.centroids, weighty, temperature)
+    held = at_step(algorithm, lax.stop_gradient(problem), old.step)
+    rests = has_converged(rule, held, residual, old.centroids, stats.counts > 0)
     taken = finite.astype(jnp.int32)
     return Progress(
         state._replace(step=old.step + taken),
@@ -156,25 +180,34 @@ def run(
 
 
 def mean_variance(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Array:
-    """The weighted variance of the features, averaged over them, [], in two passes."""
+    """The weighted variance of the features, averaged over them, [], in two passes.
+
+    Of a distance that has means it is the mean distance to the mean, over d.
+    """
+    form = form_of(problem.distance) or Form()
+    centroids = form.embed(centroids)
     _, origin = centered(problem, centroids)
     acc, d = origin.dtype, origin.shape[1]
     weights = problem.weights
     weights = jnp.ones(problem.points.shape[0], acc) if weights is None else weights
     problem = problem._replace(weights=weights)
 
-    def moment(power: int, center: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Σ w and Σ w (x − origin − center)^power, [] and [1, d]."""
+    def total(of_rows: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Σ w, and Σ w f of rows less the origin."""
 
         def block(x: jax.Array, w: Any):
-            moments = weigh(w, ((x - origin) - center) ** power)
-            return (w.sum(), jnp.sum(moments, axis=0, keepdims=True)), None
+            parts = weigh(w, of_rows(form.embed(x) - origin))
+            return (w.sum(), jnp.sum(parts, axis=0, keepdims=True)), None
 
-        total, _ = over_points(block, problem, block_for(1, d), origin)
-        return psum(total, plan.axis_name)
+        found, _ = over_points(block, problem, block_for(1, d), origin)
+        return psum(found, plan.axis_name)
 
-    # v = Σ w ‖x − mean‖² / (d Σ w), about the mean: E x² − (E x)² would cancel; and far
-    # from zero the mean itself would be rounded.
-    mass, first = moment(1, jnp.zeros_like(origin))
-    _, second = moment(2, first / mass)
-    return jnp.sum(second) / (mass * max(1, d))
+    def to_mean(y: jax.Array) -> jax.Array:
+        # About the mean: E x² − (E x)² would cancel; and far from zero the mean itself
+        # would be rounded.
+        if form.is_invariant:
+            return form.cost(y, first / mass)
+        return form.cost(y + origin, form.retract(origin + first / mass, origin))
+
+    mass, first = total(lambda y: y)
+    return jnp.sum(total(to_mean)[1]) / (mass * max(1, d))

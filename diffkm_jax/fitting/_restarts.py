@@ -12,7 +12,6 @@ import optax
 from jax import lax
 
 from diffkm_jax._checks import as_points, check_integer, check_key
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import hinted
 from diffkm_jax._pass import total_loss
 from diffkm_jax._problem import Problem
@@ -25,6 +24,7 @@ from diffkm_jax.fitting._loop import Progress, StopRule, run
 from diffkm_jax.fitting._state import FitResult, State, initial_state
 from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step
 from diffkm_jax.initializers import kmeans_plus_plus
+from diffkm_jax.statistics import embedded
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -107,7 +107,7 @@ def fit_restarts(
         empty=empty,
         block_size=block_size,
     )
-    check_derivative(derivative, algorithm.plan)
+    check_derivative(derivative, problem)
     static = algorithm, derivative, max_steps, k, num_restarts, initializer
     return best_fit(*static, key, problem, as_tol(tol, problem))
 
@@ -127,11 +127,12 @@ def best_fit(
     """The fit of smallest finite loss, else the first; only it is differentiated."""
 
     def draw(key: jax.Array, problem: Problem) -> jax.Array:
-        return initializer(key, problem.points, k, weights=problem.weights)
+        rows = embedded(problem, problem.points)
+        return initializer(key, rows, k, weights=problem.weights)
 
     def start(key: jax.Array, problem: Problem) -> State:
         c = draw(key, problem)
-        acc = accumulation_dtype(problem.points, c, problem.weights)
+        acc = problem.dtype(c)
         return initial_state(c.astype(acc), algorithm.optimizer)
 
     keys, given = jax.random.split(key, num_restarts), problem

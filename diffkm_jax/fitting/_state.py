@@ -13,6 +13,8 @@ from jax import export, lax
 from diffkm_jax._checks import as_points_and_centroids
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import hinted
+from diffkm_jax._problem import Problem
+from diffkm_jax.distances._forms import form_of
 from diffkm_jax.optimizers import newton
 
 if TYPE_CHECKING:
@@ -185,6 +187,21 @@ def moved(state: State, updates: jax.Array, active: jax.Array | None) -> State:
     return state._replace(
         centroids=where_active(active, new, c),
         remainder=where_active(active, lost, remainder),
+    )
+
+
+def retracted(problem: Problem, state: State, old: State) -> State:
+    """The state with centroids where those of its distance are: on a sphere, if cosine.
+
+    Where they have no direction they are the old ones.
+    """
+    form = form_of(problem.distance)
+    if form is None or not form.is_curved:
+        return state
+    c = form.retract(state.centroids, old.centroids)
+    return state._replace(
+        centroids=where_active(problem.active, c, state.centroids),
+        remainder=jnp.zeros_like(c),
     )
 
 

@@ -11,35 +11,36 @@ from jax import lax
 
 from diffkm_jax._problem import Problem
 from diffkm_jax.fitting._conjugate_residuals import conjugate_residuals, norm
-from diffkm_jax.statistics import Statistics
+from diffkm_jax.statistics import Statistics, inverse_root_of, mass_of, pull_of
 
 MAX_ITERATIONS = 2000
 
 
 class Stationarity(NamedTuple):
-    """2 shifts = 0 as a system: minus its derivative in c is the Hessian H.
+    """−∂loss/∂c = 0 as a system: minus its derivative in c is the Hessian H.
 
-    Solved as S H S y = S b, dc = S y, with S = (2 counts)^−½: the Hessian of a hard
-    loss is 2 counts, so that S H S is near the identity where clusters are distinct.
+    Solved as S H S y = S b, dc = S y, with S = (counts_j s ∇²φ(c_j))^−½: the Hessian of
+    a hard loss is what is in brackets, 2 counts if squared, so that S H S is near the
+    identity where clusters are distinct.
 
     Attributes:
         statistics: Function (problem, c, *consts).
-        is_expanded: Whether the Hessian has no direction that is flat by nature.
+        is_flat: Whether the Hessian may have a direction that is flat by nature.
         axis_name: Mesh axis, or None.
     """
 
     statistics: Callable[..., Statistics]
-    is_expanded: bool
+    is_flat: bool
     axis_name: str | None
 
     def f(self, c: jax.Array, theta: Any) -> tuple[jax.Array, jax.Array]:
-        """2 shifts, and the counts, by which the system is scaled."""
+        """−∂loss/∂c, and the mass of clusters, by which the system is scaled."""
         problem, consts = theta
         stats = self.statistics(problem, c, *consts)
-        return 2 * stats.shifts, stats.counts
+        return pull_of(problem, c, stats), mass_of(problem, c, stats)
 
     def solve(
-        self, c: jax.Array, theta: Any, counts: jax.Array, b: jax.Array
+        self, c: jax.Array, theta: Any, mass: jax.Array, b: jax.Array
     ) -> jax.Array:
         """dc, as an operation that transposes and differentiates."""
         axis = self.axis_name
@@ -55,33 +56,37 @@ class Stationarity(NamedTuple):
                 return self.statistics(problem._replace(temperature=t), *others)
 
             system = self._replace(statistics=statistics)
-            c, theta, counts, b = jax.tree.map(vary, (c, theta, counts, b))
-        scale, product = system.scaled_hessian(c, theta, counts)
+            c, theta, mass, b = jax.tree.map(vary, (c, theta, mass, b))
+        scale, product = system.scaled_hessian(c, theta, mass)
 
         def solver(product: Callable, b: jax.Array) -> jax.Array:
             eps = float(jnp.finfo(b.dtype).eps)
             return conjugate_residuals(product, b, eps**0.75, MAX_ITERATIONS)[0]
 
-        y = lax.custom_linear_solve(product, scale * b, solver, symmetric=True)
-        dc = jnp.where(scale > 0, scale * y, 0)
+        y = lax.custom_linear_solve(product, scale(b), solver, symmetric=True)
+        dc = scale(y)
         return dc if axis is None else lax.pmean(dc, axis)
 
     def scaled_hessian(
-        self, c: jax.Array, theta: Any, counts: jax.Array
-    ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-        """S, [k, 1], and v ↦ S H S v; rows without weight are those of the identity."""
-        counts = lax.stop_gradient(counts)[:, None]
-        positive = counts > 0
-        scale = jnp.where(positive, lax.rsqrt(2 * jnp.where(positive, counts, 1)), 0)
+        self, c: jax.Array, theta: Any, mass: jax.Array
+    ) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+        """The maps S v and S H S v of v; of rows without weight, 0 and v."""
+        held, (problem, _), mass = lax.stop_gradient((c, theta, mass))
+        positive = mass[:, None] > 0
+        root = lax.rsqrt(jnp.where(positive, mass[:, None], 1))
+        inverse_root = inverse_root_of(problem, held)
+
+        def scale(v: jax.Array) -> jax.Array:
+            return jnp.where(positive, inverse_root(root * v), 0)
 
         def product(v: jax.Array) -> jax.Array:
-            tangent = (scale * v).astype(c.dtype)
+            tangent = scale(v).astype(c.dtype)
             _, moved = jax.jvp(lambda c: self.f(c, theta)[0], (c,), (tangent,))
-            return jnp.where(positive, -scale * moved, v)
+            return jnp.where(positive, -scale(moved), v)
 
         return scale, product
 
-    def is_solvable(self, c: jax.Array, theta: Any, counts: jax.Array) -> jax.Array:
+    def is_solvable(self, c: jax.Array, theta: Any, mass: jax.Array) -> jax.Array:
         """Whether H can be solved with, tried on one vector without symmetry.
 
         To a residual that says so, in half the iterations that a derivative may take:
@@ -89,18 +94,18 @@ class Stationarity(NamedTuple):
         does not see, as lengths under `cosine`, is no harm if the data do not push
         along it.
         """
-        scale, product = self.scaled_hessian(c, theta, counts)
-        wave = jnp.cos(jnp.arange(c.size, dtype=counts.dtype)).reshape(c.shape)
-        b, tol = jnp.where(scale > 0, wave, 0), float(jnp.finfo(wave.dtype).eps) ** 0.5
+        scale, product = self.scaled_hessian(c, theta, mass)
+        wave = jnp.cos(jnp.arange(c.size, dtype=mass.dtype)).reshape(c.shape)
+        b = jnp.where(mass[:, None] > 0, wave, 0)
+        tol = float(jnp.finfo(wave.dtype).eps) ** 0.5
         _, left, null = conjugate_residuals(product, b, tol, MAX_ITERATIONS // 2)
         solved = norm(left) <= 2 * tol * norm(b)
-        if self.is_expanded:
+        if not self.is_flat:
             return solved
         problem, consts = theta
-        # Shifts are linear in the weights: these are what some change of them pushes.
-        change = jnp.cos(jnp.arange(problem.points.shape[0], dtype=counts.dtype))
+        # The pull is linear in the weights: this is what some change of them makes.
+        change = jnp.cos(jnp.arange(problem.points.shape[0], dtype=mass.dtype))
         weights = change * problem.weights.astype(change.dtype)
-        stats = self.statistics(problem._replace(weights=weights), c, *consts)
-        push = scale * stats.shifts
+        push = scale(self.f(c, (problem._replace(weights=weights), consts))[0])
         along = jnp.abs(jnp.sum(push * left))
         return solved | (null & (along <= tol * norm(push) * norm(left)))

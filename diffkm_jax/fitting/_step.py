@@ -14,7 +14,7 @@ from jax import lax
 from diffkm_jax._checks import as_problem, as_scalar
 from diffkm_jax._hints import hinted, shown
 from diffkm_jax._mesh import check_replicated, vary_as
-from diffkm_jax._pass import is_expanded, total_loss
+from diffkm_jax._pass import has_means, total_loss
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
@@ -24,10 +24,16 @@ from diffkm_jax.fitting._empty import (
     rows_of_policy,
     set_rows,
 )
-from diffkm_jax.fitting._state import State, moved, remainder_of, zero_inactive
+from diffkm_jax.fitting._state import (
+    State,
+    moved,
+    remainder_of,
+    retracted,
+    zero_inactive,
+)
 from diffkm_jax.fitting._units import counts_in_true_unit, counts_in_unit
 from diffkm_jax.optimizers import is_per_count, newton
-from diffkm_jax.statistics import Statistics, residual_of, statistics_of
+from diffkm_jax.statistics import Statistics, pull_of, residual_of, statistics_of
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -171,6 +177,7 @@ class Step(NamedTuple):
 def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
     """One step, of a state that has its remainder."""
     plan, empty, old = algorithm.plan, algorithm.empty, state
+    state = retracted(problem, state, state)
     c, dtype, active = state.centroids, state.centroids.dtype, problem.active
     problem = at_step(algorithm, problem, state.step)
     problem = problem._replace(remainder=lax.stop_gradient(state.remainder))
@@ -190,8 +197,9 @@ def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
         del counts  # Named, because optax passes on only the arguments it finds.
         return as_optimized(total_loss(plan, problem, params).astype(dtype))
 
-    # ∂L/∂c_j = −2 Σ w r_ij (x_i − c_j)
-    gradient = as_optimized((-2 * used.shifts).astype(dtype))
+    gradient = as_optimized((-pull_of(problem, c, used)).astype(dtype))
+    # Newton's step is shifts / counts, and only that of a distance that has means.
+    means = has_means(problem)
     # Wrapped here: a wrapper made at every call would be a new program at every call.
     optimizer = optax.with_extra_args_support(algorithm.optimizer)
     visible = zero_inactive(c, active)
@@ -199,16 +207,15 @@ def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
         gradient,
         state.opt_state,
         visible,
-        # Newton's step is shifts / counts, and only that of a distance whose minimizer
-        # is a mean.
-        counts=as_optimized(used.counts.astype(dtype)) if is_expanded(plan) else None,
+        counts=as_optimized(used.counts.astype(dtype)) if means else None,
+        shifts=as_optimized(used.shifts.astype(dtype)) if means else None,
         value=as_optimized(stats.loss.astype(dtype)),
         grad=gradient,
         value_fn=value_fn,
     )
-    state = moved(state, jnp.asarray(updates, dtype), active)
+    state = retracted(problem, moved(state, jnp.asarray(updates, dtype), active), state)
     state = state._replace(opt_state=opt_state)
-    residual = residual_of(used)
+    residual = residual_of(problem, c, used)
     if callable(empty):
         new = zero_inactive(state.centroids, active)
         counts = in_true_unit(stats.counts, problem)
@@ -217,7 +224,8 @@ def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
         filled = jnp.any(rows != new, axis=1)
         residual += jnp.sum((rows - new).astype(residual.dtype) ** 2)
     if filled is not None:
-        state = set_rows(filled, rows, as_optimized(weights), state, optimizer, active)
+        new = set_rows(filled, rows, as_optimized(weights), state, optimizer, active)
+        state = retracted(problem, new, state)
     held = jnp.isfinite(zero_inactive(state.centroids, active)).all()
     finite = jnp.isfinite(stats.loss) & held
     old = jax.tree.map(vary_as, old, state)

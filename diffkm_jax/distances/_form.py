@@ -1,0 +1,138 @@
+"""What a pass needs of a distance whose minimizer is a mean.
+
+Such a distance is s D(X, C) of embedded rows, D(x, c) = φ(x) − φ(c) − ⟨∇φ(c), x − c⟩
+the Bregman divergence of a convex φ. About an anchor m it is one matrix product:
+D(x, m) − D(x, c) = ⟨x − m, ∇φ(c) − ∇φ(m)⟩ − D(m, c).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffkm_jax._geometry import anchor, matmul
+
+
+class Expansion(NamedTuple):
+    """Scores (x − origin)·duals_j − offsets_j: the nearest centroid has the largest.
+
+    Attributes:
+        anchor: m, [1, d].
+        origin: Of points, [1, d]: m, but 0 in coordinates where that loses them.
+        centers: Centroids less the origin, [k, d].
+        duals: ∇φ(c) less the same for all j, [k, d].
+        offsets: D(m, c) as the origin makes it, [k, 1].
+    """
+
+    anchor: jax.Array
+    origin: jax.Array
+    centers: jax.Array
+    duals: jax.Array
+    offsets: jax.Array
+
+
+class Form:
+    """Of the squared Euclidean distance: φ = ‖x‖²/2, s = 2; of others what differs."""
+
+    scale = 2.0
+    # Whether D(x + a, c + a) = D(x, c), so that an origin in the data loses nothing.
+    is_invariant = True
+    # Whether centroids are not all of space, but a sphere in it.
+    is_curved = False
+    # Whether D(x, c) has directions in which it does not depend on c.
+    is_flat = False
+
+    def embed(self, rows: jax.Array) -> jax.Array:
+        """The rows X of which the distance is s D, [..., d]."""
+        return rows
+
+    def retract(self, rows: jax.Array, old: jax.Array) -> jax.Array:
+        """Means of embedded rows, [k, d], as the centroids that they make."""
+        del old
+        return rows
+
+    def anchor(self, c: jax.Array, active: jax.Array | None) -> jax.Array:
+        """m, [1, d], held constant, for embedded centroids."""
+        return anchor(c, active)
+
+    def dual(self, b: jax.Array, m: jax.Array) -> jax.Array:
+        """∇φ(m + b) − ∇φ(m), of the shape of b."""
+        del m
+        return b
+
+    def offset(self, b: jax.Array, m: jax.Array) -> jax.Array:
+        """D(m, m + b), [k]."""
+        del m
+        return 0.5 * jnp.sum(b**2, axis=1)
+
+    def expand(self, c: jax.Array, b: jax.Array, m: jax.Array) -> Expansion:
+        """The expansion about m for embedded centroids c = m + b."""
+        del c
+        return Expansion(m, m, b, self.dual(b, m), self.offset(b, m)[:, None])
+
+    def scores(self, x: jax.Array, e: Expansion) -> jax.Array:
+        """The scores of embedded points, [k, block].
+
+        Clusters are the major axis, because a reduction over the minor one is slow.
+        """
+        return matmul(e.duals, (x - e.origin).T) - e.offsets
+
+    def cost(self, x: jax.Array, c: jax.Array) -> jax.Array:
+        """The distance s D(X, C) of embedded rows, [...], as stable as it can be."""
+        return jnp.sum((x - c) ** 2, axis=-1)
+
+    def best(
+        self, x: jax.Array, c: jax.Array, e: Expansion, scores: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The largest score, [1, block], and the distance to its centroid, [block]."""
+        del c
+        best = jax.lax.stop_gradient(scores.max(axis=0, keepdims=True))
+        return best, self.cost(x, e.anchor) - self.scale * best[0]
+
+    def slope(self, x: jax.Array, e: Expansion, mean_dual: jax.Array) -> jax.Array:
+        """∇φ(x) − Σ_j r_j ∇φ(c_j), [block, d], for the mean of duals Σ_j r_j dual_j."""
+        return self.dual(x - e.anchor, e.anchor) - mean_dual
+
+    def hessian(self, c: jax.Array, v: jax.Array) -> jax.Array:
+        """∇²φ(c_j) v_j, [k, d], at embedded centroids."""
+        del c
+        return v
+
+    def pull(self, c: jax.Array, shifts: jax.Array, counts: jax.Array) -> jax.Array:
+        """−∂loss/∂c, [k, d], at centroids as they are given: s ∇²φ(c_j) shifts_j."""
+        del counts
+        return self.scale * self.hessian(c, shifts)
+
+    def loss_change(
+        self, c: jax.Array, move: jax.Array, shifts: jax.Array, counts: jax.Array
+    ) -> jax.Array:
+        """What the loss of given labels changes by if embedded centroids move, []."""
+        # Σ_i w s (D(x, c + m) − D(x, c)) = s (n D(c, c + m) − ⟨∇φ(c + m) − ∇φ(c), u⟩)
+        away = jnp.sum(counts * self.cost(c, c + move))
+        return away - self.scale * jnp.sum(self.dual(move, c) * shifts)
+
+    def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:
+        """Σ_j s D(c_j + step_j, c_j), [], at embedded centroids, without a gradient."""
+        del c
+        return jnp.sum(step**2)
+
+    def size(self, c: jax.Array, v: jax.Array) -> jax.Array:
+        """Σ_j s/2 ⟨v_j, ∇²φ(c_j) v_j⟩, []: what small changes v of c_j cost."""
+        return 0.5 * self.scale * jnp.sum(v * self.hessian(c, v))
+
+    def inverse_root(self, c: jax.Array, v: jax.Array) -> jax.Array:
+        """(s ∇²φ(c_j))^−½ v_j, [k, d], and zero where that is infinite."""
+        del c
+        return v * float(self.scale**-0.5)
+
+    def mass(self, c: jax.Array, shifts: jax.Array, counts: jax.Array) -> jax.Array:
+        """About what s ∇²φ(c_j) is to be multiplied by for the Hessian, [k]."""
+        del c, shifts
+        return counts
+
+    def outside(self, rows: jax.Array) -> jax.Array | None:
+        """Which rows [n, d] the distance is not defined for, [n]; None if for all."""
+        del rows
+        return None

@@ -1,0 +1,107 @@
+"""Forms of distances whose duals are linear in the rows: Mahalanobis and cosine."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from diffkm_jax._geometry import matmul
+from diffkm_jax._numerics import polar
+from diffkm_jax.distances._form import Expansion, Form
+
+
+class MahalanobisForm(Form):
+    """φ = xᵀPx/2 of the symmetric part of P, s = 2."""
+
+    is_flat = True
+
+    def __init__(self, precision: jax.Array) -> None:
+        self.precision = 0.5 * (precision + precision.T)
+
+    def _times(self, v: jax.Array) -> jax.Array:
+        return matmul(v, self.precision.astype(v.dtype))
+
+    def dual(self, b: jax.Array, m: jax.Array) -> jax.Array:
+        del m
+        return self._times(b)
+
+    def offset(self, b: jax.Array, m: jax.Array) -> jax.Array:
+        del m
+        return 0.5 * jnp.sum(b * self._times(b), axis=1)
+
+    def cost(self, x: jax.Array, c: jax.Array) -> jax.Array:
+        e = x - c
+        return jnp.sum(e * self._times(e), axis=-1)
+
+    def hessian(self, c: jax.Array, v: jax.Array) -> jax.Array:
+        del c
+        return self._times(v)
+
+    def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:
+        return self.size(c, step)
+
+    def inverse_root(self, c: jax.Array, v: jax.Array) -> jax.Array:
+        del c
+        return inverse_root(2 * self.precision.astype(v.dtype)[None], v)
+
+
+class CosineForm(Form):
+    """φ = ‖x‖²/2 of unit rows, s = 1; a row of zeros stays one, at distance 1."""
+
+    scale = 1.0
+    is_invariant = False
+    is_curved = True
+    is_flat = True
+
+    def embed(self, rows: jax.Array) -> jax.Array:
+        return polar(rows)[2]
+
+    def retract(self, rows: jax.Array, old: jax.Array) -> jax.Array:
+        # A mean of zero has no direction.
+        scale, _, unit = polar(rows)
+        return jnp.where(scale == 0, old, unit)
+
+    def offset(self, b: jax.Array, m: jax.Array) -> jax.Array:
+        return self.cost(m, m + b)
+
+    def scores(self, x: jax.Array, e: Expansion) -> jax.Array:
+        # Rounding must not choose where all centroids are as far.
+        live = jnp.sum(x * x, axis=1) > 0.5
+        return jnp.where(live[None], super().scores(x, e), 0)
+
+    def cost(self, x: jax.Array, c: jax.Array) -> jax.Array:
+        distance = 0.5 * jnp.sum((x - c) ** 2, axis=-1)
+        zero = (is_zero_row(x) | is_zero_row(c))[..., 0]
+        # A NaN in the other row stays one.
+        return jnp.where(zero, 1 + (distance - distance), distance)
+
+    def pull(self, c: jax.Array, shifts: jax.Array, counts: jax.Array) -> jax.Array:
+        # (I − ĉĉᵀ) shifts/‖c‖: the embedding, transposed.
+        del counts
+        return jax.vjp(self.embed, c)[1](shifts)[0]
+
+    def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:
+        return 0.5 * jnp.sum((self.retract(c + step, c) - c) ** 2)
+
+    def mass(self, c: jax.Array, shifts: jax.Array, counts: jax.Array) -> jax.Array:
+        # At rest the Hessian is the length of the sum of unit rows, and less.
+        total = shifts + counts[:, None] * c
+        return jnp.sqrt(jnp.sum(total**2, axis=1))
+
+    def outside(self, rows: jax.Array) -> jax.Array:
+        # As to `polar`, which takes a subnormal number for zero.
+        return (jnp.abs(rows) < jnp.finfo(rows.dtype).tiny).all(axis=-1)
+
+
+def is_zero_row(rows: jax.Array) -> jax.Array:
+    """Which unit rows [..., d] are rows of zeros, [..., 1]."""
+    return jnp.sum(rows * rows, axis=-1, keepdims=True) < 0.5
+
+
+def inverse_root(matrix: jax.Array, v: jax.Array) -> jax.Array:
+    """M^−½ v_j, [k, d], of positive semidefinite M, [k or 1, d, d]; in null spaces 0."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    bound = float(jnp.finfo(values.dtype).eps) * values.shape[-1] * values[:, -1:]
+    roots = jnp.where(values > bound, 1 / jnp.sqrt(jnp.maximum(values, bound)), 0)
+    along = matmul(v[:, None], vectors)[:, 0] * roots
+    return matmul(along[:, None], vectors.mT)[:, 0]

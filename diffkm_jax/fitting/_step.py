@@ -193,8 +193,11 @@ def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
             return sums
         return in_true_unit(sums, problem)
 
-    def value_fn(params: jax.Array, counts: Any = None) -> jax.Array:
-        del counts  # Named, because optax passes on only the arguments it finds.
+    def value_fn(params: jax.Array, counts: Any = None, shifts: Any = None):
+        del (
+            counts,
+            shifts,
+        )  # Named, because optax passes on only the arguments it finds.
         return as_optimized(total_loss(plan, problem, params).astype(dtype))
 
     gradient = as_optimized((-pull_of(problem, c, used)).astype(dtype))

@@ -91,11 +91,11 @@ def hard_pass(
     """Loss [], counts [k], shifts [k, d], labels [n] of the nearest centroids."""
     given = expand(problem, centroids)
     form, _, c, expansion = given
-    k, acc = len(c), c.dtype
+    k, acc, free_centroids = len(c), c.dtype, form.directionless(c)
 
     def block(x: jax.Array, w: jax.Array | None):
-        x = form.embed(x)
-        label = nearest(masked(form.scores(x, expansion), problem.active))
+        free, x = form.directionless(x), form.embed(x)
+        label = nearest(masked(form.scores(x, expansion, free), problem.active))
         # Loss Σ w D and shifts Σ w e from the residual itself: Σ w x − n c, or an
         # expanded distance, would cancel far from the origin.
         own = c[label]
@@ -103,7 +103,9 @@ def hard_pass(
         # Integer counts are exact; float32 stops counting at 2²⁴.
         one = jnp.ones_like(label) if w is None else w
         counts, shifts = (sum_by_label(v, label, k) for v in (one, weigh(w, e)))
-        costs = finite_costs(form.cost(x, own), w)
+        if free is not None:
+            free |= free_centroids[label]
+        costs = finite_costs(form.cost(x, own, free), w)
         return (jnp.sum(weigh(w, costs)), counts, shifts), label
 
     total, labels = over_points(

@@ -66,19 +66,21 @@ def soft_sums(
 ) -> SoftSums:
     """The same without a rule: by autodiff of checkpointed blocks, `differentiable`."""
     given = expand(problem, centroids)
-    form, _, c, expansion = given
+    form, c, expansion = given.form, given.rows, given.expansion
     t = problem.temperature.astype(c.dtype)
 
     def block(x: jax.Array, w: jax.Array | None):
         outside = form.outside(x)
         if w is not None and outside is not None:
             x = jnp.where((outside & (w == 0))[:, None], given.anchor, x)
-        x = form.embed(x)
-        from_anchor = form.scores(x, expansion)
+        free, x = form.directionless(x), form.embed(x)
+        from_anchor = form.scores(x, expansion, free)
         # The best score is taken off before it is scaled: scaled first, rounding grows
         # with 1/t, and exp overflows at small temperatures.
-        score = masked(from_anchor, problem.active)
-        best, best_cost = form.best(x, c, expansion, score)
+        best = lax.stop_gradient(
+            masked(from_anchor, problem.active).max(0, keepdims=True)
+        )
+        best_cost = form.energy(x, expansion) - form.scale * best[0]
         gap = from_anchor - best
         if differentiable:
             # Out where r = 0 anyway, or its derivative in t would be 0 · ∞ far away.
@@ -92,7 +94,7 @@ def soft_sums(
         z = jnp.sum(unnormalized, axis=0, keepdims=True)
         r, log_z = unnormalized / z, jnp.log(z)[0]
         # −T log Σ_j exp(−distance_j/T)
-        free = finite_costs(best_cost - t * log_z, w)
+        energy = finite_costs(best_cost - t * log_z, w)
         # −Σ r log r = log z − Σ r score. An excluded cluster has r = 0 and score −∞.
         entropy = log_z - jnp.sum(r * jnp.where(r > 0, score, 0), axis=0)
         wr = r if w is None else r * w[None]
@@ -100,11 +102,11 @@ def soft_sums(
         # Σ w r (x − c) = Σ w r y − n b with y and b from the origin, and near it.
         y, b = x - expansion.origin, expansion.centers
         shifts = sum_of_products(wr, y) - counts[:, None] * b
-        total = jnp.sum(weigh(w, free)), counts, shifts, jnp.sum(weigh(w, entropy))
+        total = jnp.sum(weigh(w, energy)), counts, shifts, jnp.sum(weigh(w, entropy))
         if not by_point:
             return total, (None, None)
         # Near the origin too: means about zero would round far from it.
-        return total, (form.slope(x, expansion, matmul(r.T, expansion.duals)), free)
+        return total, (form.slope(x, expansion, matmul(r.T, expansion.duals)), energy)
 
     total, rows = over_points(
         block, problem, block_size, given.anchor, differentiable=differentiable

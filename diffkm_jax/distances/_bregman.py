@@ -113,7 +113,10 @@ class BregmanForm(Form):
     def offset(self, b: jax.Array, m: jax.Array) -> jax.Array:
         return self.divergence(m, m + b)
 
-    def cost(self, x: jax.Array, c: jax.Array) -> jax.Array:
+    def cost(
+        self, x: jax.Array, c: jax.Array, directionless: jax.Array | None = None
+    ) -> jax.Array:
+        del directionless
         return self.divergence(x, c)
 
     def hessian(self, c: jax.Array, v: jax.Array) -> jax.Array:

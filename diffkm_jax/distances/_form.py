@@ -72,24 +72,37 @@ class Form:
         del c
         return Expansion(m, m, b, self.dual(b, m), self.offset(b, m)[:, None])
 
-    def scores(self, x: jax.Array, e: Expansion) -> jax.Array:
-        """The scores of embedded points, [k, block].
+    def directionless(self, rows: jax.Array) -> jax.Array | None:
+        """Which rows [n, d] are as far from all others, [n]; None if none can be."""
+        del rows
+        return None
+
+    def scores(
+        self, x: jax.Array, e: Expansion, directionless: jax.Array | None = None
+    ) -> jax.Array:
+        """The scores of embedded points, [k, block], some without a direction.
 
         Clusters are the major axis, because a reduction over the minor one is slow.
         """
-        return matmul(e.duals, (x - e.origin).T) - e.offsets
+        scores = matmul(e.duals, (x - e.origin).T) - e.offsets
+        if directionless is None:
+            return scores
+        # Rounding must not choose where all centroids are as far.
+        return jnp.where(directionless[None], 0, scores)
 
-    def cost(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        """The distance s D(X, C) of embedded rows, [...], as stable as it can be."""
+    def cost(
+        self, x: jax.Array, c: jax.Array, directionless: jax.Array | None = None
+    ) -> jax.Array:
+        """The distance s D(X, C) of embedded rows, [...], as stable as it can be.
+
+        Of which pairs a row has no direction may be known already.
+        """
+        del directionless
         return jnp.sum((x - c) ** 2, axis=-1)
 
-    def best(
-        self, x: jax.Array, c: jax.Array, e: Expansion, scores: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """The largest score, [1, block], and the distance to its centroid, [block]."""
-        del c
-        best = jax.lax.stop_gradient(scores.max(axis=0, keepdims=True))
-        return best, self.cost(x, e.anchor) - self.scale * best[0]
+    def energy(self, x: jax.Array, e: Expansion) -> jax.Array:
+        """What the distance of embedded points and s times a score add up to, [n]."""
+        return self.cost(x, e.anchor)
 
     def slope(self, x: jax.Array, e: Expansion, mean_dual: jax.Array) -> jax.Array:
         """∇φ(x) − Σ_j r_j ∇φ(c_j), [block, d], for the mean of duals Σ_j r_j dual_j."""

@@ -29,7 +29,10 @@ class MahalanobisForm(Form):
         del m
         return 0.5 * jnp.sum(b * self._times(b), axis=1)
 
-    def cost(self, x: jax.Array, c: jax.Array) -> jax.Array:
+    def cost(
+        self, x: jax.Array, c: jax.Array, directionless: jax.Array | None = None
+    ) -> jax.Array:
+        del directionless
         e = x - c
         return jnp.sum(e * self._times(e), axis=-1)
 
@@ -64,16 +67,18 @@ class CosineForm(Form):
     def offset(self, b: jax.Array, m: jax.Array) -> jax.Array:
         return self.cost(m, m + b)
 
-    def scores(self, x: jax.Array, e: Expansion) -> jax.Array:
-        # Rounding must not choose where all centroids are as far.
-        live = jnp.sum(x * x, axis=1) > 0.5
-        return jnp.where(live[None], super().scores(x, e), 0)
+    def directionless(self, rows: jax.Array) -> jax.Array:
+        # As to `polar`, which takes a subnormal number for zero.
+        return jnp.max(jnp.abs(rows), axis=-1, initial=0) < jnp.finfo(rows.dtype).tiny
 
-    def cost(self, x: jax.Array, c: jax.Array) -> jax.Array:
+    def cost(
+        self, x: jax.Array, c: jax.Array, directionless: jax.Array | None = None
+    ) -> jax.Array:
+        if directionless is None:
+            directionless = self.directionless(x) | self.directionless(c)
         distance = 0.5 * jnp.sum((x - c) ** 2, axis=-1)
-        zero = (is_zero_row(x) | is_zero_row(c))[..., 0]
         # A NaN in the other row stays one.
-        return jnp.where(zero, 1 + (distance - distance), distance)
+        return jnp.where(directionless, 1 + (distance - distance), distance)
 
     def pull(self, c: jax.Array, shifts: jax.Array, counts: jax.Array) -> jax.Array:
         # (I − ĉĉᵀ) shifts/‖c‖: the embedding, transposed.
@@ -89,17 +94,11 @@ class CosineForm(Form):
         return jnp.sqrt(jnp.sum(total**2, axis=1))
 
     def outside(self, rows: jax.Array) -> jax.Array:
-        # As to `polar`, which takes a subnormal number for zero.
-        return (jnp.abs(rows) < jnp.finfo(rows.dtype).tiny).all(axis=-1)
-
-
-def is_zero_row(rows: jax.Array) -> jax.Array:
-    """Which unit rows [..., d] are rows of zeros, [..., 1]."""
-    return jnp.sum(rows * rows, axis=-1, keepdims=True) < 0.5
+        return self.directionless(rows)
 
 
 def inverse_root(matrix: jax.Array, v: jax.Array) -> jax.Array:
-    """M^−½ v_j, [k, d], of positive semidefinite M, [k or 1, d, d]; in null spaces 0."""
+    """M^−½ v_j, [k, d], of semidefinite M, [k or 1, d, d]; in null spaces 0."""
     values, vectors = jnp.linalg.eigh(matrix)
     bound = float(jnp.finfo(values.dtype).eps) * values.shape[-1] * values[:, -1:]
     roots = jnp.where(values > bound, 1 / jnp.sqrt(jnp.maximum(values, bound)), 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffkm_jax._geometry import nearest
 from diffkm_jax.distances._form import Expansion, Form
 from diffkm_jax.distances._ratios import (
     log_ratio,
@@ -15,24 +14,11 @@ from diffkm_jax.distances._ratios import (
 )
 
 
-class PositiveForm(Form):
-    """Of rows whose coordinates may span a range too wide for one anchor, s = 1."""
+class KullbackLeiblerForm(Form):
+    """φ = Σ x log x − x, s = 1; a coordinate with x = 0 is inside, and one of c too."""
 
     scale = 1.0
     is_invariant = False
-
-    def best(
-        self, x: jax.Array, c: jax.Array, e: Expansion, scores: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        del e
-        # The distance itself: D(x, m) − score would cancel.
-        label = nearest(jax.lax.stop_gradient(scores))
-        best = jnp.take_along_axis(scores, label[None], axis=0)
-        return best, self.cost(x, c[label])
-
-
-class KullbackLeiblerForm(PositiveForm):
-    """φ = Σ x log x − x; a coordinate with x = 0 is inside, and one with c = 0 too."""
 
     def anchor(self, c: jax.Array, active: jax.Array | None) -> jax.Array:
         m = super().anchor(c, active)
@@ -59,7 +45,10 @@ class KullbackLeiblerForm(PositiveForm):
         offsets = about + jnp.sum(jnp.where(plain, c - m, 0), axis=1)
         return Expansion(m, origin, c - origin, self.dual(c - m, m), offsets[:, None])
 
-    def cost(self, x: jax.Array, c: jax.Array) -> jax.Array:
+    def cost(
+        self, x: jax.Array, c: jax.Array, directionless: jax.Array | None = None
+    ) -> jax.Array:
+        del directionless
         return sum_kullback_leibler(x, c)
 
     def slope(self, x: jax.Array, e: Expansion, mean_dual: jax.Array) -> jax.Array:
@@ -85,8 +74,11 @@ class KullbackLeiblerForm(PositiveForm):
         return rows.min(axis=-1, initial=jnp.inf) < 0
 
 
-class ItakuraSaitoForm(PositiveForm):
-    """φ = −Σ log x."""
+class ItakuraSaitoForm(Form):
+    """φ = −Σ log x, s = 1."""
+
+    scale = 1.0
+    is_invariant = False
 
     def dual(self, b: jax.Array, m: jax.Array) -> jax.Array:
         # Not b/(m c), which over- and underflows at 1e∓25.
@@ -104,8 +96,18 @@ class ItakuraSaitoForm(PositiveForm):
         offsets = about + jnp.sum(logs, axis=1)
         return Expansion(m, origin, c - origin, duals, offsets[:, None])
 
-    def cost(self, x: jax.Array, c: jax.Array) -> jax.Array:
+    def cost(
+        self, x: jax.Array, c: jax.Array, directionless: jax.Array | None = None
+    ) -> jax.Array:
+        del directionless
         return sum_itakura_saito(x, c)
+
+    def energy(self, x: jax.Array, e: Expansion) -> jax.Array:
+        # Where the origin is 0, scores lack what x/m would make of all of them.
+        plain = e.origin != e.anchor
+        about = sum_itakura_saito(jnp.where(plain, 1, x), jnp.where(plain, 1, e.anchor))
+        logs = -1 - log_ratio(x, jnp.broadcast_to(e.anchor, x.shape))
+        return about + jnp.sum(jnp.where(plain, logs, 0), axis=1)
 
     def slope(self, x: jax.Array, e: Expansion, mean_dual: jax.Array) -> jax.Array:
         plain = e.origin != e.anchor

@@ -13,6 +13,9 @@ from diffkm_jax.distances._ratios import (
     sums_of_steps,
 )
 
+# Beyond it an origin of 0 loses less than one in the data.
+WIDE = 4
+
 
 class KullbackLeiblerForm(Form):
     """φ = Σ x log x − x, s = 1; a coordinate with x = 0 is inside, and one of c too."""
@@ -38,12 +41,21 @@ class KullbackLeiblerForm(Form):
 
     def expand(self, c: jax.Array, b: jax.Array, m: jax.Array) -> Expansion:
         del b
-        # x log(c/m) − c + m about an origin of 0, where x = 0 must leave no trace of m.
-        plain = (c <= 0).any(axis=0, keepdims=True)
+        # x log(c/m) − c about an origin of 0, where x − m would lose an x far below m, or
+        # where x = 0 must leave no trace of m.
+        plain = is_wide(c)
         origin = jax.lax.stop_gradient(jnp.where(plain, 0, m))
         about = sum_kullback_leibler(jnp.where(plain, 1, m), jnp.where(plain, 1, c))
-        offsets = about + jnp.sum(jnp.where(plain, c - m, 0), axis=1)
+        offsets = about + jnp.sum(jnp.where(plain, c, 0), axis=1)
         return Expansion(m, origin, c - origin, self.dual(c - m, m), offsets[:, None])
+
+    def energy(self, x: jax.Array, e: Expansion) -> jax.Array:
+        plain = e.origin != e.anchor
+        about = sum_kullback_leibler(
+            jnp.where(plain, 1, x), jnp.where(plain, 1, e.anchor)
+        )
+        logs = x * log_ratio(x, jnp.broadcast_to(e.anchor, x.shape)) - x
+        return about + jnp.sum(jnp.where(plain, logs, 0), axis=1)
 
     def cost(
         self, x: jax.Array, c: jax.Array, directionless: jax.Array | None = None
@@ -87,8 +99,7 @@ class ItakuraSaitoForm(Form):
     def expand(self, c: jax.Array, b: jax.Array, m: jax.Array) -> Expansion:
         del b
         # −x/c − log c about an origin of 0, where x − m would lose an x far below m.
-        plain = c.max(axis=0, keepdims=True) > 4 * c.min(axis=0, keepdims=True)
-        plain = jax.lax.stop_gradient(plain)
+        plain = is_wide(c)
         origin = jax.lax.stop_gradient(jnp.where(plain, 0, m))
         duals = jnp.where(plain, -1 / c, self.dual(c - m, m))
         about = sum_itakura_saito(jnp.where(plain, 1, m), jnp.where(plain, 1, c))
@@ -125,3 +136,9 @@ class ItakuraSaitoForm(Form):
 
     def outside(self, rows: jax.Array) -> jax.Array:
         return rows.min(axis=-1, initial=jnp.inf) <= 0
+
+
+def is_wide(c: jax.Array) -> jax.Array:
+    """In which coordinates centroids differ by more than a factor of WIDE, [1, d]."""
+    c = jax.lax.stop_gradient(c)
+    return c.max(axis=0, keepdims=True) >= WIDE * c.min(axis=0, keepdims=True)

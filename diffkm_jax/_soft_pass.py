@@ -130,9 +130,10 @@ def _soft_rule(plan: Plan, by_point: bool, primals: tuple, tangents: tuple):
 def _loss_tangent(
     plan: Plan, out: SoftSums, primals: tuple, tangents: tuple
 ) -> jax.Array:
-    """DF = Σ s w (∇φ(x) − Σ_j r_j ∇φ(c_j))·dx + F_i dw_i + Σ w r_ij ∂D_ij/∂P·dP
+    """The sum of the parts of DF that points, weights, distance, c and T make.
 
-    − Σ_j pull_j·dc_j − entropy dT, P the arrays that the distance holds.
+    Σ s w (∇φ(x) − Σ_j r_j ∇φ(c_j))·dx + F_i dw_i + Σ w r_ij ∂D_ij/∂P·dP − pull_j·dc_j
+    − entropy dT, P the arrays that the distance holds.
     """
     (problem, c), (dproblem, dc) = primals, tangents
     dx, dw, dt = dproblem.points, dproblem.weights, dproblem.temperature

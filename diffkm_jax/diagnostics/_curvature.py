@@ -12,6 +12,7 @@ from diffkm_jax._geometry import matmul
 from diffkm_jax._mesh import vary_as
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._soft_pass import soft_sums
+from diffkm_jax.statistics import Statistics, pull_of
 
 
 def hessian_product(
@@ -24,10 +25,11 @@ def hessian_product(
     block = plan.block_size or block_for(*centroids.shape)
 
     # Not `soft_pass`, whose rule is as fast but copies the points.
-    def shifts(c: jax.Array) -> jax.Array:
-        return soft_sums(plan, problem, c, block).shifts
+    def pull(c: jax.Array) -> jax.Array:
+        found = soft_sums(plan, problem, c, block)
+        return pull_of(problem, c, Statistics(found.loss, found.counts, found.shifts))
 
-    return -2 * jax.jvp(shifts, (centroids,), (vector,))[1]
+    return -jax.jvp(pull, (centroids,), (vector,))[1]
 
 
 def smallest_eigenvalue(

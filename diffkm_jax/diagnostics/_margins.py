@@ -7,46 +7,63 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._blocks import block_for, over_points
-from diffkm_jax._geometry import about, centered, masked, nearest, scores
+from diffkm_jax._expansion import expand
+from diffkm_jax._geometry import masked, nearest
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax.distances._form import Form
 
 
 def margins(
     plan: Plan, problem: Problem, centroids: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The margin of every point, and how far centroids may move before its label does.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The margin and the label of every point, and how far centroids may move before.
 
-    Both [n] and infinite where there is one active cluster. The second is 0 where
-    rounding may have chosen the label, and infinite in rows of weight zero.
+    All [n]: margin, radius, label; the first two are infinite where there is one active
+    cluster. The radius is in the metric √(2 distance/s), 0 where rounding may have
+    chosen the label, infinite in rows of weight zero, and NaN of a distance that is no
+    squared metric.
     """
-    c, m = centered(problem, centroids)
-    around = about(m, c)
+    given = expand(problem, centroids)
+    form, c, e = given.form, given.rows, given.expansion
     active, (k, d) = problem.active, c.shape
-    farthest = jnp.sqrt(jnp.max(jnp.sum(around**2, axis=1)))
+    farthest = jnp.sqrt(jnp.max(jnp.sum(e.centers**2, axis=1)))
+    steepest = jnp.sqrt(jnp.max(jnp.sum(e.duals**2, axis=1)))
     number = jnp.asarray(k) if active is None else active.sum()
+    half, gamma = 2 / form.scale, _gamma(d, c.dtype)
 
     def block(x: jax.Array, w: jax.Array | None):
-        score = masked(scores(x, around, m), active)
+        free, x = form.directionless(x), form.embed(x)
+        score = masked(form.scores(x, e, free), active)
         first = nearest(score)
         index = lax.broadcasted_iota(jnp.int32, score.shape, 0)
         second = nearest(jnp.where(index == first[None], -jnp.inf, score))
-        a, b = x - c[first], x - c[second]
-        # No difference of squares, which would cancel far from both.
-        margin = jnp.abs(jnp.sum((c[first] - c[second]) * (a + b), axis=1))
-        roots = jnp.sqrt(jnp.sum(a * a, axis=1)) + jnp.sqrt(jnp.sum(b * b, axis=1))
-        away = jnp.sqrt(jnp.sum((x - m) ** 2, axis=1))
+        a, b = c[first], c[second]
+        # D(x, b) − D(x, a) = D(a, b) − ⟨∇φ(b) − ∇φ(a), x − a⟩: no difference of two
+        # distances, which would cancel far from both.
+        dual, apart = form.dual(b - a, a), form.cost(a, b)
+        margin = jnp.abs(apart - form.scale * jnp.sum(dual * (x - a), axis=1))
+        roots = sum(jnp.sqrt(half * form.cost(x, own)) for own in (a, b))
         roots = jnp.where(roots > 0, roots, 1)
-        bound = _rounding(d, farthest, away, margin / roots, roots)
-        radius = (margin - bound) / (2 * roots) * (1 - _gamma(d, c.dtype))
+        away = jnp.sqrt(jnp.sum((x - e.origin) ** 2, axis=1))
+        if type(form) is Form:
+            bound = _rounding(d, farthest, away, margin / roots, roots)
+        else:
+            # Of two scores, four times, as there, and of the margin itself.
+            of_scores = away * steepest + jnp.max(jnp.abs(e.offsets))
+            size = jnp.sqrt(jnp.sum(dual**2, axis=1) * jnp.sum((x - a) ** 2, axis=1))
+            bound = form.scale * gamma * (8 * of_scores + 3 * size) + 3 * gamma * apart
+        radius = half * (margin - bound) / (2 * roots) * (1 - gamma)
         radius = jnp.where(jnp.isfinite(radius), jnp.maximum(radius, 0), 0)
+        if not form.is_metric:
+            radius = jnp.where(radius > 0, jnp.nan, 0)
         margin, radius = (jnp.where(number > 1, v, jnp.inf) for v in (margin, radius))
         if w is not None:
             margin = jnp.where((w != 0) | jnp.isfinite(margin), margin, jnp.inf)
             radius = jnp.where(w == 0, jnp.inf, radius)
-        return (), (margin, radius)
+        return (), (margin, radius, first)
 
     block_size = plan.block_size or block_for(k, d)
-    return over_points(block, problem, block_size, m, squares=False)[1]
+    return over_points(block, problem, block_size, given.anchor, squares=False)[1]
 
 
 def _gamma(d: int, dtype: jnp.dtype) -> float:

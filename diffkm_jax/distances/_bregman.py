@@ -101,6 +101,7 @@ class BregmanForm(Form):
 
     scale = 1.0
     is_invariant = False
+    is_metric = False
     is_flat = True
 
     def __init__(self, distance: Bregman) -> None:
@@ -127,8 +128,15 @@ class BregmanForm(Form):
         # of two φ, which is noise near rest.
         return self.size(c + step / 3, step)
 
+    def curvature(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = jnp.linalg.eigvalsh(self._matrices(c))
+        return values.min(axis=1, initial=jnp.inf), values.max(axis=1, initial=0)
+
     def inverse_root(self, c: jax.Array, v: jax.Array) -> jax.Array:
-        return inverse_root(jax.vmap(jax.hessian(self.divergence._value))(c), v)
+        return inverse_root(self._matrices(c), v)
+
+    def _matrices(self, c: jax.Array) -> jax.Array:
+        return jax.vmap(jax.hessian(self.divergence._value))(c)
 
     def outside(self, rows: jax.Array) -> jax.Array:
         value = along_rows(self.divergence._value)(rows)

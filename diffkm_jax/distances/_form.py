@@ -39,6 +39,8 @@ class Form:
     scale = 2.0
     # Whether D(x + a, c + a) = D(x, c), so that an origin in the data loses nothing.
     is_invariant = True
+    # Whether √(2 D) is a norm of the difference.
+    is_metric = True
     # Whether centroids are not all of space, but a sphere in it.
     is_curved = False
     # Whether D(x, c) has directions in which it does not depend on c.
@@ -134,6 +136,33 @@ class Form:
     def size(self, c: jax.Array, v: jax.Array) -> jax.Array:
         """Σ_j s/2 ⟨v_j, ∇²φ(c_j) v_j⟩, []: what small changes v of c_j cost."""
         return 0.5 * self.scale * jnp.sum(v * self.hessian(c, v))
+
+    def tangent(self, c: jax.Array, v: jax.Array) -> jax.Array:
+        """What of moves v of centroids as given, [k, d], changes a distance at all."""
+        del c
+        return v
+
+    def curvature(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The least and largest eigenvalues of s ∇²φ(c_j), [k], at centroids given."""
+        every = jnp.full(len(c), self.scale, c.dtype)
+        return every, every
+
+    def critical_temperature(self, mean: jax.Array, covariance: jax.Array) -> jax.Array:
+        """Above it, [], centroids merge in the mean, [1, d], of embedded points.
+
+        Where s times an eigenvalue of ∇²φ Σ, Σ the covariance, is the largest.
+        """
+        values, vectors = jnp.linalg.eigh(covariance)
+        # The rows of Σ^½; what is not positive is rounding.
+        roots = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
+        at = jnp.broadcast_to(mean, covariance.shape)
+        inner = matmul(roots, self.hessian(at, roots).T)
+        return self.scale * jnp.max(jnp.linalg.eigvalsh(inner), initial=0)
+
+    def move(self, c: jax.Array, radius: jax.Array) -> jax.Array:
+        """How far centroids as given may move, [], for a radius in √(2 D)."""
+        del c
+        return radius
 
     def inverse_root(self, c: jax.Array, v: jax.Array) -> jax.Array:
         """(s ∇²φ(c_j))^−½ v_j, [k, d], and zero where that is infinite."""

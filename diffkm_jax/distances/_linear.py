@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from diffkm_jax._geometry import matmul
 from diffkm_jax._numerics import polar
-from diffkm_jax.distances._form import Expansion, Form
+from diffkm_jax.distances._form import Form
 
 
 class MahalanobisForm(Form):
@@ -42,6 +44,15 @@ class MahalanobisForm(Form):
 
     def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:
         return self.size(c, step)
+
+    def curvature(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = jnp.linalg.eigvalsh(2 * self.precision.astype(c.dtype))
+        least, largest = jnp.min(values, initial=jnp.inf), jnp.max(values, initial=0)
+        return jnp.full(len(c), least), jnp.full(len(c), largest)
+
+    def move(self, c: jax.Array, radius: jax.Array) -> jax.Array:
+        # ‖v‖² in the metric is vᵀPv ≤ λ ‖v‖².
+        return radius / jnp.sqrt(0.5 * self.curvature(c)[1][0])
 
     def inverse_root(self, c: jax.Array, v: jax.Array) -> jax.Array:
         del c
@@ -87,6 +98,28 @@ class CosineForm(Form):
 
     def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:
         return 0.5 * jnp.sum((self.retract(c + step, c) - c) ** 2)
+
+    def tangent(self, c: jax.Array, v: jax.Array) -> jax.Array:
+        c = self.embed(c)
+        return v - jnp.sum(c * v, axis=1, keepdims=True) * c
+
+    def curvature(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Along the sphere.
+        every = 1 / jnp.sum(c * c, axis=1)
+        return every, every
+
+    def critical_temperature(self, mean: jax.Array, covariance: jax.Array) -> jax.Array:
+        # That of the covariance along the sphere, over the length of the mean.
+        rows = self.tangent(jnp.broadcast_to(mean, covariance.shape), covariance)
+        inner = self.tangent(jnp.broadcast_to(mean, covariance.shape), rows.T)
+        largest = jnp.max(jnp.linalg.eigvalsh(inner), initial=0)
+        return largest / jnp.linalg.norm(mean)
+
+    def move(self, c: jax.Array, radius: jax.Array) -> jax.Array:
+        # A chord r is an angle 2 asin(r/2), and no shorter move turns c by as much.
+        r = jnp.minimum(radius, math.sqrt(2))
+        length = jnp.sqrt(jnp.min(jnp.sum(c * c, axis=1)))
+        return length * r * jnp.sqrt(1 - r * r / 4)
 
     def mass(self, c: jax.Array, shifts: jax.Array, counts: jax.Array) -> jax.Array:
         # At rest the Hessian is the length of the sum of unit rows, and less.

@@ -22,6 +22,7 @@ class KullbackLeiblerForm(Form):
 
     scale = 1.0
     is_invariant = False
+    is_metric = False
 
     def anchor(self, c: jax.Array, active: jax.Array | None) -> jax.Array:
         m = super().anchor(c, active)
@@ -41,8 +42,8 @@ class KullbackLeiblerForm(Form):
 
     def expand(self, c: jax.Array, b: jax.Array, m: jax.Array) -> Expansion:
         del b
-        # x log(c/m) − c about an origin of 0, where x − m would lose an x far below m, or
-        # where x = 0 must leave no trace of m.
+        # x log(c/m) − c about an origin of 0, where x − m would lose an x far below m,
+        # or where x = 0 must leave no trace of m.
         plain = is_wide(c)
         origin = jax.lax.stop_gradient(jnp.where(plain, 0, m))
         about = sum_kullback_leibler(jnp.where(plain, 1, m), jnp.where(plain, 1, c))
@@ -78,6 +79,9 @@ class KullbackLeiblerForm(Form):
     def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:
         return sums_of_steps(c, step)[0]
 
+    def curvature(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return 1 / c.max(axis=1, initial=0), 1 / c.min(axis=1, initial=jnp.inf)
+
     def inverse_root(self, c: jax.Array, v: jax.Array) -> jax.Array:
         return jnp.sqrt(c) * v
 
@@ -91,6 +95,7 @@ class ItakuraSaitoForm(Form):
 
     scale = 1.0
     is_invariant = False
+    is_metric = False
 
     def dual(self, b: jax.Array, m: jax.Array) -> jax.Array:
         # Not b/(m c), which over- and underflows at 1e∓25.
@@ -130,6 +135,10 @@ class ItakuraSaitoForm(Form):
 
     def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:
         return sums_of_steps(c, step)[1]
+
+    def curvature(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        least, largest = c.min(axis=1, initial=jnp.inf), c.max(axis=1, initial=0)
+        return 1 / largest / largest, 1 / least / least
 
     def inverse_root(self, c: jax.Array, v: jax.Array) -> jax.Array:
         return c * v

@@ -13,8 +13,6 @@ import numpy as np
 
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import library_of, no_array, shown
-from diffkm_jax._mesh import check_axis
-from diffkm_jax._problem import Plan, Problem
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -83,31 +81,6 @@ def as_real(name: str, value: ArrayLike) -> jax.Array:
         return array.astype(jnp.result_type(float))
     check_floating(name, array)
     return array
-
-
-def as_problem(
-    points: ArrayLike,
-    centroids: ArrayLike,
-    *,
-    distance: Callable[[jax.Array, jax.Array], jax.Array],
-    weights: ArrayLike | None = None,
-    active: ArrayLike | None = None,
-    temperature: ArrayLike | None = None,
-    block_size: int | None = None,
-    axis_name: str | None = None,
-) -> tuple[Plan, Problem, jax.Array]:
-    """The arguments of a pass, checked: its static plan, its problem, the centroids."""
-    points, centroids = as_points_and_centroids(points, centroids)
-    weights = as_weights(weights, points.shape[0])
-    active = as_active(active, centroids.shape[0])
-    check_callable("distance", distance)
-    check_block_size(block_size)
-    check_axis(axis_name)
-    if temperature is not None:
-        temperature = as_scalar("temperature", temperature, points, centroids, weights)
-    tree = as_tree(distance)
-    problem = Problem(points, tree, weights, active, temperature)
-    return Plan(block_size, axis_name), problem, centroids
 
 
 def as_tree(distance: Callable[..., jax.Array]) -> Any:

@@ -1,6 +1,6 @@
 """What every pass over the points is given, but for the centroids.
 
-`_checks.as_problem` makes both from the arguments of a public function.
+`_given.as_problem` makes both from the arguments of a public function.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._blocks import fill_inert, fill_rows, weigh
-from diffkm_jax._checks import as_problem, check_callable, check_given
+from diffkm_jax._checks import check_callable, check_given
 from diffkm_jax._distance_pass import heaviest
 from diffkm_jax._geometry import centered
+from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import quotient
 from diffkm_jax._pass import total_loss

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from diffkm_jax._checks import as_problem
 from diffkm_jax._expansion import expand
+from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import per_count
 from diffkm_jax._pass import has_means, nearest_labels, sums

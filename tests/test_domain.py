@@ -19,6 +19,8 @@ SHORT = {"optimizer": optax.sgd(1e-3), "max_steps": 3, "tol": 0.0, "derivative":
 
 
 def jax_status(x, c, name, **options):
+    # Of NumPy's arrays the numbers would be read, and refused.
+    x, c = jnp.asarray(x), jnp.asarray(c)
     result = dk.fit(x, c, distance=getattr(dk, name), **SHORT, **options)
     return dk.Status(int(result.status))
 
@@ -63,7 +65,9 @@ def test_a_point_outside_is_flagged_and_one_of_weight_zero_is_not(status, case):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_centroid_of_zeros_is_flagged_and_an_inactive_one_is_not(status, name):
     c = set_at(C, 1, 0.0)
-    assert dk.Status.DOMAIN in status(X, c, name)
+    # A mean may be 0 under `kl_divergence`.
+    flagged = dk.Status.DOMAIN in status(X, c, name)
+    assert flagged == (name != "kl_divergence")
     active = np.array([True, False])
     assert dk.Status.DOMAIN not in status(X, c, name, active=active)
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import export, lax
 
 from diffkm_jax._blocks import block_for, over_points, psum, weigh
-from diffkm_jax._checks import as_problem, check_integer
+from diffkm_jax._checks import check_integer
 from diffkm_jax._expansion import Expanded, expand
 from diffkm_jax._geometry import matmul
+from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted, shown
 from diffkm_jax._pass import has_means
 from diffkm_jax._problem import Plan, Problem
@@ -79,9 +80,10 @@ class Certificate(NamedTuple):
             below `label_radius`, so that the labels after it are the same and Lloyd's
             algorithm rests, or, where that is not known, these labels are found to be
             the same and none is undecided; the gradient reads nothing but labels, so it
-            is exact here too. Soft: `smallest_eigenvalue` exceeds `eigenvalue_error`, as the implicit
-            function theorem asks for; whether the fit rests, say its status and
-            `distance`. In both cases all is finite, and there is some weight.
+            is exact here too. Soft: `smallest_eigenvalue` exceeds `eigenvalue_error`,
+            as the implicit function theorem asks for; whether the fit rests, say its
+            status and `distance`. In both cases all is finite, and there is some
+            weight.
     """
 
     margin: Float[Array, " n"]
@@ -119,9 +121,9 @@ def certificate(
 
     For every distance that has means. The loss of a hard fit has a kink wherever a
     point is as near to two centroids: its gradient holds up to the nearest such place.
-    The implicit gradient of a soft fit needs a Hessian that is positive. Pass what the fit
-    was given, and the centroids that it returned; in a wider dtype, to decide more. The
-    certificate itself has no gradient, or rather one of zero.
+    The implicit gradient of a soft fit needs a Hessian that is positive. Pass what the
+    fit was given, and the centroids that it returned; in a wider dtype, to decide more.
+    The certificate itself has no gradient, or rather one of zero.
 
     The smallest eigenvalue of a soft loss is by Lanczos' method from a random start, at
     the price of some two passes an iteration. It is exact to rounding if

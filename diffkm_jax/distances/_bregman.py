@@ -102,6 +102,7 @@ class BregmanForm(Form):
     scale = 1.0
     is_invariant = False
     is_metric = False
+    domain = "be where phi is finite"
     is_flat = True
 
     def __init__(self, distance: Bregman) -> None:
@@ -138,6 +139,12 @@ class BregmanForm(Form):
     def _matrices(self, c: jax.Array) -> jax.Array:
         return jax.vmap(jax.hessian(self.divergence._value))(c)
 
-    def outside(self, rows: jax.Array) -> jax.Array:
-        value = along_rows(self.divergence._value)(rows)
+    def outside(self, rows: Any) -> Any:
+        value = along_rows(self.divergence._value)(jnp.asarray(rows))
         return ~jnp.isfinite(value) & jnp.isfinite(rows).all(axis=-1)
+
+    def is_negative(self, x: jax.Array, c: jax.Array) -> jax.Array:
+        # Of a φ that is not convex; what its rounding is, nobody knows.
+        size = jnp.abs(along_rows(self.divergence._value)(c))
+        size += jnp.abs(jnp.sum(self.gradient(c) * (x - c), axis=-1))
+        return self.divergence(x, c) < -(float(jnp.finfo(x.dtype).eps) ** 0.5) * size

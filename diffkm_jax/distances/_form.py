@@ -7,7 +7,7 @@ D(x, m) − D(x, c) = ⟨x − m, ∇φ(c) − ∇φ(m)⟩ − D(m, c).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,8 @@ class Form:
     scale = 2.0
     # Whether D(x + a, c + a) = D(x, c), so that an origin in the data loses nothing.
     is_invariant = True
+    # What rows must do, if not all are in the domain.
+    domain = ""
     # Whether √(2 D) is a norm of the difference.
     is_metric = True
     # Whether centroids are not all of space, but a sphere in it.
@@ -174,7 +176,15 @@ class Form:
         del c, shifts
         return counts
 
-    def outside(self, rows: jax.Array) -> jax.Array | None:
-        """Which rows [n, d] the distance is not defined for, [n]; None if for all."""
+    def outside(self, rows: Any) -> Any:
+        """Which rows [n, d] the distance is not defined for, [n]; None if for all.
+
+        Of NumPy's arrays too; a NaN is no reason.
+        """
         del rows
+        return None
+
+    def is_negative(self, x: jax.Array, c: jax.Array) -> jax.Array | None:
+        """Where a distance is below zero by more than rounding; None if never."""
+        del x, c
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,13 @@ class MahalanobisForm(Form):
     def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:
         return self.size(c, step)
 
+    def is_negative(self, x: jax.Array, c: jax.Array) -> jax.Array:
+        terms = (x - c) * self._times(x - c)
+        size = jnp.linalg.norm(x - c, axis=1) * jnp.linalg.norm(self.precision)
+        size *= jnp.linalg.norm(x - c, axis=1)
+        rounding = 8 * float(jnp.finfo(x.dtype).eps) * size.astype(x.dtype)
+        return jnp.sum(terms, axis=1) < -rounding
+
     def curvature(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = jnp.linalg.eigvalsh(2 * self.precision.astype(c.dtype))
         least, largest = jnp.min(values, initial=jnp.inf), jnp.max(values, initial=0)
@@ -65,6 +73,7 @@ class CosineForm(Form):
     scale = 1.0
     is_invariant = False
     is_curved = True
+    domain = "have no row of zeros"
     is_flat = True
 
     def embed(self, rows: jax.Array) -> jax.Array:
@@ -80,7 +89,7 @@ class CosineForm(Form):
 
     def directionless(self, rows: jax.Array) -> jax.Array:
         # As to `polar`, which takes a subnormal number for zero.
-        return jnp.max(jnp.abs(rows), axis=-1, initial=0) < jnp.finfo(rows.dtype).tiny
+        return self.outside(rows)
 
     def cost(
         self, x: jax.Array, c: jax.Array, directionless: jax.Array | None = None
@@ -126,8 +135,8 @@ class CosineForm(Form):
         total = shifts + counts[:, None] * c
         return jnp.sqrt(jnp.sum(total**2, axis=1))
 
-    def outside(self, rows: jax.Array) -> jax.Array:
-        return self.directionless(rows)
+    def outside(self, rows: Any) -> Any:
+        return abs(rows).max(axis=-1, initial=0) < jnp.finfo(rows.dtype).tiny
 
 
 def inverse_root(matrix: jax.Array, v: jax.Array) -> jax.Array:

@@ -11,13 +11,13 @@ import optax
 from jax import export, lax
 
 from diffkm_jax._checks import as_scalar, check_integer
+from diffkm_jax._domain import out_of_domain
 from diffkm_jax._hints import hinted
 from diffkm_jax._mesh import check_replicated
 from diffkm_jax._pass import sums_and_labels
 from diffkm_jax._problem import Problem
 from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
-from diffkm_jax.distances._domain import out_of_domain
 from diffkm_jax.fitting._derivative import (
     check_derivative,
     differentiate,
@@ -245,7 +245,7 @@ def result_of(
         Status.NON_FINITE: failed,
         Status.EMPTY_CLUSTER: empty,
         Status.LINEAR_SOLVE: ~solved,
-        Status.DOMAIN: out_of_domain(plan, problem, start.centroids, centroids),
+        Status.DOMAIN: out_of_domain(plan, problem, start.centroids, centroids, labels),
         Status.NOT_AT_REST: progress.converged & ~at_rest & ~failed,
     }
     status = sum(jnp.where(on, flag.value, 0) for flag, on in flags.items())

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from diffkm_jax._checks import as_problem, as_scalar
+from diffkm_jax._checks import as_scalar
+from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted, shown
 from diffkm_jax._mesh import check_replicated, vary_as
 from diffkm_jax._pass import has_means, total_loss

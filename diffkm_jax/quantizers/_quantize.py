@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from diffkm_jax._blocks import fill_inert, finite_costs, rows_of, weigh
-from diffkm_jax._checks import as_floating, as_problem, check_callable, check_shape
+from diffkm_jax._blocks import fill_inert, fill_rows, finite_costs, rows_of, weigh
+from diffkm_jax._checks import as_floating, check_callable, check_shape
 from diffkm_jax._geometry import centered
+from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import polar
-from diffkm_jax._pass import hard_pass
+from diffkm_jax._pass import sums_and_labels
 from diffkm_jax._problem import Plan, Problem
-from diffkm_jax.distances import squared_euclidean
+from diffkm_jax.distances import Distance, squared_euclidean
+from diffkm_jax.distances._pairwise import evaluate
 from diffkm_jax.quantizers._vector_maps import straight_through_vector
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ class Quantized(NamedTuple):
     Attributes:
         values: What stands for the points, [n, d], in data units.
         labels: Index of the nearest centroid, [n], int32.
-        codebook_loss: Σ w ‖x − c‖², [], in squared data units; its gradient moves the
-            centroids and not the points.
+        codebook_loss: Σ w distance(x, c), if squared ‖x − c‖², [], in the unit of the
+            distance; its gradient moves the centroids and not the points.
         commitment_loss: The same, []; its gradient moves the points and not the
             centroids.
     """
@@ -56,6 +58,7 @@ def quantize(
     centroids: Float[ArrayLike, "k d"],
     *,
     method: Method = straight_through_vector,
+    distance: Distance = squared_euclidean,
     weights: Float[ArrayLike, " n"] | None = None,
     active: Bool[ArrayLike, " k"] | None = None,
     block_size: int | None = None,
@@ -64,15 +67,19 @@ def quantize(
 
     The gradient of the values in `points` is that of `method`, and in `centroids`
     zero. Those of the losses are exact: the one in the centroids of `codebook_loss` is
-    that of `kmeans_loss`, 2 n_j (c_j − mean of cluster j); the one in the points of
-    `commitment_loss` is 2 w (x − c); both have ‖x − c‖² in the weights. A VQ-VAE adds
-    to its own loss both, the second times a factor.
+    that of `kmeans_loss`, if squared 2 n_j (c_j − mean of cluster j); the one in the
+    points of `commitment_loss` is that of the distance, if squared 2 w (x − c); both
+    have the distance in the weights. A VQ-VAE adds to its own loss both, the second
+    times a factor. Under `cosine` nearest are directions: a codebook of unit rows, as
+    `ema` keeps it, and points of unit length are what is usual then.
 
     Args:
         points: Data, [n, d], real, in data units.
         centroids: Centroids, [k, d], real, in data units.
         method: Function of points and their nearest centroids, both [n, d], to values
             [n, d]; `straight_through_vector`, `rotation_trick` or another.
+        distance: Function of two arrays [..., d], of labels and losses; static by
+            identity, or a tree of arrays.
         weights: Non-negative, [n], any unit, of the losses; a row of weight 0 is inert,
             and what is not finite in it is taken to be its nearest centroid. None is
             ones.
@@ -85,8 +92,8 @@ def quantize(
         float64 if any array is, else float32.
 
     Raises:
-        TypeError: An array is not real, `active` is not bool, or `method` no
-            function.
+        TypeError: An array is not real, `active` is not bool, or `method` or
+            `distance` no function.
         ValueError: A shape does not fit, that of the method's values included, or
             `block_size` is below 1.
 
@@ -104,7 +111,7 @@ def quantize(
     plan, problem, centroids = as_problem(
         points,
         centroids,
-        distance=squared_euclidean,
+        distance=distance,
         weights=weights,
         active=active,
         block_size=block_size,
@@ -125,6 +132,7 @@ def nsvq(
     centroids: Float[ArrayLike, "k d"],
     noise: Float[ArrayLike, "n d"],
     *,
+    distance: Distance = squared_euclidean,
     weights: Float[ArrayLike, " n"] | None = None,
     active: Bool[ArrayLike, " k"] | None = None,
     block_size: int | None = None,
@@ -142,6 +150,8 @@ def nsvq(
         centroids: Centroids, [k, d], real, in data units.
         noise: Standard normal draws, [n, d], floating, no unit; only their directions
             matter.
+        distance: Function of two arrays [..., d], of labels and losses; static by
+            identity, or a tree of arrays.
         weights: Non-negative, [n], any unit, of the losses; a row of weight 0 is inert,
             and what is not finite in it is taken to be its nearest centroid. None is
             ones.
@@ -154,7 +164,8 @@ def nsvq(
         else float32.
 
     Raises:
-        TypeError: An array is not real, `noise` is not floating, or `active` not bool.
+        TypeError: An array is not real, `noise` is not floating, `active` not bool, or
+            `distance` no function.
         ValueError: A shape does not fit, or `block_size` is below 1.
 
     Example:
@@ -170,7 +181,7 @@ def nsvq(
     plan, problem, centroids = as_problem(
         points,
         centroids,
-        distance=squared_euclidean,
+        distance=distance,
         weights=weights,
         active=active,
         block_size=block_size,
@@ -188,11 +199,15 @@ def _encode(plan: Plan, problem: Problem, centroids: jax.Array):
     """Points and nearest centroids [n, d], labels [n], and the two losses."""
     # The value of both losses is the same; each holds one side of it constant.
     held = problem._replace(points=lax.stop_gradient(problem.points))
-    codebook_loss, _, _, labels = hard_pass(plan, held, centroids)
+    (codebook_loss, _, _), labels = sums_and_labels(plan, held, centroids)
     nearest = rows_of(centered(problem, centroids)[0], labels)
     acc, fixed = nearest.dtype, lax.stop_gradient(nearest)
     w = None if problem.weights is None else problem.weights.astype(acc)
     x = fill_inert(problem.points.astype(acc), w, fixed, squares=False)
-    squared = jnp.sum((fill_inert(x, w, fixed) - fixed) ** 2, axis=1)
-    commitment_loss = jnp.sum(weigh(w, finite_costs(squared, w)))
+
+    def costs(x: jax.Array) -> jax.Array:
+        return evaluate(problem.distance, x, fixed)
+
+    finite = x if w is None else fill_rows(x, w, costs(x), fixed)
+    commitment_loss = jnp.sum(weigh(w, finite_costs(costs(finite), w)))
     return x, nearest, labels, codebook_loss, commitment_loss

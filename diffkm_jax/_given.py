@@ -73,7 +73,11 @@ def check_domain(
         if not rows.size:
             continue
         wide = rows.astype(np.promote_types(rows.dtype, np.float32))
-        outside = np.asarray(form.outside(wide))
+        try:
+            with jax.ensure_compile_time_eval():
+                outside = np.asarray(form.outside(wide))
+        except jax.errors.JAXTypeError:
+            continue  # A function that closes over what is traced.
         if usable is not None:
             outside = outside & (np.asarray(usable) > 0)
         if outside.any():

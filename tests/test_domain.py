@@ -143,3 +143,81 @@ def test_restarts_flag_points_and_starts_outside():
     assert dk.Status.DOMAIN not in status(X, first)
     assert dk.Status.DOMAIN in status(set_at(X, (5, 0), -1.0), first)
     assert dk.Status.DOMAIN in status(zero, first)
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_numbers_that_numpy_holds_are_refused(case):
+    name, index, value = OUTSIDE[case]
+    distance, bad = getattr(dk, name), set_at(X, index, value)
+    for call in (dk.kmeans_loss, dk.fit, dk.statistics, dk.assign, dk.quantize):
+        with pytest.raises(ValueError, match=rf"^points must .* under {name}, .*row 3"):
+            call(bad, C, distance=distance)
+    with pytest.raises(ValueError, match=rf"^centroids must .* under {name}"):
+        dk.kmeans_loss(X, bad[3:], distance=distance)
+    # What no weight has is nowhere; what JAX holds is not read.
+    weights = set_at(np.ones(8), 3, 0.0)
+    assert jnp.isfinite(dk.kmeans_loss(bad, C, weights=weights, distance=distance))
+    dk.kmeans_loss(jnp.asarray(bad), C, distance=distance)
+    dk.kmeans_loss(set_at(X, (3, 0), np.nan), C, distance=distance)
+
+
+def entropy(v):
+    return jnp.sum(v * jnp.log(v))
+
+
+def concave(v):
+    return -jnp.sum(v**2)
+
+
+def test_where_phi_is_not_finite_is_refused_or_flagged():
+    distance, bad = dk.bregman(entropy), set_at(X, (3, 1), -1.0)
+    with pytest.raises(ValueError, match=r"^points must be where phi is finite under"):
+        dk.kmeans_loss(bad, C, distance=distance)
+    with pytest.raises(ValueError, match=r"^points must be where phi is finite under"):
+        jax.jit(lambda c: dk.kmeans_loss(bad, c, distance=distance))(C)
+    status = dk.fit(jnp.asarray(bad), C, distance=distance).status
+    assert dk.Status.DOMAIN | dk.Status.NON_FINITE in dk.Status(int(status))
+    assert not dk.fit(X, C, distance=distance).status & dk.Status.DOMAIN.value
+
+
+@pytest.mark.parametrize("distance", [
+    dk.bregman(concave), dk.mahalanobis(jnp.diag(jnp.array([1.0, -1.0])))
+])  # fmt: skip
+def test_a_negative_divergence_is_flagged(distance):
+    result = dk.fit(X, C, distance=distance, max_steps=2)
+    assert dk.Status.DOMAIN in dk.Status(int(result.status))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_zeros_are_inside_of_kullback_leibler_and_so_is_a_mean_of_zeros(soft):
+    x = jnp.array([[0.0, 1.0, 0.0], [0.0, 3.0, 0.0], [2.0, 1.0, 0.0], [0.0, 2.0, 0.0]])
+    c = jnp.array([[1.0, 1.0, 0.0], [0.0, 2.0, 0.0]])
+    t = jnp.asarray(0.5) if soft else None
+    stats = dk.statistics(x, c, distance=dk.kl_divergence, temperature=t)
+    # x log(x/c) − x + c with 0 log 0 = 0, infinite where c = 0 < x.
+    by_hand = np.array([
+        [1.0, np.log(0.5) + 1], [3 * np.log(3) - 1, 3 * np.log(1.5) - 1],
+        [2 * np.log(2) - 1, np.inf], [2 * np.log(2), 0.0],
+    ])  # fmt: skip
+    if soft:
+        expected = -0.5 * np.log(np.exp(-by_hand / 0.5).sum(1)).sum()
+    else:
+        expected = by_hand.min(1).sum()
+    np.testing.assert_allclose(stats.loss, expected, rtol=1e-12)
+
+    def loss(x, c):
+        if soft:
+            return dk.soft_kmeans_loss(x, c, temperature=t, distance=dk.kl_divergence)
+        return dk.kmeans_loss(x, c, distance=dk.kl_divergence)
+
+    for_x, for_c = jax.grad(loss, (0, 1))(x, c)
+    # By convention 0 in x = 0; and 1 for every point in c = 0 = x.
+    np.testing.assert_array_equal(for_x[:, 2], 0)
+    np.testing.assert_allclose(for_c[:, 2], stats.counts)
+    assert jnp.isfinite(for_x).all()
+    assert jnp.isfinite(for_c).all()
+    result = dk.fit(x, c, distance=dk.kl_divergence, temperature=t, tol=0.0)
+    assert dk.Status(int(result.status)) == dk.Status.CONVERGED
+    assert jnp.isfinite(result.centroids).all()
+    means = jax.grad(lambda x: dk.fit(x, c, distance=dk.kl_divergence).centroids.sum())
+    np.testing.assert_allclose(means(x).sum(), 6.0)

@@ -60,6 +60,10 @@ def cost(rows):
     return jnp.sum(rows**2 * DATA["target"][..., : rows.shape[-1]], (-2, -1))
 
 
+def fourth(row):
+    return jnp.sum(row**4)
+
+
 def mirrored(name):
     """A call of a function that torch has too, in its first variant."""
     variant = next(_calls.variants(name))
@@ -86,6 +90,10 @@ CALLS = {
     "fit, a gradient optimizer": lambda: dk.fit(
         X, number() * C, optimizer=MOMENTUM, temperature=number(), max_steps=3
     ),
+    "fit, another precision": lambda: dk.fit(
+        X, C, distance=dk.mahalanobis(number() * jnp.eye(X.shape[1]))
+    ),
+    "bregman": lambda: dk.kmeans_loss(X, C, distance=dk.bregman(fourth)),
     "fit, from a state": lambda: dk.fit(X, dk.update(X, STATE)[0], tol=number()),
     "update, a schedule": lambda: dk.update(X, STATE, temperature=SCHEDULE),
     "the update of an optimizer": lambda: dk.ema(0.9).update(

@@ -71,8 +71,9 @@ def bregman(phi: Callable[[Float[Array, " d"]], Float[Array, ""]]) -> Bregman:
     derivative of a soft fit takes the matrix ∇²φ, [d, d], at every centroid.
 
     Args:
-        phi: A convex function of vectors [d] to scalars that JAX can differentiate
-            twice; static by identity, and its arrays, if it is a tree, traced.
+        phi: A convex function of vectors [d], in data units, to scalars, in any unit,
+            that JAX can differentiate twice; static by identity, and its arrays, if it
+            is a tree, traced.
 
     Returns:
         A function of x, y [..., d] that returns divergences [...], in the unit of φ,

@@ -16,6 +16,7 @@ PACKAGES = {
     "ott.tools.k_means": "ott-jax",
     "torch_kmeans": "torch_kmeans",
     "fast_pytorch_kmeans": "fast_pytorch_kmeans",
+    "faiss": "faiss-cpu",
 }
 VERSIONS = "jax", "jaxlib", "numpy", "optax", *PACKAGES.values()
 

@@ -165,6 +165,20 @@ def diffkm_torch_fit(points: Any, centroids: Any, *, steps: int) -> Fitted:
     return Fitted(found.centroids, found.num_steps)
 
 
+def faiss_sphere(
+    points: np.ndarray, start: np.ndarray, steps: int
+) -> tuple[np.ndarray, float]:
+    """Centroids of faiss' spherical k-means, its objective before the last step."""
+    import faiss
+
+    n, d = points.shape
+    model = faiss.Kmeans(
+        d, len(start), niter=steps, spherical=True, max_points_per_centroid=n
+    )
+    model.train(points, init_centroids=start)
+    return model.centroids, float(model.obj[-1])
+
+
 # Many fits: [count, n, d] and starts [count, k, d] to centroids [count, k, d] ---------
 
 

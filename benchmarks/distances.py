@@ -1,0 +1,107 @@
+"""Distances other than the squared Euclidean: passes beside its pass, faiss' sphere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffkm_jax as dk
+from benchmarks import _rivals
+from benchmarks._measure import Contest, Prepared, Side, compiled, measure, normal
+from benchmarks._records import Record, compare
+
+SHAPES = (100_000, 256, 32), (131_072, 256, 64), (65_536, 1024, 128)
+FEW = 131_072, 16, 64
+SMALL = 2000, 16, 8
+STEPS = 10
+SQUARED = "squared_euclidean"
+NAMED = "cosine", "kl_divergence", "itakura_saito", "mahalanobis"
+
+
+def positive(n: int, k: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points of k clusters, log-normal, and the first k of them as centroids."""
+    rng = np.random.default_rng(0)
+    centers = np.exp(0.5 * rng.standard_normal((k, d)))
+    points = centers[rng.integers(k, size=n)]
+    points = points * np.exp(0.3 * rng.standard_normal((n, d)))
+    return points.astype(np.float32), points[:k].astype(np.float32)
+
+
+def statistics(n: int, k: int, d: int, soft: bool) -> Contest:
+    """Loss, counts and shifts by each distance that has means."""
+    points, centroids = positive(n, k, d)
+    metric = dk.mahalanobis(jnp.eye(d) + 0.1)
+
+    def by(name: str) -> Side:
+        distance = metric if name == "mahalanobis" else getattr(dk, name)
+        temperature = d / 8 if soft else None
+        call = partial(dk.statistics, distance=distance, temperature=temperature)
+        return Side(lambda: compiled(call, points, centroids))
+
+    def agree(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+        for name, found in results.items():
+            np.testing.assert_allclose(found.counts.sum(), n, rtol=1e-5, err_msg=name)
+        return {}
+
+    return Contest({name: by(name) for name in (SQUARED, *NAMED)}, agree)
+
+
+def passes(size: str) -> Iterator[Record]:
+    for soft in (False, True):
+        for shape in [SMALL] if size == "small" else (*SHAPES, FEW):
+            of = dict(zip("nkd", shape, strict=True))
+            rounds = 3 if size == "small" else 7
+            done = measure(statistics, rounds=rounds, soft=soft, **of)
+            for name in NAMED:
+                # With few centroids the distance of each point is most of the work.
+                bound = {} if shape == FEW else {"at_most": 1.3}
+                compare(done, name, SQUARED, **bound)
+            yield done
+
+
+def sphere(n: int, k: int, d: int) -> Contest:
+    """Spherical k-means: ten steps from the same start, on unit rows."""
+    # Without clusters, so that none is empty, which faiss would split, or at rest.
+    points, _ = normal(n, k, d)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    start = points[:k].copy()
+    args = jnp.asarray(points), jnp.asarray(start)
+    fit = partial(dk.fit, distance=dk.cosine, max_steps=STEPS, tol=0.0)
+
+    def ours() -> tuple[Any, float]:
+        found = jax.block_until_ready(fit(*args))
+        assert int(found.num_steps) == STEPS
+        return found.centroids, n - float(found.history[STEPS - 1])
+
+    def agree(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+        value, objective = results["diffkm"]
+        facts = {}
+        for name, (centroids, other) in results.items():
+            # It adds its objective in float32, one point after another.
+            np.testing.assert_allclose(other, objective, rtol=1e-4, err_msg=name)
+            # A point that is nearly tied may go elsewhere, and moves two centroids.
+            moved = np.abs(np.asarray(value) - centroids).max(1) > 1e-4
+            assert moved.mean() < 0.1, f"{name}: {moved.sum()} centroids differ"
+            facts[name] = {"centroids_that_differ": int(moved.sum())}
+        return facts
+
+    sides = {"diffkm": Side(lambda: Prepared(ours))}
+    theirs = partial(_rivals.faiss_sphere, points, start, STEPS)
+    sides["faiss"] = Side(lambda: Prepared(theirs), "faiss")
+    return Contest(sides, agree)
+
+
+def spheres(size: str) -> Iterator[Record]:
+    for shape in [SMALL] if size == "small" else (*SHAPES, FEW):
+        of = dict(zip("nkd", shape, strict=True))
+        done = measure(sphere, rounds=3 if size == "small" else 5, burst=0, **of)
+        compare(done, "diffkm", "faiss", at_most=0.7)
+        yield done
+
+
+BENCHMARKS = {"passes": passes, "spherical": spheres}

@@ -1,8 +1,8 @@
 """K-means losses: sums over the points, with exact derivatives.
 
-For the squared Euclidean distance they are the loss of `statistics`, derivative and
-all. Any other distance goes through plain autodiff of the distance at the nearest
-centroid, block by block, so that arrays the distance closes over have gradients too.
+For a distance that has means they are the loss of `statistics`, derivative and all. Any
+other goes through plain autodiff of the distance at the nearest centroid, block by
+block, so that arrays it closes over have gradients too.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def kmeans_loss(
         centroids: Centroids, [k, d], real, in data units.
         weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
             NaN. None is ones.
-        distance: Function of two arrays [..., d]; static by identity.
+        distance: Function of two arrays [..., d]; static by identity, or a tree of
+            arrays, as `mahalanobis(P)`.
         active: Clusters that exist, [k], bool, at least one true; None is all.
         block_size: Points in a block, static; None chooses it by shape.
         axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
@@ -73,8 +74,9 @@ def kmeans_loss(
     Raises:
         TypeError: An array is not real, `active` is not bool, or `distance` no
             function.
-        ValueError: A shape does not fit, `block_size` is below 1, or `axis_name` is not
-            an axis of the shard_map around.
+        ValueError: A shape does not fit, `block_size` is below 1, a NumPy array has a
+            row outside the domain of `distance`, or `axis_name` is not an axis of the
+            shard_map around.
 
     Example:
         >>> x, c = jnp.array([[0.0], [1.0], [9.0], [10.0]]), jnp.array([[0.0], [10.0]])
@@ -116,9 +118,10 @@ def soft_kmeans_loss(
     point i, and minus the weighted entropy of r in the temperature. As T → 0 the loss
     becomes `kmeans_loss`, from below, by at most T log k for every unit of weight.
 
-    Distances are expanded about a centroid, so that this loss and its gradient are
-    decided to about ε(‖x − m‖² + ‖c − m‖²) for every unit of weight, m in the middle of
-    the centroids: groups of points 10³ standard deviations apart need float64.
+    Distances that have means are expanded about a centroid m in the middle of the
+    others, so that this loss and its gradient are decided to about ε(D(x, m) + D(m, c))
+    for every unit of weight, if squared ε(‖x − m‖² + ‖c − m‖²): groups of points 10³
+    standard deviations apart need float64.
 
     Args:
         points: Data, [n, d], real, in data units.
@@ -126,7 +129,8 @@ def soft_kmeans_loss(
         temperature: Positive scalar T, in the unit of `distance`; may be traced.
         weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
             NaN. None is ones.
-        distance: Function of two arrays [..., d]; static by identity.
+        distance: Function of two arrays [..., d]; static by identity, or a tree of
+            arrays, as `mahalanobis(P)`.
         active: Clusters that exist, [k], bool, at least one true; None is all.
         block_size: Points in a block, static; None chooses it by shape.
         axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
@@ -139,8 +143,9 @@ def soft_kmeans_loss(
         TypeError: An array or `temperature` is not real, `active` is not bool, or
             `distance` no function.
         ValueError: A shape does not fit; `temperature` is None, not a scalar, or a
-            number and not positive and finite; `block_size` is below 1; `axis_name` is
-            not an axis of the shard_map around.
+            number and not positive and finite; `block_size` is below 1; a NumPy array
+            has a row outside the domain of `distance`; `axis_name` is not an axis of
+            the shard_map around.
 
     Example:
         >>> x, c = jnp.array([[0.0]]), jnp.array([[-1.0], [1.0]])
@@ -206,7 +211,8 @@ def assigned_loss(
         TypeError: An array or `temperature` is not real, `active` is not bool, or
             `assignment` or `distance` no function.
         ValueError: A shape does not fit, that of the assignment included;
-            `temperature` is not a scalar, or a number and not positive and finite.
+            `temperature` is not a scalar, or a number and not positive and finite; or a
+            NumPy array has a row outside the domain of `distance`.
 
     Example:
         >>> x, c = jnp.array([[0.0]]), jnp.array([[-1.0], [1.0]])

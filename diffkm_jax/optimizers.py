@@ -1,8 +1,8 @@
 """K-means algorithms as optax transformations that read the cluster counts.
 
-Their `update` takes the gradient of a squared Euclidean k-means loss (a sum, hard or
-soft) and, as an extra argument, the counts of the same pass. They chain with any
-other optax transformation; clusters without weight do not move.
+Their `update` takes the gradient of a k-means loss (a sum, hard or soft) and, as extra
+arguments, the counts and shifts of the same pass. They chain with any other optax
+transformation behind them; clusters without weight do not move.
 """
 
 from __future__ import annotations
@@ -98,18 +98,20 @@ def _steps(updates: Any, shifts: Any, counts: Any) -> Any:
 def newton() -> optax.GradientTransformationExtraArgs:
     """Newton's method on the k-means loss: Lloyd's algorithm, or EM if it is soft.
 
-    The update is −gradient / (2 counts) = shifts / counts, which takes every centroid
-    to the mean of its points. It is exact on the hard loss, whose Hessian is the
-    diagonal 2 counts; on the soft loss, whose Hessian is smaller, it is the EM step.
-    The update is differentiable in the gradient and in the counts.
+    The update is shifts / counts, which takes every centroid to the mean of its points;
+    if squared Euclidean that is −gradient / (2 counts). It is exact on the hard loss,
+    whose Hessian at rest is counts times that of the distance; on the soft loss, whose
+    Hessian is smaller, it is the EM step. The update is differentiable in the shifts
+    and the counts. In a chain it stands first: it reads shifts, which what stands
+    before it does not change.
 
     Returns:
         A stateless optax transformation, the same object at every call; its `update`
-        needs `counts`, [k], in the unit of the weights.
+        needs `counts`, [k], in the unit of the weights, and reads `shifts`, [k, d];
+        without them it takes the gradient to be that of the squared Euclidean loss.
 
     Raises:
-        ValueError: `update` got no counts, as under a distance other than the squared
-            Euclidean.
+        ValueError: `update` got no counts, as under a distance that has no means.
 
     Example:
         >>> x, c = jnp.array([[0.0], [1.0], [8.0]]), jnp.array([[0.0], [9.0]])
@@ -155,11 +157,10 @@ def macqueen() -> optax.GradientTransformationExtraArgs:
     Returns:
         An optax transformation, the same object at every call; its state holds the
         running counts, and its `update` needs `counts`, [k], in the unit of the
-        weights.
+        weights, and reads `shifts` as `newton` does.
 
     Raises:
-        ValueError: `update` got no counts, as under a distance other than the squared
-            Euclidean.
+        ValueError: `update` got no counts, as under a distance that has no means.
 
     Example:
         >>> state = dk.init(jnp.array([[5.0]]), optimizer=dk.macqueen())
@@ -212,12 +213,12 @@ def ema(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
     Returns:
         An optax transformation, the same object for the same decay; its state holds
         the running counts, and its `update` needs `counts`, [k], in the unit of the
-        weights.
+        weights, and reads `shifts` as `newton` does.
 
     Raises:
         TypeError: `decay` is no number.
         ValueError: `decay` is not in range; or `update` got no counts, as under a
-            distance other than the squared Euclidean.
+            distance that has no means.
 
     Example:
         >>> codebook = dk.ema(0.75)

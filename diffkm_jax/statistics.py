@@ -33,13 +33,17 @@ __all__ = ["Statistics", "assign", "statistics"]
 class Statistics(NamedTuple):
     """What one pass over the points knows, in the accumulation dtype.
 
-    The gradient of the loss in the centroids is −2 `shifts`, its Hessian (hard) the
-    diagonal 2 `counts`, and one Newton, Lloyd or EM step adds `shifts / counts`.
+    One Newton, Lloyd or EM step adds `shifts / counts`. If squared Euclidean, the
+    gradient of the loss in the centroids is −2 `shifts` and its Hessian (hard) the
+    diagonal 2 `counts`; of a Bregman divergence D of φ they are −∇²φ(c) `shifts` and,
+    at rest, ∇²φ(c) `counts`.
 
     Attributes:
-        loss: Σ w min_j ‖x − c_j‖², or the free energy, [], in squared data units.
+        loss: Σ w min_j distance(x, c_j), or the free energy, [], in the unit of the
+            distance.
         counts: Weight of every cluster, Σ w r_j, [k], in the unit of the weights.
-        shifts: Σ w r_j (x − c_j), [k, d], in data units.
+        shifts: Σ w r_j (x − c_j), [k, d], in data units; under `cosine` of unit rows x
+            and c; of a distance that has no means −½ ∂loss/∂c_j.
     """
 
     loss: Float[Array, ""]
@@ -67,11 +71,19 @@ def statistics(
     """Loss, counts and shifts of the points about the centroids, in one blocked pass.
 
     Without a temperature every point counts for its nearest centroid, ties to the
-    lowest index; with one it counts for all, by r = softmax(−‖x − c‖²/temperature).
+    lowest index; with one it counts for all, by r = softmax(−distance/temperature).
 
-    The gradient of every output is exact in points, centroids, weights and
-    temperature, at every order, in forward and reverse mode, labels held constant
-    between ties. That of the loss in the centroids costs nothing beyond the pass.
+    The gradient of every output is exact in points, centroids, weights, temperature and
+    in the arrays that the distance holds, at every order, in forward and reverse mode,
+    labels held constant between ties. That of the loss in the centroids costs nothing
+    beyond the pass.
+
+    Of a distance that has means the pass is one matrix product, and float32 finds the
+    labels of float64 but for points whose two nearest are as near to about ε times the
+    divergences from the middle of the centroids: clusters 10³ standard deviations apart
+    need float64. Under `kl_divergence` and `itakura_saito` it is ε times the range of a
+    coordinate over centroids that counts: at a ratio of 10⁴ clusters that differ by a
+    factor of 1.1 are told apart, and by 1.01 but for some 0.1 % of their points.
 
     Args:
         points: Data, [n, d], real, in data units.
@@ -95,8 +107,9 @@ def statistics(
     Raises:
         TypeError: An array or `temperature` is not real, or `active` is not bool.
         ValueError: A shape does not fit; `temperature` is not a scalar, or a number
-            and not positive and finite; `block_size` is below 1; `axis_name` is not an
-            axis of the shard_map around.
+            and not positive and finite; `block_size` is below 1; a NumPy array has a
+            row outside the domain of `distance`; `axis_name` is not an axis of the
+            shard_map around.
 
     Example:
         >>> x, c = jnp.array([[0.0], [1.0], [9.0], [10.0]]), jnp.array([[0.0], [10.0]])
@@ -201,7 +214,8 @@ def assign(
         points: Data, [n, d], real, in data units.
         centroids: Centroids, [k, d], real, in data units.
         active: Clusters that exist, [k], bool; None is all.
-        distance: Function of two arrays [..., d]; static by identity.
+        distance: Function of two arrays [..., d]; static by identity, or a tree of
+            arrays, as `mahalanobis(P)`.
         block_size: Points in a block, static; None chooses it by shape.
 
     Returns:
@@ -211,7 +225,8 @@ def assign(
     Raises:
         TypeError: `points` or `centroids` is not real, `active` is not bool, or
             `distance` no function.
-        ValueError: A shape does not fit, or `block_size` is below 1.
+        ValueError: A shape does not fit, `block_size` is below 1, or a NumPy array has
+            a row outside the domain of `distance`.
 
     Example:
         >>> x, c = jnp.array([[1.0], [5.0], [9.0]]), jnp.array([[0.0], [10.0]])

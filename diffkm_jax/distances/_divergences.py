@@ -19,11 +19,13 @@ def kl_divergence(
 
     On probability vectors it is the Kullback–Leibler divergence of `x` from `y`, in
     nats. The gradient is log(x/y) in `x` and 1 − x/y in `y`; a coordinate with x = 0
-    contributes y, and its gradient in `x` (truly −∞) is zero.
+    contributes y, and its gradient in `x` (truly −∞) is zero. The mean of points that
+    are all 0 there is 0 too, and is a legal `y`: there x > 0 is infinitely far. Starts
+    drawn from sparse data have such zeros: smooth them.
 
     Args:
         x: Non-negative vectors, [..., d], real, any unit; the points.
-        y: Positive vectors, [..., d], real, in the unit of `x`; the centroids.
+        y: Non-negative vectors, [..., d], real, in the unit of `x`; the centroids.
 
     Returns:
         Divergences, [...], in nats times the unit of `x`, float64 if either argument

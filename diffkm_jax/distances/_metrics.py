@@ -118,7 +118,8 @@ def cosine(
 
     With unit vectors x̂, ŷ it is ½ ‖x̂ − ŷ‖². The gradient in `x` is
     −(ŷ − (x̂·ŷ) x̂)/‖x‖, and likewise in `y`. A zero vector has distance 1 to
-    everything, and gradient zero.
+    everything, and gradient zero. A clustering by it is spherical k-means: its means
+    are those of unit vectors, normalized; half of squared Euclidean on unit vectors.
 
     Args:
         x: Vectors, [..., d], real, any unit.

@@ -62,9 +62,14 @@ def fit(
 
     With the default optimizer this is Lloyd's algorithm, or EM at a temperature, and
     stops where scikit-learn stops. A step is a pass at the centroids c and an update;
-    the fit stops after the step at which Σ_j ‖shifts_j / counts_j‖² at c is at most
-    `tol` times the mean variance of the features, or rounding. Under a temperature
-    schedule it does so only once the temperature has its final value.
+    the fit stops after the step at which Σ_j distance(c_j + shifts_j / counts_j, c_j)
+    is at most `tol` times the mean distance to the mean over d, or rounding: if squared
+    Euclidean, Σ_j ‖shifts_j / counts_j‖² and the mean variance of the features. Under a
+    temperature schedule it does so only once the temperature has its final value.
+
+    Under `cosine` it is spherical k-means: centroids are unit rows before and after
+    every step, of any optimizer, and Newton's step takes them to the mean of unit
+    points, normalized; one whose points have the mean zero stays.
 
     The gradient of the returned centroids in points, weights and temperature is what
     `derivative` says; `loss` and `counts` are functions of these centroids, and so is
@@ -82,18 +87,21 @@ def fit(
         weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
             NaN. None is ones.
         active: Clusters that exist, [k], bool, at least one true; None is all.
-        temperature: Positive scalar in squared data units, or a schedule of the step
-            (static by identity), for deterministic annealing; None is the hard
+        temperature: Positive scalar in the unit of `distance`, or a schedule of the
+            step (static by identity), for deterministic annealing; None is the hard
             assignment. A schedule must come to rest (`exponential_decay` needs an
             `end_value`), or the fit ends with MAX_STEPS. Centroids that merged above
             the critical temperature stay merged: start below it, or chain
             `optax.add_noise` after `newton()`.
-        distance: Function of two arrays [..., d]; static by identity. Other than the
-            squared Euclidean it needs a gradient optimizer, and `tol` a value of its
-            own: the residual is then Σ_j ‖∂loss/∂c_j / 2 counts_j‖², whose unit is not
-            that of a variance. Arrays it closes over are differentiated like points.
+        distance: Function of two arrays [..., d]; static by identity, or a tree of
+            arrays, as `mahalanobis(P)`. Those that have means (`squared_euclidean`,
+            `cosine`, `kl_divergence`, `itakura_saito`, `mahalanobis`, `bregman`) take
+            one matrix product and any optimizer. Another needs a gradient optimizer,
+            and `tol` a value of its own: the residual is then
+            Σ_j ‖∂loss/∂c_j / 2 counts_j‖², whose unit is not that of a variance.
+            Arrays that a distance holds or closes over are differentiated like points.
         tol: Non-negative scalar, no unit, relative to the mean variance of the
-            features; 0 means to rounding.
+            features, or what the distance has in its place; 0 means to rounding.
         max_steps: Limit of steps in this call, static; 0 evaluates the start.
         empty: As in `update`: `"keep"`, `"farthest"` (scikit-learn's), or a function.
         derivative: How the returned centroids are differentiated, static.
@@ -119,8 +127,9 @@ def fit(
 
     Returns:
         A `FitResult`. Nothing raises at run time: read `status`. It says
-        DOMAIN where a distance of this library is not defined. It cannot see squares
-        that underflow: scale data in units so small that they do (10⁻¹⁸ in float32).
+        DOMAIN where a distance of this library is not defined, or negative. It cannot
+        see squares that underflow: scale data in units so small that they do (10⁻¹⁸ in
+        float32).
         Wherever the data are, the fit takes the steps of data about the origin; loss,
         labels and residual are those of the centroids as their dtype holds them, and
         `state` has what rounding took. Of weights only the ratios matter: they may be
@@ -133,9 +142,10 @@ def fit(
         ValueError: A shape does not fit; there are more centroids than points (and no
             `active`); `temperature` or `tol` is a number out of range, or not a
             scalar; `empty` or `derivative` is unknown; `derivative` is `"one_step"` and
-            `distance` not the squared Euclidean; `max_steps` is negative or
-            `block_size` below 1; a `State` is of another optimizer; or `distance` is
-            not the squared Euclidean and the optimizer needs counts; or `axis_name` is
+            `distance` has no means; `max_steps` is negative or `block_size` below 1; a
+            `State` is of another optimizer; or `distance` has no means and the
+            optimizer needs counts; or a NumPy array has a row outside the domain of
+            `distance`; or `axis_name` is
             not an axis of the shard_map around, or not the one that points vary over
             and `centroids` do not.
 

@@ -66,9 +66,11 @@ class Status(enum.IntFlag):
             differentiated: read it next to the gradient, as an auxiliary output.
         DOMAIN: A point of positive weight, or an active centroid at the start or the
             end, is where the distance is not defined: a row of zeros under `cosine`
-            (as a centroid it has gradient zero and never moves), a number below 0 under
-            `kl_divergence`, of a centroid also 0, and a number of at most 0 under
-            `itakura_saito`. Set beside the others; a distance of your own has none.
+            (as a centroid it has gradient zero), a number below 0 under
+            `kl_divergence`, of at most 0 under `itakura_saito`, a φ that is not finite
+            under `bregman(phi)`. Or a distance is negative: of a φ that is not convex,
+            a precision that is not positive. Set beside the others; a distance of your
+            own has none. NumPy's arrays are refused at once.
         NOT_AT_REST: It stopped by the residual rule, which the last step met and the
             centroids after it do not: a point changed its cluster, or momentum or the
             rounding to their dtype took them on. Go on from `state`, or take a smaller
@@ -100,7 +102,8 @@ class FitResult(NamedTuple):
         labels: Index of the nearest returned centroid, [n], int32.
         loss: The loss at the returned centroids, [], accumulation dtype.
         counts: Weight of every cluster there, [k], accumulation dtype.
-        residual: Σ_j ‖shifts_j / counts_j‖² there, [], in squared data units.
+        residual: Σ_j distance(c_j + shifts_j / counts_j, c_j) there, [], in the unit of
+            the distance; Σ_j ‖shifts_j / counts_j‖² of one that has no means.
         history: Loss after t steps, [max_steps + 1], padded with `loss`.
         num_steps: Steps taken in this call, [], int32.
         status: Flags of `Status`, [], int32.

@@ -75,10 +75,11 @@ def update(
     """One pass over the points and one step of the optimizer.
 
     The optimizer is called as `optimizer.update(gradient, opt_state, centroids,
-    counts=, value=, grad=, value_fn=)`, with the gradient of the loss (a sum over
-    points) in the centroids; `counts` is None for a distance other than the squared
-    Euclidean. The gradient of the new centroids is that of the formulas: through the
-    pass and through the optimizer, labels held constant.
+    counts=, shifts=, value=, grad=, value_fn=)`, with the gradient of the loss (a sum
+    over points) in the centroids; `counts` and `shifts` are None for a distance that
+    has no means. Under `cosine` centroids are made unit rows before the step and after
+    it, and shifts are those of unit rows. The gradient of the new centroids is that of
+    the formulas: through the pass and through the optimizer, labels held constant.
 
     A batch that is not finite leaves centroids and optimizer state as they were, and
     the fact in `loss`: one bad row would else stay in running counts for ever.
@@ -91,7 +92,8 @@ def update(
         active: Clusters that exist, [k], bool; the others do not move. None is all.
         temperature: Positive scalar in squared data units, or a schedule of
             `state.step` (static by identity); None is the hard assignment.
-        distance: Function of two arrays [..., d]; static by identity.
+        distance: Function of two arrays [..., d]; static by identity, or a tree of
+            arrays, as `mahalanobis(P)`.
         empty: What becomes of active clusters without weight: `"keep"` leaves them;
             `"farthest"` sets the i-th of them to the point of the i-th largest cost;
             or a function of (new centroids, counts, rows [k, d], costs [k]), the rows
@@ -110,8 +112,9 @@ def update(
             `State`.
         ValueError: A shape does not fit; `temperature` is a number and not positive
             and finite, or not a scalar; `empty` is unknown; `block_size` is below 1;
-            `state` is of another optimizer; or `distance` is not the squared Euclidean
-            and the optimizer needs counts, as `newton` and `macqueen` do; `axis_name`
+            `state` is of another optimizer; `distance` has no means and the optimizer
+            needs counts, as `newton` and `macqueen` do; `points` is a NumPy array with
+            a row outside the domain of `distance`; `axis_name`
             is not an axis of the shard_map around.
 
     Example:

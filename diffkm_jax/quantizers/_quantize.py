@@ -94,8 +94,9 @@ def quantize(
     Raises:
         TypeError: An array is not real, `active` is not bool, or `method` or
             `distance` no function.
-        ValueError: A shape does not fit, that of the method's values included, or
-            `block_size` is below 1.
+        ValueError: A shape does not fit, that of the method's values included,
+            `block_size` is below 1, or a NumPy array has a row outside the domain of
+            `distance`.
 
     Example:
         >>> x, c = jnp.array([[0.5], [8.0]]), jnp.array([[0.0], [9.0]])
@@ -166,7 +167,8 @@ def nsvq(
     Raises:
         TypeError: An array is not real, `noise` is not floating, `active` not bool, or
             `distance` no function.
-        ValueError: A shape does not fit, or `block_size` is below 1.
+        ValueError: A shape does not fit, `block_size` is below 1, or a NumPy array has
+            a row outside the domain of `distance`.
 
     Example:
         >>> x, v = jnp.array([[3.0, 0.0]]), jnp.array([[0.0, 2.0]])

@@ -54,9 +54,8 @@ def _hard_loss(
     # their own, which no derivative takes again.
     fill = heaviest(problem, origin)
     labels = distance_labels(plan, problem, centroids, fill)
-    if problem.weights is not None:
-        alone = problem._replace(points=fill, weights=None)
-        of_fill = c[distance_labels(plan, alone, centroids)]
+    alone = problem._replace(points=fill, weights=None)
+    of_fill = c[distance_labels(plan, alone, centroids)]
 
     def block(x: jax.Array, w: jax.Array | None, label: jax.Array):
         own = rows_of(c, label)

@@ -148,6 +148,13 @@ def test_a_program_holds_no_distance_of_every_pair(distance):
     assert program.memory_analysis().temp_size_in_bytes < n * k * 4 / 4
 
 
+def test_labels_of_euclidean_are_found_by_a_product():
+    x, c = data(40, 3, 7)
+    text = jax.jit(partial(dk.assign, distance=dk.euclidean)).lower(x, c).as_text()
+    assert "dot_general" in text
+    assert "tensor<40x7x3xf64>" not in text
+
+
 def test_a_gradient_takes_the_distance_of_every_pair_once():
     def distance(x, y):
         return jnp.cbrt(jnp.sum((x - y) ** 2, -1))

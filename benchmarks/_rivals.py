@@ -63,6 +63,27 @@ def torch_loss(
     return Prepared(call)
 
 
+def torch_manhattan(points: np.ndarray, centroids: np.ndarray, what: str) -> Prepared:
+    """The labels, the loss, or the loss and its gradient, of all distances."""
+    import torch
+
+    x, c = torch.from_numpy(points), torch.tensor(centroids)
+    c.requires_grad_(what == "gradient")
+
+    def call() -> Any:
+        c.grad = None
+        distance = torch.cdist(x, c, p=1)
+        if what == "labels":
+            return distance.argmin(1)
+        loss = distance.min(dim=1).values.sum()
+        if what == "loss":
+            return loss
+        loss.backward()
+        return loss.detach(), c.grad
+
+    return Prepared(call)
+
+
 def torch_descent(
     points: np.ndarray, batches: np.ndarray, start: np.ndarray, rate: float
 ) -> list[float]:

@@ -1,4 +1,4 @@
-"""Distances other than the squared Euclidean: passes beside its pass, faiss' sphere."""
+"""Other distances: passes beside the squared Euclidean one, faiss' sphere, torch's L1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import numpy as np
 
 import diffkm_jax as dk
 from benchmarks import _rivals
-from benchmarks._measure import Contest, Prepared, Side, compiled, measure
+from benchmarks._measure import (
+    Contest,
+    Prepared,
+    Side,
+    compiled,
+    measure,
+    normal,
+    relative_error,
+)
 from benchmarks._records import Record, compare
 
 SHAPES = (100_000, 256, 32), (131_072, 256, 64), (65_536, 1024, 128)
@@ -106,4 +114,49 @@ def spheres(size: str) -> Iterator[Record]:
         yield done
 
 
-BENCHMARKS = {"passes": passes, "spherical": spheres}
+ABSOLUTE = (100_000, 256, 32), (131_072, 16, 64), (65_536, 64, 16)
+LOSS = partial(dk.kmeans_loss, distance=dk.manhattan)
+OURS = {
+    "labels": partial(dk.assign, distance=dk.manhattan),
+    "loss": LOSS,
+    "gradient": jax.value_and_grad(LOSS, argnums=1),
+}
+
+
+def nearest(n: int, k: int, d: int, what: str) -> Contest:
+    """Labels, loss, or loss and its gradient in the centroids, under `manhattan`."""
+    points, centroids = normal(n, k, d)
+    # No point is a centroid: there the gradient of a norm is the frameworks' choice.
+    centroids += np.float32(0.01)
+
+    def agree(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+        ours = results.pop("diffkm")
+        for theirs in results.values():
+            if what == "labels":
+                # A few points are nearly tied.
+                assert np.mean(np.asarray(ours) != np.asarray(theirs)) < 1e-4
+            else:
+                for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+                    assert relative_error(a, b) < (1e-2 if np.ndim(a) else 1e-5)
+        return {}
+
+    rival = partial(_rivals.torch_manhattan, points, centroids, what)
+    sides = {
+        "diffkm": Side(lambda: compiled(OURS[what], points, centroids)),
+        "torch": Side(rival, "torch"),
+    }
+    return Contest(sides, agree)
+
+
+def manhattan(size: str) -> Iterator[Record]:
+    """Against `torch.cdist(p=1)` and what of its [n, k] is asked for."""
+    rounds = 3 if size == "small" else 7
+    for what in OURS:
+        for shape in [SMALL] if size == "small" else ABSOLUTE:
+            n, k, d = shape
+            done = measure(nearest, rounds=rounds, what=what, n=n, k=k, d=d)
+            compare(done, "diffkm", "torch", at_most=1)
+            yield done
+
+
+BENCHMARKS = {"passes": passes, "spherical": spheres, "manhattan": manhattan}

@@ -27,11 +27,11 @@ def block_for(k: int, d: int) -> int:
 
 
 def over_points(
-    f: Callable[[jax.Array, jax.Array | None], tuple[Any, Any]],
+    f: Callable[..., tuple[Any, Any]],
     problem: Problem,
     block: int,
     fill: jax.Array,
-    *,
+    *more: jax.Array,
     squares: bool = True,
     differentiable: bool = False,
 ) -> tuple[Any, Any]:
@@ -39,23 +39,22 @@ def over_points(
 
     f takes the points [block, d] and weights [block] of a block in the dtype of `fill`,
     which stands for what is not finite in a row of weight zero, or what has no finite
-    square, if `squares`. `differentiable` is for what autodiff is to go through: it
-    keeps the memory of a block at second order.
+    square, if `squares`; and the same rows of more arrays [n, ...]. `differentiable` is
+    for what autodiff is to go through: it keeps the memory of a block at second order.
     """
     weights, n = problem.weights, problem.points.shape[0]
     if weights is None and export.is_symbolic_dim(n):
         weights = jnp.ones(n, fill.dtype)  # `blocked` adds rows, of weight zero.
 
-    def of_block(x: jax.Array, w: jax.Array | None) -> tuple[Any, Any]:
+    def of_block(x: jax.Array, w: jax.Array | None, *more: jax.Array):
         w = None if w is None else w.astype(fill.dtype)
-        return f(fill_inert(x.astype(fill.dtype), w, fill, squares=squares), w)
+        return f(fill_inert(x.astype(fill.dtype), w, fill, squares=squares), w, *more)
 
     if differentiable:
         # Each nested reverse pass spends one checkpoint: two keep second order flat.
         of_block = jax.checkpoint(jax.checkpoint(of_block))
-    return blocked(
-        of_block, block, (problem.points, weights), differentiable=differentiable
-    )
+    rows = problem.points, weights, *more
+    return blocked(of_block, block, rows, differentiable=differentiable)
 
 
 def fill_inert(

@@ -5,16 +5,22 @@ So arrays that the distance closes over have gradients too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 
 from diffkm_jax._blocks import block_for, fill_rows, over_points, psum, rows_of, weigh
+from diffkm_jax._expansion import expand
 from diffkm_jax._geometry import centered, largest, masked, nearest
 from diffkm_jax._mesh import vary_as
 from diffkm_jax._numerics import quotient
 from diffkm_jax._problem import Plan, Problem
-from diffkm_jax.distances import pairwise
+from diffkm_jax.distances import euclidean, manhattan, pairwise, squared_euclidean
+from diffkm_jax.distances._forms import named
 from diffkm_jax.distances._pairwise import evaluate
 
 
@@ -24,11 +30,57 @@ def distance_loss(
     centroids: jax.Array,
     offsets: jax.Array | None = None,
 ) -> jax.Array:
-    """Σ w min_j (distance_ij + offset_j), [], or its free energy."""
+    """Σ w min_j distance_ij, [], or its free energy, of distances plus offsets.
+
+    Offsets [k] are zeros, or None, and are there to be differentiated in.
+    """
     c, m = centered(problem, centroids)
-    t = problem.temperature
     offsets = jnp.zeros(len(c), c.dtype) if offsets is None else offsets
-    fill = heaviest(problem, m)
+    if problem.temperature is None:
+        return _hard_loss(plan, problem, centroids, c, m, offsets)
+    return _soft_loss(plan, problem, c, m, offsets)
+
+
+def _hard_loss(
+    plan: Plan,
+    problem: Problem,
+    centroids: jax.Array,
+    c: jax.Array,
+    origin: jax.Array,
+    offsets: jax.Array,
+) -> jax.Array:
+    # Danskin: the derivative of a minimum is that of what attains it, with the label
+    # held constant. A derivative of `min` would split ties. The labels have a pass of
+    # their own, which no derivative takes again.
+    fill = heaviest(problem, origin)
+    labels = distance_labels(plan, problem, centroids, fill)
+    alone = problem._replace(points=fill, weights=None)
+    of_fill = c[distance_labels(plan, alone, centroids)]
+
+    def block(x: jax.Array, w: jax.Array | None, label: jax.Array):
+        own = rows_of(c, label)
+        if w is not None:
+            least = lax.stop_gradient(evaluate(problem.distance, x, own))
+            x = fill_rows(x, w, least, fill)
+            own = fill_rows(own, w, least, of_fill)
+        cost = evaluate(problem.distance, x, own) + rows_of(offsets, label)
+        return jnp.sum(weigh(w, cost)), None
+
+    size = plan.block_size or block_for(1, c.shape[1])
+    total, _ = over_points(
+        block, problem, size, fill, labels, squares=False, differentiable=True
+    )
+    return psum(total, plan.axis_name)
+
+
+def _soft_loss(
+    plan: Plan,
+    problem: Problem,
+    c: jax.Array,
+    origin: jax.Array,
+    offsets: jax.Array,
+) -> jax.Array:
+    t, fill = problem.temperature, heaviest(problem, origin)
 
     def costs(x: jax.Array) -> jax.Array:
         return (pairwise(x, c, distance=problem.distance) + offsets[None, :]).T
@@ -36,22 +88,7 @@ def distance_loss(
     def held_score(x: jax.Array) -> jax.Array:
         return masked(-lax.stop_gradient(costs(x)), problem.active)
 
-    of_fill = nearest(held_score(fill))
-
-    def hard(x: jax.Array, w: jax.Array | None):
-        # Danskin: the derivative of a minimum is that of what attains it, with the
-        # label held constant. A derivative of `min` would split ties.
-        score = held_score(x)
-        label = nearest(score)
-        if w is not None:
-            least = largest(score)
-            x = fill_rows(x, w, least, fill)
-            label = jnp.where(jnp.isfinite(least) | (w != 0), label, of_fill)
-        own = rows_of(c, label)
-        cost = evaluate(problem.distance, x, own) + rows_of(offsets, label)
-        return jnp.sum(weigh(w, cost)), None
-
-    def soft(x: jax.Array, w: jax.Array | None):
+    def block(x: jax.Array, w: jax.Array | None):
         if w is not None:
             # In a block without a row of weight zero, nothing is computed twice.
             least = lax.cond(
@@ -70,13 +107,9 @@ def distance_loss(
         free = -(best + t * jax.nn.logsumexp(score, axis=0))
         return jnp.sum(weigh(w, free)), None
 
+    size = plan.block_size or block_for(1, c.size)
     total, _ = over_points(
-        hard if t is None else soft,
-        problem,
-        plan.block_size or block_for(1, c.size),
-        fill,
-        squares=False,
-        differentiable=True,
+        block, problem, size, fill, squares=False, differentiable=True
     )
     return psum(total, plan.axis_name)
 
@@ -109,14 +142,65 @@ def distance_sums(
     return value, counts, -0.5 * gradient.astype(value.dtype)
 
 
-def distance_labels(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Array:
+def distance_labels(
+    plan: Plan, problem: Problem, centroids: jax.Array, fill: jax.Array | None = None
+) -> jax.Array:
     """The index of the nearest centroid of every point, [n]."""
-    c, m = centered(problem, centroids)
+    problem, centroids, fill = lax.stop_gradient((problem, centroids, fill))
+    score, size, m = _scores(problem, centroids)
 
     def block(x: jax.Array, w: jax.Array | None):
         del w
-        score = -pairwise(x, c, distance=problem.distance).T
-        return (), nearest(masked(score, problem.active))
+        return (), nearest(masked(lax.stop_gradient(score(x)), problem.active))
 
-    block_size = plan.block_size or block_for(1, c.size)
-    return over_points(block, problem, block_size, m, squares=False)[1]
+    size, fill = plan.block_size or size, m if fill is None else fill
+    return over_points(block, problem, size, fill, squares=False)[1]
+
+
+def _scores(
+    problem: Problem, centroids: jax.Array
+) -> tuple[Callable[[jax.Array], jax.Array], int, jax.Array]:
+    """Scores [k, block] of a block, the nearest largest, its size, and an origin."""
+    distance = named(problem.distance)
+    if distance is euclidean:
+        # The root changes no order: the product of the squared distance finds it.
+        squared = problem._replace(distance=Partial(squared_euclidean), remainder=None)
+        given = expand(squared, centroids)
+        form, (k, d) = given.form, given.rows.shape
+        return partial(form.scores, e=given.expansion), block_for(k, d), given.anchor
+    c, m = centered(problem, centroids)
+    if distance is manhattan:
+        return partial(_manhattan_scores, c=c), 512, m
+    every = partial(pairwise, distance=problem.distance)
+    return lambda x: -every(x, c).T, block_for(1, c.size), m
+
+
+def _manhattan_scores(x: jax.Array, c: jax.Array) -> jax.Array:
+    """−Σ |x − c|, [k, block]."""
+
+    def by_cluster(x: jax.Array, c: jax.Array) -> jax.Array:
+        # A loop over clusters reads the points of a block from where they are, points
+        # on the minor axis, and its body is one vectorized sum. In pieces of at most
+        # 32 coordinates, so that the program does not grow with their number.
+        (k, d), n = c.shape, x.shape[0]
+        pieces = max(1, (d + 31) // 32)
+        size = (d + pieces - 1) // pieces
+        padding = ((0, 0), (0, pieces * size - d))
+        x, c = (jnp.pad(a, padding).T.reshape(pieces, size, len(a)) for a in (x, c))
+
+        def piece(score: jax.Array, parts: tuple) -> tuple[jax.Array, None]:
+            x, c = parts
+
+            def cluster(given: tuple) -> jax.Array:
+                score, own = given
+                return score - sum(jnp.abs(x[i] - own[i]) for i in range(size))
+
+            return lax.map(cluster, (score, c.T)), None
+
+        start = vary_as(jnp.zeros((k, n), x.dtype), x, c)
+        return lax.scan(piece, start, (x, c))[0]
+
+    def at_once(x: jax.Array, c: jax.Array) -> jax.Array:
+        return -pairwise(x, c, distance=manhattan).T
+
+    return lax.platform_dependent(x, c, cpu=by_cluster, default=at_once)

@@ -72,7 +72,7 @@ DRAWN = {
     ),
     "diffkm_jax/_pass.py": PASSES,
     "diffkm_jax/_soft_pass.py": PASSES,
-    "diffkm_jax/_distance_pass.py": "test_losses.py test_distances.py " + FITS,
+    "diffkm_jax/_distance_pass.py": "test_nearest.py test_losses.py " + FITS,
     "diffkm_jax/_blocks.py": PASSES,
     "diffkm_jax/_geometry.py": PASSES,
     "diffkm_jax/optimizers.py": "test_optimizers.py " + FITS,

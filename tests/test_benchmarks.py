@@ -161,7 +161,7 @@ def test_a_run_writes_down_what_was_measured_where(saved):
     first = {name: next(iter(sides.values())) for name, sides in by_name.items()}
     timed = {name for name, facts in first.items() if "seconds" in facts}
     assert timed == {
-        *("losses.loss", "losses.newton", "losses.seed"),
+        *("losses.loss", "losses.newton", "losses.seed", "distances.manhattan"),
         *("fits.gradient", "fits.rest", "fits.batch"),
         *("estimators.evaluate", "bridge.calls", "bridge.loss"),
     }

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 class Distance(Protocol):
-    """A function of two arrays [..., d] that returns distances [...]."""
+    """A function of two arrays [..., d] that returns distances [...].
+
+    One of your own is exact, in blocks of points, and has every derivative; but it is
+    evaluated for every pair, several times as slow as the functions of this module.
+    """
 
     def __call__(self, x: ArrayLike, y: ArrayLike, /) -> jax.Array:
         """The distance of `x` and `y` over the last axis."""

@@ -29,9 +29,13 @@ def form_of(distance: Any) -> Form | None:
         return MahalanobisForm(distance.precision)
     if isinstance(distance, Bregman):
         return BregmanForm(distance)
+    return NAMED.get(named(distance))
+
+
+def named(distance: Any) -> Any:
+    """The function that a distance, as a tree, is no more than; or None."""
     if isinstance(distance, jax.tree_util.Partial):
-        named = not (distance.args or distance.keywords)
-        return NAMED.get(distance.func) if named else None
+        return None if distance.args or distance.keywords else distance.func
     return None
 
 

@@ -23,7 +23,8 @@ from diffkm_torch._products import (
     sum_by_label,
 )
 from diffkm_torch.assignments._softmax import below_largest
-from diffkm_torch.distances import Distance, evaluate, pairwise, squared_euclidean
+from diffkm_torch.distances import Distance, pairwise, squared_euclidean
+from diffkm_torch.distances._pairwise import evaluate
 
 __all__ = ["Statistics", "assign", "statistics"]
 

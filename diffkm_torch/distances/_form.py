@@ -91,7 +91,7 @@ class Form:
         return self.scale * self.hessian(c, shifts)
 
     def step_cost(self, c: Tensor, step: Tensor) -> Tensor:
-        """Σ_j s D(c_j + step_j, c_j), [], at embedded centroids, without a gradient."""
+        """Σ_j s D(c_j + step_j, c_j), [], at embedded centroids."""
         return self.size(c, step)
 
     def size(self, c: Tensor, v: Tensor) -> Tensor:
@@ -110,4 +110,4 @@ class Form:
 
     def outside(self, rows: Tensor) -> Tensor:
         """Which rows [n, d] the distance is not defined for, [n]."""
-        return torch.zeros_like(rows[:, 0], dtype=torch.bool)
+        return rows.new_zeros(len(rows), dtype=torch.bool)

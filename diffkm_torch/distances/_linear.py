@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffkm_torch._numerics import polar
-from diffkm_torch._products import product, rows_product
+from diffkm_torch._products import product
 from diffkm_torch.distances._form import Expansion, Form
 
 
@@ -19,7 +19,7 @@ class MahalanobisForm(Form):
         self.precision = 0.5 * (precision + precision.mT)
 
     def _times(self, v: Tensor) -> Tensor:
-        return rows_product(v, self.precision.to(v.dtype))
+        return product(v, self.precision.to(v.dtype))
 
     def dual(self, b: Tensor, m: Tensor) -> Tensor:
         del m

@@ -6,17 +6,20 @@ does the rest through the gather at the nearest centroid, or through the softmax
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffkm_torch._blocks import block_for, over_points
 from diffkm_torch._checks import as_problem, as_scalar
-from diffkm_torch._geometry import fill_rows, masked, prepare
+from diffkm_torch._geometry import fill_rows, masked, prepare_centroids, prepare_rows
 from diffkm_torch._hints import hinted
 from diffkm_torch._numerics import per_count
 from diffkm_torch._problem import Problem
 from diffkm_torch._products import (
+    product,
     product_of_rows,
     rows_of,
     rows_product,
@@ -26,6 +29,9 @@ from diffkm_torch.assignments._softmax import below_largest
 from diffkm_torch.distances import Distance, evaluate, pairwise, squared_euclidean
 
 __all__ = ["Statistics", "assign", "statistics"]
+
+
+Scores = Callable[[Tensor], Tensor]
 
 
 class Statistics(NamedTuple):
@@ -46,7 +52,11 @@ def statistics(
     active: Tensor | None = None,
     block_size: int | None = None,
 ) -> Statistics:
-    """Mirrors `diffkm_jax.statistics`; `block_size` None takes all points at once."""
+    """Mirrors `diffkm_jax.statistics`; `block_size` None chooses it by shape.
+
+    But where it is None on an accelerator, or under torch.compile, all points are taken
+    at once.
+    """
     problem, centroids = as_problem(
         points,
         centroids,
@@ -96,16 +106,12 @@ def loss_of(problem: Problem, centroids: Tensor) -> Tensor:
 
 def labels_of(problem: Problem, centroids: Tensor) -> Tensor:
     """The nearest centroid of every point, [n], whatever its weight."""
-    labels = []
+    problem = problem._replace(weights=None)
     with torch.no_grad():
-        x, c, _, m = prepare(problem._replace(weights=None), centroids)
-        for rows in x.split(problem.block_size or len(x)):
-            if problem.distance is squared_euclidean:
-                score = _scores(rows, _about(m, c, problem), m)
-            else:
-                score = -pairwise(rows, c, distance=problem.distance)
-            labels.append(masked(score, problem.active).argmax(1))
-    return torch.cat(labels)
+        c, m = prepare_centroids(problem, centroids)
+        scores = _scoring(problem, c, m)
+        blocks = problem.points.split(_block_size(problem, c))
+        return torch.cat([scores(x.to(c.dtype)).max(1).indices for x in blocks])
 
 
 def full_step(stats: Statistics) -> Tensor:
@@ -120,69 +126,91 @@ def residual_of(stats: Statistics) -> Tensor:
 
 def _sums(problem: Problem, centroids: Tensor) -> tuple[Tensor, ...]:
     """Loss [] and counts [k]; if squared Euclidean, shifts [k, d] too."""
-    squared = problem.distance is squared_euclidean
-    block = _squared_euclidean_block if squared else _distance_block
-    x, c, w, m = prepare(problem, centroids, with_data=not squared)
-    temperature = problem.temperature
+    squared, temperature = problem.distance is squared_euclidean, problem.temperature
+    c, m = prepare_centroids(problem, centroids, with_data=not squared)
     if temperature is not None:
         # Checked here too, because it may be what a schedule returned.
-        temperature = as_scalar("temperature", temperature, x.dtype)
-    problem = problem._replace(temperature=temperature)
-    size = problem.block_size or len(x)
-    blocks = x.split(size)
-    # One copy for every block, so that their derivatives are not added one by one.
-    copies = c.expand(len(blocks), *c.shape)
-    parts = [
-        block(problem, *of_block, m)
-        for of_block in zip(blocks, copies, w.split(size), strict=True)
-    ]
-    return tuple(torch.stack(field).sum(0) for field in zip(*parts, strict=True))
+        temperature = as_scalar("temperature", temperature, c.dtype)
+        problem = problem._replace(temperature=temperature)
+    scores = _scoring(problem, c, m)
+
+    def of_block(x: Tensor, weights: Tensor | None, c: Tensor) -> tuple[Tensor, ...]:
+        x, w = prepare_rows(x, weights, m)
+        if not squared:
+            return _distance_block(problem, x, c, w, m, scores)
+        if temperature is None:
+            return _hard_block(problem, x, c, w, scores)
+        return _soft_block(problem, x, c, w, m)
+
+    sums = over_points(of_block, problem, c, _block_size(problem, c))
+    hard = squared and temperature is None
+    return _less(problem.remainder, *sums) if hard else sums
 
 
-def _squared_euclidean_block(
+def _block_size(problem: Problem, c: Tensor) -> int:
+    k, d = c.shape
+    squared = problem.distance is squared_euclidean
+    # Others than the squared Euclidean distance take [k, d] numbers for each point.
+    return block_for(problem, *((k, d) if squared else (1, k * d)))
+
+
+def _hard_block(
+    problem: Problem, x: Tensor, c: Tensor, w: Tensor, scores: Scores
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of residuals e = x − c at the label: Σ w ‖e‖², Σ w and shifts Σ w e by label."""
+    weighted = problem.weights is not None
+    labels = scores(x).max(1).indices
+    nearest = rows_of(c, labels)
+    if weighted:
+        held = nearest.detach()
+        x = fill_rows(x, w, ((x - held) ** 2).sum(1), held)
+    e = x - nearest
+    loss = (w * (e * e).sum(1)).sum()
+    counts = sum_by_label(w, labels, len(c))
+    return loss, counts, sum_by_label(w[:, None] * e if weighted else e, labels, len(c))
+
+
+def _less(
+    remainder: Tensor | None, loss: Tensor, counts: Tensor, shifts: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of a hard pass for residuals e − r, of centroids c + r.
+
+    Σ w (e − r) = Σ w e − n r, and Σ w ‖e − r‖² = Σ w ‖e‖² − r · (2 Σ w e − n r).
+    """
+    if remainder is None:
+        return loss, counts, shifts
+    r = remainder.to(shifts.dtype)
+    less = shifts - counts[:, None] * r
+    return loss - (r * (shifts + less)).sum(), counts, less
+
+
+def _soft_block(
     problem: Problem, x: Tensor, c: Tensor, w: Tensor, m: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Shifts are Σ_i w_i r_ij (x_i − c_j), r one-hot or softmax(−distance / T)."""
-    b = _about(m, c, problem)
-    t, weighted = problem.temperature, problem.weights is not None
-    if t is None:
-        score = _scores(x.detach(), b.detach(), m)
-        labels = masked(score, problem.active).argmax(1)
-        nearest = rows_of(c, labels)
-        if weighted:
-            held = nearest.detach()
-            x = fill_rows(x, w, ((x - held) ** 2).sum(1), held)
-        e = x - nearest
-        if problem.remainder is not None:
-            e = e - problem.remainder.to(c.dtype)[labels]
-        loss = (w * (e * e).sum(1)).sum()
-        counts = sum_by_label(w, labels, len(c))
-        return loss, counts, sum_by_label(w[:, None] * e, labels, len(c))
-    if weighted:
+    """Shifts are Σ_i w_i r_ij (x_i − c_j), r = softmax(−distance / T)."""
+    if problem.weights is not None:
         x = fill_rows(x, w, ((x - m) ** 2).sum(1), m)
+    y, b = x - m, _about(m, c, problem)
     # −T log Σ_j exp(−‖x − c_j‖² / T), where ‖x − c_j‖² = ‖x − m‖² − 2 score_j
-    soft_max, r = _soften(masked(2 * _scores(x, b, m), problem.active), t)
-    free = ((x - m) ** 2).sum(1) - soft_max
+    soft_max, r = _soften(
+        masked(2 * _scores(y, b), problem.active), problem.temperature
+    )
+    free = (y**2).sum(1) - soft_max
     wr = w[:, None] * r
     counts = wr.sum(0)
-    shifts = product_of_rows(wr, x - m) - counts[:, None] * b
+    shifts = product_of_rows(wr, y) - counts[:, None] * b
     return (w * free).sum(), counts, shifts
 
 
 def _distance_block(
-    problem: Problem, x: Tensor, c: Tensor, w: Tensor, fill: Tensor
+    problem: Problem, x: Tensor, c: Tensor, w: Tensor, fill: Tensor, scores: Scores
 ) -> tuple[Tensor, Tensor]:
     """Without shifts: what ∂loss/∂c is, autograd knows. `fill` is a point, [1, d]."""
     t, distance = problem.temperature, problem.distance
-
-    def held_score(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return masked(-pairwise(x, c, distance=distance), problem.active)
-
     if problem.weights is not None:
-        x = fill_rows(x, w, held_score(x).amax(1), fill)
+        x = fill_rows(x, w, scores(x).amax(1), fill)
     if t is None:
-        labels = held_score(x).argmax(1)
+        labels = scores(x).max(1).indices
         loss = (w * evaluate(distance, x, rows_of(c, labels))).sum()
         return loss, sum_by_label(w, labels, len(c))
     costs = pairwise(x, c, distance=distance)
@@ -197,15 +225,32 @@ def _soften(score: Tensor, t: Any) -> tuple[Tensor, Tensor]:
     return score.detach().amax(1) + t * scaled.logsumexp(1), scaled.softmax(1)
 
 
+def _scoring(problem: Problem, c: Tensor, m: Tensor) -> Scores:
+    """Of points [n, d] the scores [n, k], without gradient: the nearest is largest."""
+    with torch.no_grad():
+        b = _about(m, c, problem)
+        half = 0.5 * (b**2).sum(1)
+
+    def scores(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            if problem.distance is squared_euclidean:
+                score = product(x - m, b.mT) - half
+            else:
+                score = -pairwise(x, c, distance=problem.distance)
+            return masked(score, problem.active)
+
+    return scores
+
+
 def _about(m: Tensor, c: Tensor, problem: Problem) -> Tensor:
     """Where the centroids are from m, [k, d], with what rounding took of them."""
     b, remainder = c - m, problem.remainder
     return b if remainder is None else b + remainder.to(b.dtype)
 
 
-def _scores(x: Tensor, b: Tensor, m: Tensor) -> Tensor:
-    """(‖x − m‖² − ‖x − c‖²)/2 for b = c − m, [n, k]: the nearest is the largest.
+def _scores(y: Tensor, b: Tensor) -> Tensor:
+    """(‖y‖² − ‖y − b‖²)/2 of y = x − m and b = c − m, [n, k]: the nearest is largest.
 
     Centered before it is expanded, or float32 loses the labels of data far from 0.
     """
-    return rows_product(x - m, b) - 0.5 * (b**2).sum(1)
+    return rows_product(y, b) - 0.5 * (b**2).sum(1)

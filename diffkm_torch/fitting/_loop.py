@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._geometry import anchor, fill_rows, prepare
+from diffkm_torch._blocks import block_for, over_points
+from diffkm_torch._geometry import anchor, fill_rows, prepare_centroids, prepare_rows
 from diffkm_torch._problem import Problem
 from diffkm_torch.fitting._state import State, zero_inactive
 from diffkm_torch.fitting._step import Algorithm, at_step, step
@@ -105,9 +106,25 @@ def run(
 
 def mean_variance(problem: Problem, centroids: Tensor) -> Tensor:
     """The weighted variance of the features, averaged over them, []."""
-    x, _, w, origin = prepare(problem, centroids)
-    x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
-    # About the origin: far from zero the mean itself would be rounded.
-    y = x - origin
-    mean = (w[:, None] * y).sum(0, keepdim=True) / w.sum()
-    return (w[:, None] * (y - mean) ** 2).sum() / (w.sum() * max(1, x.shape[1]))
+    c, origin = prepare_centroids(problem, centroids)
+    d = c.shape[1]
+
+    def rows(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        # About the origin: far from zero the mean itself would be rounded.
+        x, w = prepare_rows(x, weights, origin)
+        if weights is not None:
+            x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
+        return x - origin, w[:, None]
+
+    def first(x: Tensor, weights: Tensor | None, origin: Tensor) -> tuple[Tensor, ...]:
+        y, w = rows(x, weights)
+        return w.sum(), y.sum(0) if weights is None else (w * y).sum(0)
+
+    def second(x: Tensor, weights: Tensor | None, mean: Tensor) -> tuple[Tensor, ...]:
+        y, w = rows(x, weights)
+        return ((w * (y - mean) ** 2).sum(),)
+
+    block = block_for(problem, 1, d)
+    total, sums = over_points(first, problem, origin, block)
+    (squares,) = over_points(second, problem, sums / total, block)
+    return squares / (total * max(1, d))

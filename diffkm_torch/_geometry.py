@@ -35,7 +35,7 @@ def prepare_centroids(
 
 
 def prepare_rows(x: Tensor, weights: Tensor | None, m: Tensor) -> tuple[Tensor, Tensor]:
-    """Points [n, d] and weights [n] of a pass or a block, in the dtype of m."""
+    """Points [n, d] and weights [n] of a pass or block, in the dtype of its anchor."""
     x = x.to(m.dtype)
     w = x.new_ones(len(x)) if weights is None else weights.to(m.dtype)
     return fill_inert(x, weights, m), w

@@ -6,6 +6,7 @@ autograd does the rest through the gather at the nearest centroid, or the softma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from diffkm_torch._problem import Problem
 from diffkm_torch._products import product_of_rows, rows_of, sum_by_label
 from diffkm_torch.assignments._softmax import below_largest
 from diffkm_torch.distances import pairwise
-from diffkm_torch.distances._form import Expansion, Form
+from diffkm_torch.distances._form import Form
 from diffkm_torch.distances._forms import form_of
 from diffkm_torch.distances._pairwise import evaluate
 
@@ -45,68 +46,74 @@ def sums(problem: Problem, centroids: Tensor) -> tuple[Tensor, ...]:
 
 
 def labels_of(problem: Problem, centroids: Tensor) -> Tensor:
-    """The index of the nearest centroid of every point, [n]."""
+    """The nearest centroid of every point, [n], whatever its weight."""
     with torch.no_grad():
         about = given(problem, centroids)
         if about is None:
             c, _ = prepare_centroids(problem, centroids)
-            labels = [
-                _scores_held(problem, x.to(c.dtype), c).max(1).indices
-                for x in problem.points.split(block_for(problem, 1, c.numel()))
-            ]
-            return torch.cat(labels)
-        form, c, rows, m = about
-        expansion = expand(problem, form, rows, m)
-        labels = [
-            _nearest(problem, form, form.embed(x.to(c.dtype)), expansion)
-            for x in problem.points.split(block_for(problem, *c.shape))
-        ]
-        return torch.cat(labels)
+            blocks = problem.points.split(block_for(problem, 1, c.numel()))
+            scores = (_scores_held(problem, x.to(c.dtype), c) for x in blocks)
+            return torch.cat([score.max(1).indices for score in scores])
+        form, c, *_ = about
+        label = _labeling(problem, about)
+        blocks = problem.points.split(block_for(problem, *c.shape))
+        return torch.cat([label(form.embed(x.to(c.dtype))) for x in blocks])
 
 
-@torch.no_grad()
-def _nearest(problem: Problem, form: Form, x: Tensor, expansion: Expansion) -> Tensor:
-    """The labels of embedded points, [n]."""
-    return masked(form.scores(x, expansion), problem.active).max(1).indices
-
-
-def _hard_sums(problem: Problem, about: Given) -> tuple[Tensor, ...]:
-    """Of e = x − c at the label: Σ w distance, and Σ w and shifts Σ w e by label."""
-    form, c, rows, m = about
+def _labeling(problem: Problem, about: Given) -> Callable[[Tensor], Tensor]:
+    """Of embedded points the labels, [n], without gradient."""
     with torch.no_grad():
-        held = expand(problem, form, rows, m)
+        expansion = expand(problem, about.form, about.rows, about.anchor)
+
+    def label(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            score = about.form.scores(x, expansion, held=True)
+            return masked(score, problem.active).max(1).indices
+
+    return label
+
+
+def _hard_sums(problem: Problem, about: Given) -> tuple[Tensor, Tensor, Tensor]:
+    """Of e = x − c at the label: Σ w distance, and Σ w and shifts Σ w e by label."""
+    form, c, _, m = about
+    label = _labeling(problem, about)
 
     def block(x: Tensor, weights: Tensor | None, c: Tensor) -> tuple[Tensor, ...]:
         x, w = prepare_rows(x, weights, m)
         x = form.embed(x)
-        labels = _nearest(problem, form, x, held)
+        labels = label(x)
         own = rows_of(form.embed(c), labels)
         if weights is not None:
             x = _fill(form, x, w, own.detach())
         # Loss and shifts from the residual itself: Σ w x − n c, or an expanded
         # distance, would cancel far from the origin.
         e = x - own
-        if problem.remainder is not None:
-            e = e - problem.remainder.to(e.dtype).index_select(0, labels)
         loss = (w * form.cost(x, own, e)).sum()
         counts = sum_by_label(w, labels, len(c))
         shifts = sum_by_label(e if weights is None else w[:, None] * e, labels, len(c))
         return loss, counts, shifts
 
-    return over_points(block, problem, c, block_for(problem, *c.shape))
+    loss, counts, shifts = over_points(block, problem, c, block_for(problem, *c.shape))
+    if problem.remainder is None:
+        return loss, counts, shifts
+    # At c + r, with u the shifts at c: shifts u − n r and, as ∂loss/∂c is −pull(u), the
+    # loss less Σ r·(pull(u) + pull(u − n r))/2.
+    r = problem.remainder.to(shifts.dtype)
+    less = shifts - counts[:, None] * r
+    pull = form.pull(c, shifts + less, 2 * counts)
+    return loss - 0.5 * (r * pull).sum(), counts, less
 
 
 def _soft_sums(problem: Problem, about: Given) -> tuple[Tensor, ...]:
     """Free energy −T Σ w log Σ_j exp(−distance_j/T), Σ w r, shifts Σ w r (x − c)."""
-    form, c, rows, m = about
-    with torch.no_grad():
-        held = expand(problem, form, rows, m)
+    form, c, _, m = about
+    label = _labeling(problem, about)
 
     def block(x: Tensor, weights: Tensor | None, c: Tensor) -> tuple[Tensor, ...]:
         x, w = prepare_rows(x, weights, m)
         x, c = form.embed(x), form.embed(c)
         if weights is not None:
-            x = _fill(form, x, w, rows_of(c.detach(), _nearest(problem, form, x, held)))
+            x = _fill(form, x, w, rows_of(c.detach(), label(x)))
         expansion = expand(problem, form, c, m)
         score = form.scores(x, expansion)
         labels = masked(score.detach(), problem.active).max(1).indices
@@ -155,10 +162,10 @@ def _distance_sums(problem: Problem, centroids: Tensor) -> tuple[Tensor, Tensor]
     return over_points(block, problem, c, block_for(problem, 1, c.numel()))
 
 
-@torch.no_grad()
 def _scores_held(problem: Problem, x: Tensor, c: Tensor) -> Tensor:
-    """Minus the distances, [n, k]."""
-    return masked(-pairwise(x, c, distance=problem.distance), problem.active)
+    """Minus the distances, [n, k], without gradient: the nearest has the largest."""
+    with torch.no_grad():
+        return masked(-pairwise(x, c, distance=problem.distance), problem.active)
 
 
 def _soften(score: Tensor, t: Any) -> tuple[Tensor, Tensor]:

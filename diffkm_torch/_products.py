@@ -18,7 +18,7 @@ _PIECE = 64
 
 def rows_of(centroids: Tensor, labels: Tensor) -> Tensor:
     """The rows centroids[labels], [n, d], with a derivative summed in pieces."""
-    if not _differentiated(centroids):
+    if not (torch.is_grad_enabled() and centroids.requires_grad):
         return centroids.index_select(0, labels)
     k, d = centroids.shape
     index, pieces = _in_pieces(labels, k, d)
@@ -30,8 +30,8 @@ def sum_by_label(values: Tensor, labels: Tensor, k: int) -> Tensor:
     """The sums of values [n, ...] over the points of every label, [k, ...]."""
     shape = values.shape[1:]
     index, pieces = _in_pieces(labels, k, math.prod(shape))
-    zeros = values.new_zeros(pieces * k, *shape)
-    return zeros.index_add(0, index, values).reshape(pieces, k, *shape).sum(0)
+    sums = values.new_zeros(pieces * k, *shape).index_add(0, index, values)
+    return sums if pieces == 1 else sums.reshape(pieces, k, *shape).sum(0)
 
 
 def _in_pieces(labels: Tensor, k: int, d: int) -> tuple[Tensor, int]:
@@ -47,8 +47,6 @@ def _in_pieces(labels: Tensor, k: int, d: int) -> tuple[Tensor, int]:
 
 def rows_product(x: Tensor, c: Tensor) -> Tensor:
     """The product x cᵀ, [n, k], of [n, d] and [k, d]; derivatives in pieces."""
-    if not _differentiated(x, c):
-        return product(x, c.mT)
     pieces = _split(x)
     products = product(pieces, c.expand(len(pieces), *c.shape).mT)
     return products.reshape(-1, len(c))[: len(x)]
@@ -57,10 +55,6 @@ def rows_product(x: Tensor, c: Tensor) -> Tensor:
 def product_of_rows(a: Tensor, b: Tensor) -> Tensor:
     """The product aᵀ b over rows, [k, d] of [n, k] and [n, d], summed in pieces."""
     return product(_split(a).mT, _split(b)).sum(0)
-
-
-def _differentiated(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(a.requires_grad for a in tensors)
 
 
 def _split(x: Tensor) -> Tensor:

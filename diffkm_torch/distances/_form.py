@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffkm_torch._geometry import anchor
-from diffkm_torch._products import rows_product
+from diffkm_torch._products import product, rows_product
 
 
 class Expansion(NamedTuple):
@@ -71,9 +71,11 @@ class Form:
         del c
         return Expansion(m, b, self.dual(b, m), self.offset(b, m))
 
-    def scores(self, x: Tensor, e: Expansion) -> Tensor:
-        """The scores of embedded points, [n, k]."""
-        return rows_product(x - e.origin, e.duals) - e.offsets
+    def scores(self, x: Tensor, e: Expansion, *, held: bool = False) -> Tensor:
+        """The scores of embedded points, [n, k], if `held` without a derivative."""
+        y = x - e.origin
+        found = product(y, e.duals.mT) if held else rows_product(y, e.duals)
+        return found - e.offsets
 
     def cost(self, x: Tensor, c: Tensor, e: Tensor) -> Tensor:
         """The distance s D(X, C) of embedded rows with e = x − c, [...]."""

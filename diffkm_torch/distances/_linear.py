@@ -61,9 +61,9 @@ class CosineForm(Form):
     def offset(self, b: Tensor, m: Tensor) -> Tensor:
         return self.cost(m, m + b, -b)
 
-    def scores(self, x: Tensor, e: Expansion) -> Tensor:
+    def scores(self, x: Tensor, e: Expansion, *, held: bool = False) -> Tensor:
         # Rounding must not choose where all centroids are as far.
-        return torch.where(is_zero_row(x), 0, super().scores(x, e))
+        return torch.where(is_zero_row(x), 0, super().scores(x, e, held=held))
 
     def cost(self, x: Tensor, c: Tensor, e: Tensor) -> Tensor:
         # Not 1 − x̂·ŷ, which is left with nothing but rounding where the two are close.

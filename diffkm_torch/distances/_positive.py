@@ -42,9 +42,10 @@ class KullbackLeiblerForm(Form):
         offsets = about + torch.where(plain, b, 0).sum(1)
         return Expansion(origin, c - origin, self.dual(b, m), offsets)
 
-    def scores(self, x: Tensor, e: Expansion) -> Tensor:
+    def scores(self, x: Tensor, e: Expansion, *, held: bool = False) -> Tensor:
         # By convention a distance has the derivative 0 there, where it is −∞.
-        return super().scores(torch.where(x <= 0, x.detach(), x), e)
+        x = x if held else torch.where(x <= 0, x.detach(), x)
+        return super().scores(x, e, held=held)
 
     def cost(self, x: Tensor, c: Tensor, e: Tensor) -> Tensor:
         del e

@@ -23,6 +23,7 @@ from diffkm_torch.fitting._pseudo_inverse import pseudo_inverse
 from diffkm_torch.fitting._state import detached
 from diffkm_torch.statistics import (
     Statistics,
+    loss_of,
     means_of,
     pull_of,
     statistics_of,
@@ -48,9 +49,9 @@ def differentiate(derivative: str, problem: Problem, c: Tensor) -> tuple[Tensor,
     c, dtype = c.detach(), c.dtype
     if derivative == "none":
         return c, True
-    stats = statistics_of(problem, c)
-    if not _is_differentiated(stats.loss):
+    if not _is_differentiated(problem, c):
         return c, True
+    stats = statistics_of(problem, c)
     if not c.numel() or not all(field.isfinite().all() for field in stats):
         return _with_derivative_zero(problem, c), True
     c = c.to(stats.loss.dtype)
@@ -131,7 +132,11 @@ def _push(problem: Problem, c: Tensor) -> Tensor:
     return _pull(problem._replace(weights=change), c).flatten().detach()
 
 
-def _is_differentiated(loss: Tensor) -> bool:
+def _is_differentiated(problem: Problem, c: Tensor) -> bool:
+    """Whether a gradient or a tangent is asked for: one point is enough to say."""
+    points, weights = problem.points[:1], problem.weights
+    weights = None if weights is None else weights[:1]
+    loss = loss_of(problem._replace(points=points, weights=weights), c)
     return loss.requires_grad or forward_ad.unpack_dual(loss).tangent is not None
 
 

@@ -90,3 +90,10 @@ class BregmanForm(Form):
 
     def outside(self, rows: Tensor) -> Tensor:
         return ~self.divergence.values(rows).isfinite() & rows.isfinite().all(1)
+
+    def is_negative(self, x: Tensor, c: Tensor, labels: Tensor) -> Tensor:
+        c = c[labels]
+        # Of a φ that is not convex; what its rounding is, nobody knows.
+        slope = (self.divergence.gradients(c) * (x - c)).sum(1)
+        size = self.divergence.values(c).abs() + slope.abs()
+        return self.divergence(x, c) < -(torch.finfo(x.dtype).eps ** 0.5) * size

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from diffkm_torch._geometry import anchor
@@ -110,6 +109,12 @@ class Form:
         del c, shifts
         return counts
 
-    def outside(self, rows: Tensor) -> Tensor:
-        """Which rows [n, d] the distance is not defined for, [n]."""
-        return rows.new_zeros(len(rows), dtype=torch.bool)
+    def outside(self, rows: Tensor) -> Tensor | None:
+        """Which rows [n, d] the distance is not defined for, [n]; None if for all."""
+        del rows
+        return None
+
+    def is_negative(self, x: Tensor, c: Tensor, labels: Tensor) -> Tensor | None:
+        """Where D(x, c[labels]) is below zero by more than rounding; None if never."""
+        del x, c, labels
+        return None

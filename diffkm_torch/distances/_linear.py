@@ -41,6 +41,11 @@ class MahalanobisForm(Form):
         del c
         return inverse_root(2 * self.precision.to(v.dtype)[None], v)
 
+    def is_negative(self, x: Tensor, c: Tensor, labels: Tensor) -> Tensor:
+        e = x - c[labels]
+        size = (e * e).sum(1) * self.precision.to(e.dtype).norm()
+        return self.cost(x, c, e) < -8 * torch.finfo(e.dtype).eps * size
+
 
 class CosineForm(Form):
     """φ = ‖x‖²/2 of unit rows, s = 1; a row of zeros stays one, at distance 1."""

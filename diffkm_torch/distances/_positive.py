@@ -13,6 +13,9 @@ from diffkm_torch.distances._ratios import (
     sums_of_steps,
 )
 
+# Beyond it an origin of 0 loses less than one in the data.
+WIDE = 4
+
 
 class KullbackLeiblerForm(Form):
     """φ = Σ x log x − x, s = 1; a coordinate with x = 0 or with c = 0 is inside."""
@@ -35,11 +38,12 @@ class KullbackLeiblerForm(Form):
         return torch.where(m <= 0, 0, dual)
 
     def expand(self, c: Tensor, b: Tensor, m: Tensor) -> Expansion:
-        # x log(c/m) − c + m about an origin of 0, where x = 0 must leave no trace of m.
-        plain = (c <= 0).any(0, keepdim=True)
+        # x log(c/m) − c about an origin of 0, where x − m would lose an x far below m,
+        # or where x = 0 must leave no trace of m.
+        plain = is_wide(c)
         origin = torch.where(plain, 0, m)
         about = sum_kullback_leibler(*(torch.where(plain, 1, a) for a in (m, c)))
-        offsets = about + torch.where(plain, b, 0).sum(1)
+        offsets = about + torch.where(plain, c, 0).sum(1)
         return Expansion(origin, c - origin, self.dual(b, m), offsets)
 
     def scores(self, x: Tensor, e: Expansion, *, held: bool = False) -> Tensor:
@@ -80,8 +84,7 @@ class ItakuraSaitoForm(Form):
 
     def expand(self, c: Tensor, b: Tensor, m: Tensor) -> Expansion:
         # −x/c − log c about an origin of 0, where x − m would lose an x far below m.
-        held = c.detach()
-        plain = held.amax(0, keepdim=True) > 4 * held.amin(0, keepdim=True)
+        plain = is_wide(c)
         origin = torch.where(plain, 0, m)
         duals = torch.where(plain, -1 / c, self.dual(b, m))
         about = sum_itakura_saito(*(torch.where(plain, 1, a) for a in (m, c)))
@@ -103,3 +106,9 @@ class ItakuraSaitoForm(Form):
 
     def outside(self, rows: Tensor) -> Tensor:
         return (rows <= 0).any(1)
+
+
+def is_wide(c: Tensor) -> Tensor:
+    """In which coordinates centroids differ by more than a factor of WIDE, [1, d]."""
+    c = c.detach()
+    return c.amax(0, keepdim=True) >= WIDE * c.amin(0, keepdim=True)

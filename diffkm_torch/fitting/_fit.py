@@ -140,14 +140,15 @@ def result_of(
         status |= Status.EMPTY_CLUSTER
     if not trusted:
         status |= Status.LINEAR_SOLVE
-    if out_of_domain(problem, start.centroids, centroids):
+    labels = labels_of(problem, centroids)
+    if out_of_domain(problem, start.centroids, centroids, labels):
         status |= Status.DOMAIN
     history = [in_true_unit(h.to(loss.dtype), problem) for h in progress.history]
     padding = [loss] * (max_steps + 1 - len(history))
     opt_state = counts_in_true_unit(algorithm.optimizer, state.opt_state, problem)
     return FitResult(
         centroids=centroids,
-        labels=labels_of(problem, centroids),
+        labels=labels,
         loss=stats.loss,
         counts=stats.counts,
         residual=residual,

@@ -1,4 +1,4 @@
-"""Other distances: passes beside the squared Euclidean one, faiss' sphere, torch's L1."""
+"""Other distances: passes beside the squared one, faiss' sphere, torch's L1."""
 
 from __future__ import annotations
 

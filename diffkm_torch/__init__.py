@@ -30,6 +30,7 @@ from diffkm_torch.assignments import (
     straight_through,
 )
 from diffkm_torch.distances import (
+    bregman,
     cosine,
     euclidean,
     itakura_saito,
@@ -65,6 +66,7 @@ __all__ = [
     "assign",
     "assigned_loss",
     "blackbox",
+    "bregman",
     "conditional_gumbel",
     "cosine",
     "decoupled_gumbel_softmax",

@@ -5,30 +5,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._problem import Problem
 
 
 def prepare(
     problem: Problem, centroids: Tensor, *, with_data: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Points [n, d], centroids [k, d], weights [n] and the anchor [1, d] of a pass.
+    """Points [n, d], centroids [k, d], weights [n] and the anchor [1, d] of a pass."""
+    c, m = prepare_centroids(problem, centroids, with_data=with_data)
+    x, w = prepare_rows(problem.points, problem.weights, m)
+    return x, c, w, m
 
-    All are in the accumulation dtype; what is not finite and must not count has been
-    filled, with the anchor or, `with_data`, with the heaviest point, then returned in
-    its place.
+
+def prepare_centroids(
+    problem: Problem, centroids: Tensor, *, with_data: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Centroids [k, d] and the anchor [1, d] of a pass, in the accumulation dtype.
+
+    What is not finite and must not count is to be filled, and the centroids are, with
+    the anchor or, `with_data`, with the heaviest point, then returned in its place.
     """
     points, weights, active = problem.points, problem.weights, problem.active
-    dtype = accumulation_dtype(points, centroids, weights)
-    x, c = points.to(dtype), centroids.to(dtype)
+    c = centroids.to(problem.dtype(centroids))
     m = anchor(c, active)
     c = fill_inactive(c, active, m)
-    # An argmin would pass over a centroid that is NaN: let the loss be NaN instead.
-    c = torch.where(c.isfinite().all(), c, torch.nan)
-    w = x.new_ones(len(x)) if weights is None else weights.to(dtype)
     if with_data and weights is not None:
-        m = heaviest(x, w, m)
-    return fill_inert(x, weights, m), c, w, m
+        m = heaviest(points, weights, m)
+    return c, m
+
+
+def prepare_rows(x: Tensor, weights: Tensor | None, m: Tensor) -> tuple[Tensor, Tensor]:
+    """Points [n, d] and weights [n] of a pass or block, in the dtype of its anchor."""
+    x = x.to(m.dtype)
+    w = x.new_ones(len(x)) if weights is None else weights.to(m.dtype)
+    return fill_inert(x, weights, m), w
 
 
 def anchor(centroids: Tensor, active: Tensor | None) -> Tensor:
@@ -47,11 +57,15 @@ def anchor(centroids: Tensor, active: Tensor | None) -> Tensor:
 
 
 def fill_inactive(c: Tensor, active: Tensor | None, value: Tensor) -> Tensor:
-    """Centroids [k, d] with `value` where inactive; all NaN, if none is active."""
-    if active is None:
-        return c
-    c = torch.where(active[:, None], c, value)
-    return torch.where(active.any(), c, torch.nan)
+    """Centroids [k, d] with `value` where inactive.
+
+    All NaN if none is active, or if an active one is not finite: an argmin would pass
+    over it, and the loss must not look right.
+    """
+    usable = True
+    if active is not None:
+        c, usable = torch.where(active[:, None], c, value), active.any()
+    return torch.where(usable & c.isfinite().all(), c, torch.nan)
 
 
 def fill_inert(x: Tensor, weights: Tensor | None, value: Tensor) -> Tensor:
@@ -82,7 +96,7 @@ def heaviest(x: Tensor, w: Tensor, m: Tensor) -> Tensor:
     """
     i = w.detach().argmax()[None]
     positive = w.detach().index_select(0, i)[:, None] > 0
-    return torch.where(positive, x.detach().index_select(0, i), m)
+    return torch.where(positive, x.detach().index_select(0, i).to(m.dtype), m)
 
 
 def masked(score: Tensor, active: Tensor | None) -> Tensor:

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from diffkm_torch._dtypes import accumulation_dtype
 
 
 class Problem(NamedTuple):
@@ -33,3 +36,8 @@ class Problem(NamedTuple):
     block_size: int | None
     remainder: Tensor | None = None
     unit: Tensor | None = None
+
+    def dtype(self, *tensors: Tensor) -> torch.dtype:
+        """The accumulation dtype of the problem and of more tensors."""
+        held = getattr(self.distance, "precision", None)
+        return accumulation_dtype(self.points, self.weights, held, *tensors)

@@ -6,6 +6,7 @@ does, forward or in its derivative, may lose n ε. Here it is made of sums of pi
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,25 +18,31 @@ _PIECE = 64
 
 def rows_of(centroids: Tensor, labels: Tensor) -> Tensor:
     """The rows centroids[labels], [n, d], with a derivative summed in pieces."""
+    if not (torch.is_grad_enabled() and centroids.requires_grad):
+        return centroids.index_select(0, labels)
     k, d = centroids.shape
-    index, pieces = _in_pieces(labels, k)
+    index, pieces = _in_pieces(labels, k, d)
     copies = centroids.expand(pieces, k, d).reshape(pieces * k, d)
     return copies.index_select(0, index)
 
 
 def sum_by_label(values: Tensor, labels: Tensor, k: int) -> Tensor:
     """The sums of values [n, ...] over the points of every label, [k, ...]."""
-    index, pieces = _in_pieces(labels, k)
-    zeros = values.new_zeros(pieces * k, *values.shape[1:])
-    sums = zeros.index_add(0, index, values)
-    return sums.reshape(pieces, k, *values.shape[1:]).sum(0)
+    shape = values.shape[1:]
+    index, pieces = _in_pieces(labels, k, math.prod(shape))
+    sums = values.new_zeros(pieces * k, *shape).index_add(0, index, values)
+    return sums if pieces == 1 else sums.reshape(pieces, k, *shape).sum(0)
 
 
-def _in_pieces(labels: Tensor, k: int) -> tuple[Tensor, int]:
-    """The label in its own copy of k rows for every piece, [n], and how many."""
-    n, size = len(labels), max(_PIECE, k)
-    piece = torch.arange(n, device=labels.device) // size
-    return labels + k * piece, -(-n // size)
+def _in_pieces(labels: Tensor, k: int, d: int) -> tuple[Tensor, int]:
+    """Labels as indices of copies of k rows, one for each piece, [n], and how many.
+
+    The copies take no more than an eighth of what scores [k, n] and values [n, d] do.
+    """
+    n, size = len(labels), max(_PIECE, 8 * k * d // max(1, k + d))
+    pieces = -(-n // size)
+    first = k * torch.arange(pieces, device=labels.device)[:, None]
+    return labels + first.expand(pieces, size).reshape(-1)[:n], pieces
 
 
 def rows_product(x: Tensor, c: Tensor) -> Tensor:

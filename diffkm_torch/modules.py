@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from diffkm_torch._checks import (
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._hints import shown
 from diffkm_torch.distances import Distance, squared_euclidean
+from diffkm_torch.distances._forms import WITH_MEANS, form_of
 from diffkm_torch.fitting import State, update
 from diffkm_torch.losses import kmeans_loss, soft_kmeans_loss
 from diffkm_torch.optimizers import EmaState, ema
@@ -51,8 +53,8 @@ class KMeansLoss(nn.Module):
     """The k-means loss of points, to centroids that are a parameter.
 
     It is `kmeans_loss`, or at a temperature `soft_kmeans_loss`. The gradient is exact:
-    −2 shifts in the centroids, so that any optimizer does k-means, and if hard,
-    2 w (x − c) in a point; by the total weight if "mean".
+    if squared −2 shifts in the centroids, so that any optimizer does k-means, and if
+    hard, 2 w (x − c) in a point; by the total weight if "mean".
 
     Args:
         centroids: Where to start, [k, d], real, in data units; copied.
@@ -136,7 +138,8 @@ class VectorQuantizer(nn.Module):
 
     With `decay` the centroids are a buffer without gradient, and so are the moving
     averages `counts`, [k]: a call in training mode, once it has its values, does one
-    `update(points, state, optimizer=ema(decay))`, in every process by its own points.
+    `update(points, state, optimizer=ema(decay), distance=distance)`, in every process
+    by its own points; under `cosine` the codebook is of unit rows then, from the start.
     Points and weights that are not finite have no part in it (a call with no others
     changes nothing), but stay in the losses, which say so.
 
@@ -147,6 +150,8 @@ class VectorQuantizer(nn.Module):
             nearest centroids, both [n, d], to values [n, d]; or `nsvq`, which adds
             noise to points in training mode, or where it is given, and else is nearest.
         decay: None, or the share that moving averages keep, at least 0 and below 1.
+        distance: A function of points and centroids, as `squared_euclidean`, of which a
+            mean is the minimizer if there is a `decay`.
 
     Returns:
         From `forward(points, *, weights=None, noise=None)`, of points [..., d], weights
@@ -154,11 +159,12 @@ class VectorQuantizer(nn.Module):
         a `Quantized` of values [..., d], labels [...] and two losses, as of `quantize`.
 
     Raises:
-        TypeError: A tensor is not real, `noise` is not floating, or `method` is not a
-            function.
+        TypeError: A tensor is not real, `noise` is not floating, or `method` or
+            `distance` is not a function.
         ValueError: `centroids` is not [k, d], `points` not [..., d], either has no row,
             `weights` is not [...], `noise` is not of the shape of the points or is for
-            another method, `decay` is out of range, or `method` changes the shape.
+            another method, `decay` is out of range or the distance has no mean for it,
+            or `method` changes the shape.
 
     Example:
         >>> layer = dt.VectorQuantizer(torch.tensor([[0.0], [9.0]]), decay=0.75)
@@ -179,12 +185,16 @@ class VectorQuantizer(nn.Module):
         *,
         method: Method | Callable[..., Quantized] = straight_through_vector,
         decay: float | None = None,
+        distance: Distance = squared_euclidean,
     ) -> None:
         """Checks its arguments and copies the centroids."""
         super().__init__()
         centroids = _as_centroids(centroids)
         check_callable("method", method)
+        check_callable("distance", distance)
         start = centroids.detach().clone()
+        if decay is not None:
+            start = _as_codebook(start, distance)
         self._optimizer = None if decay is None else ema(decay)
         if self._optimizer is None:
             self.centroids = nn.Parameter(start)
@@ -193,6 +203,7 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("counts", self._optimizer.init(start).counts)
         self.method: Callable = method
         self.decay = decay
+        self.distance = distance
 
     def forward(
         self,
@@ -204,11 +215,14 @@ class VectorQuantizer(nn.Module):
         """Points [..., d] as values of the codebook, which may be updated after."""
         x, w = _rows(points, weights, self.centroids)
         v = self._noise(points, noise)
+        options: dict[str, Any] = {"weights": w}
+        if self.distance is not squared_euclidean:
+            options["distance"] = self.distance
         if v is not None:
-            out = nsvq(x, self.centroids, v.reshape(x.shape), weights=w)
+            out = nsvq(x, self.centroids, v.reshape(x.shape), **options)
         else:
             method = straight_through_vector if self.method is nsvq else self.method
-            out = quantize(x, self.centroids, method=method, weights=w)
+            out = quantize(x, self.centroids, method=method, **options)
         if self._optimizer is not None and self.training:
             self._update(x, w)
         labels = out.labels.reshape(points.shape[:-1])
@@ -234,7 +248,8 @@ class VectorQuantizer(nn.Module):
         usable = x.isfinite().all(1) & w.isfinite()
         x, w = torch.where(usable[:, None], x, 0), torch.where(usable, w, 0)
         state = State(c, EmaState(n), 0)
-        state, _ = update(x, state, optimizer=self._optimizer, weights=w)
+        options = {"optimizer": self._optimizer, "distance": self.distance}
+        state, _ = update(x, state, weights=w, **options)
         new_c, new_n = state.centroids, state.opt_state.counts
         # A sum of finite rows may overflow, and one of no rows is no step.
         moves = usable.any() & new_c.isfinite().all(1) & new_n.isfinite()
@@ -244,7 +259,10 @@ class VectorQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""
         sizes = _sizes(self.centroids)
-        return f"{sizes}, method={_name(self.method)}, decay={self.decay}"
+        shown = f"{sizes}, method={_name(self.method)}, decay={self.decay}"
+        if self.distance is squared_euclidean:
+            return shown
+        return f"{shown}, distance={_name(self.distance)}"
 
 
 def _as_centroids(centroids: Tensor) -> Tensor:
@@ -254,6 +272,15 @@ def _as_centroids(centroids: Tensor) -> Tensor:
         shape = tuple(centroids.shape)
         raise ValueError(f"centroids must have at least one row, got shape {shape}")
     return centroids
+
+
+def _as_codebook(centroids: Tensor, distance: Distance) -> Tensor:
+    """Centroids as moving averages keep them: of unit length, if cosine."""
+    form = form_of(distance)
+    if form is None:
+        expected = f"one that has means for decay ({WITH_MEANS})"
+        raise ValueError(f"distance must be {expected}, got {_name(distance)}")
+    return form.retract(centroids, centroids)
 
 
 def _rows(

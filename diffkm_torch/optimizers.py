@@ -1,7 +1,7 @@
 """K-means algorithms as (init, update) pairs: the mirror of `diffkm_jax.optimizers`.
 
-An `update` is called as in optax: `update(gradient, state, params, *, counts, value,
-grad, value_fn)` returns the updates to add to the parameters, and the new state.
+An `update` is called as in optax: `update(gradient, state, params, *, counts, shifts,
+value, grad, value_fn)` returns the updates to add to the parameters, and the new state.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from diffkm_torch._checks import check_scalar
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._hints import shown
 from diffkm_torch._numerics import per_count
+from diffkm_torch.distances._forms import WITH_MEANS
 
 __all__ = [
     "EmaState",
@@ -63,21 +64,25 @@ class EmaState(NamedTuple):
 def _require(name: str, counts: Tensor | None) -> Tensor:
     if counts is None:
         raise ValueError(
-            f"{name}() needs counts, the cluster weights of the pass, got None: only "
-            "distance=squared_euclidean has them, and a wrapper around the optimizer "
-            "must pass extra arguments on; else take a gradient optimizer"
+            f"{name}() needs counts, the cluster weights of the pass, got None: only a "
+            f"distance that has means has them ({WITH_MEANS}), and a wrapper around "
+            "the optimizer must pass extra arguments on; else take a gradient optimizer"
         )
     return counts
 
 
-def _per_count(gradient: Tensor, counts: Tensor) -> Tensor:
+def _step(gradient: Tensor, shifts: Tensor | None, counts: Tensor) -> Tensor:
+    """shifts_j / counts_j, [k, d], in the dtype of the gradient."""
+    # In float32 or wider: a count beyond 65504 is infinite in float16.
     acc = accumulation_dtype(gradient, counts)
-    step = per_count(-0.5 * gradient.to(acc), counts.to(acc))
-    return step.to(gradient.dtype)
+    if shifts is None:
+        # If squared Euclidean; of others a gradient is no shift.
+        shifts = -0.5 * gradient.to(acc)
+    return per_count(shifts.to(acc), counts.to(acc)).to(gradient.dtype)
 
 
 def newton() -> GradientTransformation:
-    """Mirrors `diffkm_jax.newton`: update = −gradient / (2 counts)."""
+    """Mirrors `diffkm_jax.newton`: update = shifts / counts."""
     return _NEWTON
 
 
@@ -103,10 +108,11 @@ def _newton_update(
     params: Tensor | None = None,
     *,
     counts: Tensor | None = None,
+    shifts: Tensor | None = None,
     **extra: Any,
 ) -> tuple[Tensor, tuple]:
     del params, extra
-    return _per_count(updates, _require("newton", counts)), state
+    return _step(updates, shifts, _require("newton", counts)), state
 
 
 def _macqueen_update(
@@ -115,12 +121,13 @@ def _macqueen_update(
     params: Tensor | None = None,
     *,
     counts: Tensor | None = None,
+    shifts: Tensor | None = None,
     **extra: Any,
 ) -> tuple[Tensor, MacQueenState]:
     del params, extra
     new = _require("macqueen", counts)
     seen = state.counts + new.to(state.counts.dtype)
-    return _per_count(updates, seen), MacQueenState(seen)
+    return _step(updates, shifts, seen), MacQueenState(seen)
 
 
 def _ema_update(
@@ -130,13 +137,14 @@ def _ema_update(
     params: Tensor | None = None,
     *,
     counts: Tensor | None = None,
+    shifts: Tensor | None = None,
     **extra: Any,
 ) -> tuple[Tensor, EmaState]:
     del params, extra
     n = _require("ema", counts).to(state.counts.dtype)
     average = decay * state.counts + (1 - decay) * n
     kept = torch.where(state.counts == 0, n, average)
-    return (1 - decay) * _per_count(updates, kept), EmaState(kept)
+    return (1 - decay) * _step(updates, shifts, kept), EmaState(kept)
 
 
 def _no_counts(params: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The layers of diffkm_torch: the functions, their training, what they keep."""
 
+import inspect
 from copy import deepcopy
 from functools import partial
 from io import BytesIO
@@ -297,3 +298,53 @@ NSVQ = partial(QUANTIZER, method=dt.nsvq)
 def test_errors_name_the_argument_and_its_value(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+with_distance = pytest.mark.skipif(
+    "distance" not in inspect.signature(dt.quantize).parameters,
+    reason="quantize takes no distance",
+)
+
+
+@with_distance
+def test_a_cosine_codebook_keeps_unit_rows_and_averages_directions():
+    layer = dt.VectorQuantizer(3 * C, decay=0.75, distance=dt.cosine)
+    unit = torch.nn.functional.normalize
+    code = unit(C)
+    close(layer.centroids, code)
+    out = layer(X, weights=W)
+    close(out.labels, (unit(X) @ code.T).argmax(1))
+    close(out.values, code[out.labels])
+    # Moving averages of counts and sums, from N = n and N c on.
+    one_hot = W[:, None] * torch.nn.functional.one_hot(out.labels, 4)
+    n, sums = one_hot.sum(0)[:, None], one_hot.T @ unit(X)
+    close(layer.centroids, unit(0.75 * n * code + 0.25 * sums))
+    close(layer.counts, n[:, 0])
+    assert layer(X, weights=W).codebook_loss < out.codebook_loss
+    close(layer.centroids.norm(dim=1), torch.ones(4))
+
+
+@with_distance
+@pytest.mark.parametrize("method", METHODS)
+def test_a_quantizer_by_a_distance_is_the_functions(method):
+    distance = dt.mahalanobis(V[:3] @ V[:3].T)
+    layer = dt.VectorQuantizer(C, method=method, distance=distance).eval()
+    nearest = method if method is not dt.nsvq else dt.straight_through_vector
+    options = {"method": nearest, "distance": distance, "weights": W}
+    exact(tuple(layer(X, weights=W)), tuple(dt.quantize(X, C, **options)))
+    assert "distance=Mahalanobis" in repr(layer)
+
+
+def test_a_codebook_of_moving_averages_needs_a_distance_with_means():
+    with pytest.raises(ValueError, match="distance must be one that has means"):
+        dt.VectorQuantizer(C, decay=0.9, distance=dt.manhattan)
+    with pytest.raises(TypeError, match="distance must be a function"):
+        dt.VectorQuantizer(C, distance="cosine")
+
+
+def test_a_loss_by_a_distance_with_means_has_its_gradient():
+    x, c = X.exp(), C.exp()
+    layer = dt.KMeansLoss(c, distance=dt.kl_divergence)
+    layer(x, weights=W).backward()
+    stats = dt.statistics(x, c, weights=W, distance=dt.kl_divergence)
+    close(layer.centroids.grad, -stats.shifts / c)

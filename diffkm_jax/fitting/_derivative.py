@@ -66,12 +66,16 @@ def differentiate(
     at = Stationarity(statistics, is_flat, plan.axis_name)
     system = System(at.f, at.solve, at.is_solvable)
     c, solved = solution(system, c, (problem, tuple(consts)))
-    if form is None or not form.is_flat or form.is_curved:
+    if not is_flat or form is None:
         return c, solved
-    # Where the distance does not depend on c, centroids are means still: the derivative
-    # is that of one more step, of centroids that move as the others say.
-    means = means_of(problem, c, statistics(problem, c))
-    return lax.stop_gradient(c) + (means - lax.stop_gradient(means)), solved
+    if form.is_curved:
+        # The second derivative of a way on a sphere leaves its tangents.
+        same = form.embed(c)
+    else:
+        # Where the distance does not depend on c, centroids are means still: the
+        # derivative is that of one more step, of centroids that move as the others say.
+        same = means_of(problem, c, statistics(problem, c))
+    return lax.stop_gradient(c) + (same - lax.stop_gradient(same)), solved
 
 
 def differentiate_means(

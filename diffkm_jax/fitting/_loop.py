@@ -196,8 +196,12 @@ def mean_variance(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Arr
         """Σ w, and Σ w f of rows less the origin."""
 
         def block(x: jax.Array, w: Any):
-            parts = weigh(w, of_rows(form.embed(x) - origin))
-            return (w.sum(), jnp.sum(parts, axis=0, keepdims=True)), None
+            values = of_rows(form.embed(x) - origin)
+            counted = (w != 0).reshape(-1, *(1,) * (values.ndim - 1))
+            # Outside the domain a distance need not be finite.
+            values = jnp.where(counted | jnp.isfinite(values), values, 0)
+            total = jnp.sum(weigh(w, values), axis=0, keepdims=True)
+            return (w.sum(), total), None
 
         found, _ = over_points(block, problem, block_for(1, d), origin)
         return psum(found, plan.axis_name)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffkm_torch._pass import labels_of
 from diffkm_torch._problem import Problem
 from diffkm_torch.fitting._state import (
     State,
@@ -21,7 +22,7 @@ from diffkm_torch.fitting._state import (
     zero_inactive,
 )
 from diffkm_torch.optimizers import GradientTransformation
-from diffkm_torch.statistics import Statistics, labels_of, statistics_of
+from diffkm_torch.statistics import Statistics, embedded, statistics_of
 
 EmptyPolicy = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -54,10 +55,11 @@ def fill_farthest(
     rounding = 8 * torch.finfo(counts.dtype).eps * stats.counts
     counts = torch.where(counts > rounding, counts, 0)
     filled, targets = torch.zeros_like(empty), c.clone()
+    rows, held = (embedded(problem, a.to(shifts.dtype)) for a in (rows, c))
     for j, i in pairs:
         filled[j], targets[j] = True, rows[i].to(c.dtype)
         counts[j] = one = weights[i].to(counts.dtype)
-        away = rows[i].to(shifts.dtype) - c[j].to(shifts.dtype)
+        away = rows[i] - held[j]
         if problem.remainder is not None:
             away = away - problem.remainder[j].to(shifts.dtype)
         shifts[j] = one * away

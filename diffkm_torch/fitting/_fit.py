@@ -7,8 +7,8 @@ from torch import Tensor
 
 from diffkm_torch._checks import check_integer, check_scalar
 from diffkm_torch._domain import out_of_domain
-from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._hints import hinted
+from diffkm_torch._pass import labels_of
 from diffkm_torch._problem import Problem
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.fitting._derivative import check_derivative, differentiate
@@ -37,12 +37,7 @@ from diffkm_torch.fitting._units import (
     in_unit,
 )
 from diffkm_torch.optimizers import GradientTransformation
-from diffkm_torch.statistics import (
-    Statistics,
-    labels_of,
-    residual_of,
-    statistics_of,
-)
+from diffkm_torch.statistics import Statistics, residual_of, statistics_of
 
 
 @hinted
@@ -79,12 +74,12 @@ def fit(
         distance=distance,
         block_size=block_size,
     )
-    check_derivative(derivative, distance)
+    check_derivative(derivative, problem)
     points, weights = problem.points, problem.weights
     k, n = len(start), len(points)
     if k > n and active is None:
         raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
-    acc = accumulation_dtype(points, start, weights)
+    acc = problem.dtype(start)
     check_scalar("tol", tol, acc, zero=True)
     check_integer("max_steps", max_steps, minimum=0)
     if isinstance(centroids, State):
@@ -124,7 +119,7 @@ def result_of(
     c, trusted = differentiate(derivative, exact, state.centroids)
     centroids = c.to(dtype)
     stats = statistics_of(problem, centroids)
-    residual = residual_of(stats).detach()
+    residual = residual_of(problem, centroids, stats).detach()
     empty = is_empty(stats.counts, problem.active)
     stats = Statistics(*(in_true_unit(a, problem) for a in stats))
     loss, t = stats.loss.detach(), problem.temperature
@@ -133,7 +128,8 @@ def result_of(
     # Where rounding to `dtype` moves a centroid, its mean moves too, by no more.
     wide, eps = c.detach().to(residual.dtype), torch.finfo(dtype).eps
     weighty = stats.counts > 0
-    bound = tolerance(rule, wide, weighty) + rounding_of(wide, weighty, eps)
+    bound = tolerance(rule, problem, wide, weighty)
+    bound = bound + rounding_of(problem, wide, wide, weighty, eps)
     if failed:
         status = Status.NON_FINITE
     elif not progress.converged:
@@ -144,14 +140,15 @@ def result_of(
         status |= Status.EMPTY_CLUSTER
     if not trusted:
         status |= Status.LINEAR_SOLVE
-    if out_of_domain(problem, start.centroids, centroids):
+    labels = labels_of(problem, centroids)
+    if out_of_domain(problem, start.centroids, centroids, labels):
         status |= Status.DOMAIN
     history = [in_true_unit(h.to(loss.dtype), problem) for h in progress.history]
     padding = [loss] * (max_steps + 1 - len(history))
     opt_state = counts_in_true_unit(algorithm.optimizer, state.opt_state, problem)
     return FitResult(
         centroids=centroids,
-        labels=labels_of(problem, centroids),
+        labels=labels,
         loss=stats.loss,
         counts=stats.counts,
         residual=residual,

@@ -7,8 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._geometry import anchor, fill_rows, prepare
+from diffkm_torch._blocks import block_for, over_points
+from diffkm_torch._geometry import anchor, fill_rows, prepare_centroids, prepare_rows
 from diffkm_torch._problem import Problem
+from diffkm_torch.distances._form import Form
+from diffkm_torch.distances._forms import form_of
 from diffkm_torch.fitting._state import State, zero_inactive
 from diffkm_torch.fitting._step import Algorithm, at_step, step
 
@@ -34,7 +37,8 @@ class StopRule(NamedTuple):
 
     Attributes:
         tol: Of the mean variance of the features.
-        variance: That variance, [], in squared data units.
+        variance: That variance, [], in squared data units; of a distance that has
+            means, the mean distance to the mean, over d.
         temperature: The last of a schedule, or of the problem, or None if hard.
     """
 
@@ -43,7 +47,9 @@ class StopRule(NamedTuple):
     temperature: float | Tensor | None
 
 
-def tolerance(rule: StopRule, c: Tensor, weighty: Tensor | None) -> Tensor:
+def tolerance(
+    rule: StopRule, problem: Problem, c: Tensor, weighty: Tensor | None
+) -> Tensor:
     """The largest residual at rest: max(tol · v, ε² (Σ‖c − m‖² + 64 k d v)).
 
     The second is what rounding leaves of a residual, so that tol = 0 is reached; m is
@@ -52,26 +58,37 @@ def tolerance(rule: StopRule, c: Tensor, weighty: Tensor | None) -> Tensor:
     """
     c = c.to(rule.variance.dtype)
     eps = torch.finfo(c.dtype).eps
-    floor = rounding_of(c - anchor(c, weighty), weighty, eps)
+    form = form_of(problem.distance)
+    is_invariant = form is None or form.is_invariant
+    parts = c - anchor(c, weighty) if is_invariant else c
+    floor = rounding_of(problem, c, parts, weighty, eps)
     floor = floor + eps**2 * 64 * c.numel() * rule.variance
     return torch.maximum(rule.tol * rule.variance, floor)
 
 
-def rounding_of(centroids: Tensor, weighty: Tensor | None, eps: float) -> Tensor:
-    """ε² Σ‖c‖²: no less than what rounding centroids changes of a residual."""
+def rounding_of(
+    problem: Problem, c: Tensor, parts: Tensor, weighty: Tensor | None, eps: float
+) -> Tensor:
+    """No less than what rounding parts of centroids c, [k, d], changes of a residual.
+
+    If squared, that is ε² Σ‖parts‖²; a divergence has the square of its Hessian.
+    """
+    form = form_of(problem.distance) or Form()
+    if weighty is not None:
+        c = torch.where(weighty[:, None], c, anchor(c, weighty))
     # Scaled before it is squared, so as not to overflow before the loss does.
-    return ((eps * zero_inactive(centroids, weighty)) ** 2).sum()
+    return form.size(c, eps * zero_inactive(parts, weighty))
 
 
 def has_converged(
     rule: StopRule,
+    problem: Problem,
     residual: Tensor,
     c: Tensor,
     weighty: Tensor | None,
-    temperature: float | Tensor | None,
 ) -> bool:
-    """Whether a step from c at a temperature, of this residual, is the last."""
-    bound = tolerance(rule, c, weighty)
+    """Whether a step from c, of this residual, is the last."""
+    bound, temperature = tolerance(rule, problem, c, weighty), problem.temperature
     rests = bool((residual <= bound) & bound.isfinite())
     return rests and (temperature is None or bool(temperature == rule.temperature))
 
@@ -84,9 +101,8 @@ def advance(
     new, stats, residual, finite = step(algorithm, problem, old)
     if not finite:
         return now._replace(failed=True)
-    temperature = at_step(algorithm, problem, old.step).temperature
-    c = old.centroids.detach()
-    converged = has_converged(rule, residual, c, stats.counts > 0, temperature)
+    held, c = at_step(algorithm, problem, old.step), old.centroids.detach()
+    converged = has_converged(rule, held, residual.detach(), c, stats.counts > 0)
     return Progress(new, [*now.history, stats.loss.detach()], converged, False)
 
 
@@ -104,10 +120,37 @@ def run(
 
 
 def mean_variance(problem: Problem, centroids: Tensor) -> Tensor:
-    """The weighted variance of the features, averaged over them, []."""
-    x, _, w, origin = prepare(problem, centroids)
-    x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
-    # About the origin: far from zero the mean itself would be rounded.
-    y = x - origin
-    mean = (w[:, None] * y).sum(0, keepdim=True) / w.sum()
-    return (w[:, None] * (y - mean) ** 2).sum() / (w.sum() * max(1, x.shape[1]))
+    """The weighted variance of the features, averaged over them, [].
+
+    Of a distance that has means it is the mean distance to the mean, over d.
+    """
+    form = form_of(problem.distance) or Form()
+    c, _ = prepare_centroids(problem, centroids)
+    c = form.embed(c)
+    d, origin = c.shape[1], anchor(c, problem.active)
+
+    def rows(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        # About the origin: far from zero the mean itself would be rounded.
+        x, w = prepare_rows(x, weights, origin)
+        if weights is not None:
+            x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
+        return form.embed(x) - origin, w
+
+    def first(x: Tensor, weights: Tensor | None, origin: Tensor) -> tuple[Tensor, ...]:
+        y, w = rows(x, weights)
+        return w.sum(), y.sum(0) if weights is None else (w[:, None] * y).sum(0)
+
+    def second(x: Tensor, weights: Tensor | None, mean: Tensor) -> tuple[Tensor, ...]:
+        y, w = rows(x, weights)
+        if form.is_invariant:
+            costs = form.cost(y, mean, y - mean)
+        else:
+            x, mean = y + origin, form.retract(origin + mean, origin)
+            costs = form.cost(x, mean, x - mean)
+        # Outside the domain it need not be finite.
+        return ((w * torch.where(costs.isfinite() | (w != 0), costs, 0)).sum(),)
+
+    block = block_for(problem, 1, d)
+    total, sums = over_points(first, problem, origin, block)
+    (costs,) = over_points(second, problem, sums / total, block)
+    return costs / (total * max(1, d))

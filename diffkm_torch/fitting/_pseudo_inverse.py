@@ -9,29 +9,29 @@ from diffkm_torch._products import product
 
 
 def pseudo_inverse(
-    hessian: Tensor, counts: Tensor, push: Tensor
+    hessian: Tensor, scale: Tensor, push: Tensor
 ) -> tuple[Tensor | None, bool]:
     """The inverse of a Hessian H where it is positive, and whether that will do.
 
-    By the eigenvalues of S H S with S = (2 counts)^−½: the Hessian of a hard loss is
-    2 counts, so that this is near the identity where clusters are distinct. H⁻¹ is
-    S (S H S)⁺ S: zero for clusters without weight, and along directions in which S H S
-    is not positive. A negative eigenvalue is not to be trusted; a zero one, as that of
-    lengths under `cosine`, only if `push` is not along it.
+    By the eigenvalues of S H S with S = (counts_j s ∇²φ(c_j))^−½: the Hessian of a hard
+    loss is what is in brackets, 2 counts if squared, so that this is near the identity
+    where clusters are distinct. H⁻¹ is S (S H S)⁺ S: zero for clusters without weight,
+    and along directions in which S H S is not positive. A negative eigenvalue is not to
+    be trusted; a zero one, as that of lengths under `cosine`, only if `push` is not
+    along it.
 
     Args:
         hessian: [kd, kd], symmetric.
-        counts: Weight of every cluster, [k].
+        scale: S, [kd, kd], symmetric.
         push: How some change of the data changes the gradient, up to a factor, [kd].
 
     Returns:
         The inverse, [kd, kd], or None if the Hessian is not finite, and the trust.
     """
-    eps, tiny = torch.finfo(counts.dtype).eps, torch.finfo(counts.dtype).tiny
-    # Of smaller counts the inverse may overflow.
-    scale = torch.where(counts > tiny / eps, (2 * counts).rsqrt(), 0)
-    scale = scale.repeat_interleave(len(hessian) // len(counts))
-    scaled = scale[:, None] * hessian * scale
+    eps, scaled = (
+        torch.finfo(hessian.dtype).eps,
+        product(product(scale, hessian), scale),
+    )
     if not scaled.isfinite().all():
         return None, False
     values, vectors = torch.linalg.eigh(scaled)
@@ -40,7 +40,7 @@ def pseudo_inverse(
     inverses = torch.where(positive, 1 / torch.where(positive, values, 1), 0)
     inverse = product(vectors * inverses, vectors.T)
 
-    push = product(vectors.T, (scale * push)[:, None])[:, 0]
+    push = product(vectors.T, product(scale, push[:, None]))[:, 0]
     harmless = push[~positive].norm() <= eps**0.5 * push.norm()
     trusted = bool(harmless and values.min() >= -flat)
-    return scale[:, None] * inverse * scale, trusted
+    return product(product(scale, inverse), scale), trusted

@@ -11,6 +11,8 @@ from torch import Tensor
 from diffkm_torch._checks import as_points_and_centroids
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._hints import hinted
+from diffkm_torch._problem import Problem
+from diffkm_torch.distances._forms import form_of
 from diffkm_torch.optimizers import GradientTransformation, newton
 
 
@@ -97,6 +99,21 @@ def moved(state: State, updates: Tensor, active: Tensor | None) -> State:
     return state._replace(
         centroids=where_active(active, new, c),
         remainder=where_active(active, lost, remainder),
+    )
+
+
+def retracted(problem: Problem, state: State, old: State) -> State:
+    """The state with centroids where those of its distance are: on a sphere, if cosine.
+
+    Where they have no direction they are the old ones.
+    """
+    form = form_of(problem.distance)
+    if form is None or not form.is_curved:
+        return state
+    c = form.retract(state.centroids, old.centroids)
+    return state._replace(
+        centroids=where_active(problem.active, c, state.centroids),
+        remainder=torch.zeros_like(c),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffkm_torch._checks import as_problem
 from diffkm_torch._hints import hinted, shown
+from diffkm_torch._pass import has_means
 from diffkm_torch._problem import Problem
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.fitting._empty import (
@@ -23,6 +24,7 @@ from diffkm_torch.fitting._state import (
     check_state,
     moved,
     remainder_of,
+    retracted,
     select,
     zero_inactive,
 )
@@ -33,7 +35,13 @@ from diffkm_torch.fitting._units import (
     in_unit,
 )
 from diffkm_torch.optimizers import GradientTransformation, is_per_count, newton
-from diffkm_torch.statistics import Statistics, loss_of, residual_of, statistics_of
+from diffkm_torch.statistics import (
+    Statistics,
+    loss_of,
+    pull_of,
+    residual_of,
+    statistics_of,
+)
 
 Schedule = Callable[[int], float | Tensor]
 Temperature = float | Tensor | Schedule | None
@@ -112,6 +120,8 @@ class Step(NamedTuple):
 def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
     """One step, of a state that has its remainder."""
     optimizer, empty, _ = algorithm
+    old = state
+    state = retracted(problem, state, state)
     c, active = state.centroids, problem.active
     problem = at_step(algorithm, problem, state.step)
     problem = problem._replace(remainder=state.remainder)
@@ -121,7 +131,7 @@ def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
         used, filled, rows = fill_farthest(problem, c, stats)
         weights = used.counts  # Of a filled cluster that of its one point.
     new = _optimize(optimizer, problem, state, used)
-    residual = residual_of(used)
+    residual = residual_of(problem, c, used)
     if callable(empty):
         before, counts = zero_inactive(new.centroids, active), stats.counts
         counts = in_true_unit(counts, problem)
@@ -131,10 +141,11 @@ def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
     if filled is not None:
         weights = as_optimized(optimizer, weights, problem)
         new = set_rows(filled, rows, weights, new, optimizer, active)
+        new = retracted(problem, new, new)
     held = zero_inactive(new.centroids, active).isfinite().all()
     finite = stats.loss.isfinite() & held
     # By a choice of values, so that an update compiles to one graph.
-    kept = select(finite, new._replace(step=()), state._replace(step=()))
+    kept = select(finite, new._replace(step=()), old._replace(step=()))
     return Step(kept._replace(step=new.step), stats, residual, finite)
 
 
@@ -154,22 +165,24 @@ def _optimize(
     def seen(sums: Tensor) -> Tensor:
         return as_optimized(optimizer, sums.to(dtype), problem)
 
-    def value_fn(params: Tensor, counts: Any = None) -> Tensor:
-        del counts
+    def value_fn(params: Tensor, counts: Any = None, shifts: Any = None) -> Tensor:
+        del counts, shifts  # Named, as in JAX, where only what is named is passed on.
         return seen(loss_of(problem, params))
 
-    gradient = seen(-2 * stats.shifts)
-    has_means = problem.distance is squared_euclidean
+    gradient = seen(-pull_of(problem, state.centroids, stats))
+    # Newton's step is shifts / counts, and only that of a distance that has means.
+    means = has_means(problem)
     updates, opt_state = optimizer.update(
         gradient,
         state.opt_state,
         zero_inactive(state.centroids, problem.active),
-        counts=seen(stats.counts) if has_means else None,
+        counts=seen(stats.counts) if means else None,
+        shifts=seen(stats.shifts) if means else None,
         value=seen(stats.loss),
         grad=gradient,
         value_fn=value_fn,
     )
-    new = moved(state, updates, problem.active)
+    new = retracted(problem, moved(state, updates, problem.active), state)
     return new._replace(opt_state=opt_state, step=state.step + 1)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._problem import Problem
 from diffkm_torch.optimizers import GradientTransformation, is_per_count
 
@@ -21,7 +20,7 @@ def in_unit(problem: Problem, centroids: Tensor) -> Problem:
     """
     if problem.weights is None:
         return problem
-    dtype = accumulation_dtype(problem.points, centroids, problem.weights)
+    dtype = problem.dtype(centroids)
     weights = problem.weights.to(dtype)
     largest = weights.detach().max()
     usable = (largest > 0) & largest.isfinite()

@@ -24,7 +24,8 @@ from diffkm_torch._hints import hinted
 from diffkm_torch._numerics import polar
 from diffkm_torch._problem import Problem
 from diffkm_torch._products import rows_of
-from diffkm_torch.distances import squared_euclidean
+from diffkm_torch.distances import Distance, squared_euclidean
+from diffkm_torch.distances._pairwise import evaluate
 from diffkm_torch.statistics import labels_of
 
 __all__ = ["Quantized", "nsvq", "quantize", "rotation_trick", "straight_through_vector"]
@@ -115,6 +116,7 @@ def quantize(
     centroids: Tensor,
     *,
     method: Method = straight_through_vector,
+    distance: Distance = squared_euclidean,
     weights: Tensor | None = None,
     active: Tensor | None = None,
     block_size: int | None = None,
@@ -123,7 +125,7 @@ def quantize(
     problem, centroids = as_problem(
         points,
         centroids,
-        distance=squared_euclidean,
+        distance=distance,
         weights=weights,
         active=active,
         block_size=block_size,
@@ -145,6 +147,7 @@ def nsvq(
     centroids: Tensor,
     noise: Tensor,
     *,
+    distance: Distance = squared_euclidean,
     weights: Tensor | None = None,
     active: Tensor | None = None,
     block_size: int | None = None,
@@ -153,7 +156,7 @@ def nsvq(
     problem, centroids = as_problem(
         points,
         centroids,
-        distance=squared_euclidean,
+        distance=distance,
         weights=weights,
         active=active,
         block_size=block_size,
@@ -178,9 +181,15 @@ def _encode(
     fixed = nearest.detach()
     # What is not finite where the weight is zero becomes the value itself.
     x = fill_inert(problem.points.to(c.dtype), problem.weights, fixed)
-    inert = fill_rows(x, w, ((x - fixed) ** 2).sum(1), fixed)
-    codebook_loss = (w * ((inert.detach() - nearest) ** 2).sum(1)).sum()
-    commitment_loss = (w * ((inert - fixed) ** 2).sum(1)).sum()
+
+    def cost(x: Tensor, y: Tensor) -> Tensor:
+        return evaluate(problem.distance, x, y)
+
+    with torch.no_grad():
+        costs = cost(x, fixed)
+    inert = fill_rows(x, w, costs, fixed)
+    codebook_loss = (w * cost(inert.detach(), nearest)).sum()
+    commitment_loss = (w * cost(inert, fixed)).sum()
     return x, nearest, labels, codebook_loss, commitment_loss
 
 

@@ -83,6 +83,8 @@ def _soft_loss(
     t, fill = problem.temperature, heaviest(problem, origin)
 
     def costs(x: jax.Array) -> jax.Array:
+        if named(problem.distance) is manhattan:
+            return offsets[:, None] - _manhattan_scores(x, c)
         return (pairwise(x, c, distance=problem.distance) + offsets[None, :]).T
 
     def held_score(x: jax.Array) -> jax.Array:
@@ -175,6 +177,7 @@ def _scores(
     return lambda x: -every(x, c).T, block_for(1, c.size), m
 
 
+@jax.custom_jvp
 def _manhattan_scores(x: jax.Array, c: jax.Array) -> jax.Array:
     """−Σ |x − c|, [k, block]."""
 
@@ -200,7 +203,13 @@ def _manhattan_scores(x: jax.Array, c: jax.Array) -> jax.Array:
         start = vary_as(jnp.zeros((k, n), x.dtype), x, c)
         return lax.scan(piece, start, (x, c))[0]
 
-    def at_once(x: jax.Array, c: jax.Array) -> jax.Array:
-        return -pairwise(x, c, distance=manhattan).T
+    return lax.platform_dependent(x, c, cpu=by_cluster, default=_by_pair)
 
-    return lax.platform_dependent(x, c, cpu=by_cluster, default=at_once)
+
+def _by_pair(x: jax.Array, c: jax.Array) -> jax.Array:
+    return -pairwise(x, c, distance=manhattan).T
+
+
+@_manhattan_scores.defjvp
+def _manhattan_rule(primals: tuple, tangents: tuple):
+    return _manhattan_scores(*primals), jax.jvp(_by_pair, primals, tangents)[1]

@@ -141,7 +141,7 @@ def _fill(form: Form, x: Tensor, w: Tensor, own: Tensor) -> Tensor:
     return fill_rows(x, w, costs, own)
 
 
-def _distance_sums(problem: Problem, centroids: Tensor) -> tuple[Tensor, Tensor]:
+def _distance_sums(problem: Problem, centroids: Tensor) -> tuple[Tensor, ...]:
     """Without shifts: what ∂loss/∂c is, autograd knows."""
     c, fill = prepare_centroids(problem, centroids, with_data=True)
     t, distance = problem.temperature, problem.distance

@@ -167,6 +167,15 @@ def test_mahalanobis(package):
 
 
 @BOTH
+def test_bregman(package):
+    with pytest.raises(TypeError, match="phi must be a function, got 1"):
+        package.module.bregman(1)
+    distance = package.module.bregman(lambda v: 2 * v)
+    with pytest.raises(ValueError, match=r"phi must return a scalar.*\(3,\).*\(3,\)"):
+        distance(package.array(X), package.array(X))
+
+
+@BOTH
 def test_functions_that_are_none(package):
     for name in ("pairwise", "assign", "kmeans_loss", "fit"):
         with pytest.raises(TypeError, match="distance must be a function, got 'l1'"):
@@ -213,10 +222,10 @@ def test_more_centroids_than_points(package):
 def test_counts_and_other_distances(package, name):
     optimizer = getattr(package.module, name)()
     options = {"distance": package.module.manhattan, "optimizer": optimizer}
-    with pytest.raises(ValueError, match="distance=squared_euclidean"):
+    with pytest.raises(ValueError, match="means has them .squared_euclidean, cos"):
         package.call("fit", X, C, **options)
     state = package.module.init(package.array(C), optimizer=optimizer)
-    with pytest.raises(ValueError, match="distance=squared_euclidean"):
+    with pytest.raises(ValueError, match="means has them .squared_euclidean, cos"):
         package.call("update", X, state, **options)
 
 

@@ -222,10 +222,10 @@ def test_more_centroids_than_points(package):
 def test_counts_and_other_distances(package, name):
     optimizer = getattr(package.module, name)()
     options = {"distance": package.module.manhattan, "optimizer": optimizer}
-    with pytest.raises(ValueError, match="means has them .squared_euclidean, cos"):
+    with pytest.raises(ValueError, match="that has means has them"):
         package.call("fit", X, C, **options)
     state = package.module.init(package.array(C), optimizer=optimizer)
-    with pytest.raises(ValueError, match="means has them .squared_euclidean, cos"):
+    with pytest.raises(ValueError, match="that has means has them"):
         package.call("update", X, state, **options)
 
 

@@ -23,7 +23,7 @@ from diffkm_torch._products import (
     product_of_rows,
     rows_of,
     rows_product,
-    sum_by_label,
+    sums_by_label,
 )
 from diffkm_torch.assignments._softmax import below_largest
 from diffkm_torch.distances import Distance, evaluate, pairwise, squared_euclidean
@@ -158,16 +158,17 @@ def _hard_block(
     problem: Problem, x: Tensor, c: Tensor, w: Tensor, scores: Scores
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of residuals e = x − c at the label: Σ w ‖e‖², Σ w and shifts Σ w e by label."""
-    weighted = problem.weights is not None
+
+    def weigh(rows: Tensor) -> Tensor:
+        return rows if problem.weights is None else w[:, None] * rows
+
     labels = scores(x).max(1).indices
     nearest = rows_of(c, labels)
-    if weighted:
+    if problem.weights is not None:
         held = nearest.detach()
         x = fill_rows(x, w, ((x - held) ** 2).sum(1), held)
     e = x - nearest
-    loss = (w * (e * e).sum(1)).sum()
-    counts = sum_by_label(w, labels, len(c))
-    return loss, counts, sum_by_label(w[:, None] * e if weighted else e, labels, len(c))
+    return weigh(e * e).sum(), *sums_by_label(labels, len(c), w, weigh(e))
 
 
 def _less(
@@ -181,7 +182,9 @@ def _less(
         return loss, counts, shifts
     r = remainder.to(shifts.dtype)
     less = shifts - counts[:, None] * r
-    return loss - (r * (shifts + less)).sum(), counts, less
+    # An infinite loss stays one, whatever the shifts are.
+    finite = loss - (r * (shifts + less)).sum()
+    return torch.where(loss.isfinite(), finite, loss), counts, less
 
 
 def _soft_block(
@@ -191,10 +194,9 @@ def _soft_block(
     if problem.weights is not None:
         x = fill_rows(x, w, ((x - m) ** 2).sum(1), m)
     y, b = x - m, _about(m, c, problem)
-    # −T log Σ_j exp(−‖x − c_j‖² / T), where ‖x − c_j‖² = ‖x − m‖² − 2 score_j
-    soft_max, r = _soften(
-        masked(2 * _scores(y, b), problem.active), problem.temperature
-    )
+    # −T log Σ_j exp(−‖x − c_j‖² / T), where ‖x − c_j‖² = ‖x − m‖² − score_j
+    score = masked(2 * rows_product(y, b) - (b**2).sum(1), problem.active)
+    soft_max, r = _soften(score, problem.temperature)
     free = (y**2).sum(1) - soft_max
     wr = w[:, None] * r
     counts = wr.sum(0)
@@ -212,7 +214,7 @@ def _distance_block(
     if t is None:
         labels = scores(x).max(1).indices
         loss = (w * evaluate(distance, x, rows_of(c, labels))).sum()
-        return loss, sum_by_label(w, labels, len(c))
+        return loss, *sums_by_label(labels, len(c), w)
     costs = pairwise(x, c, distance=distance)
     soft_max, r = _soften(masked(-costs, problem.active), t)
     return -(w * soft_max).sum(), (w[:, None] * r).sum(0)
@@ -226,7 +228,11 @@ def _soften(score: Tensor, t: Any) -> tuple[Tensor, Tensor]:
 
 
 def _scoring(problem: Problem, c: Tensor, m: Tensor) -> Scores:
-    """Of points [n, d] the scores [n, k], without gradient: the nearest is largest."""
+    """The scores [n, k] of points [n, d], without gradient: the nearest's is largest.
+
+    Of the squared Euclidean distance (‖x − m‖² − ‖x − c‖²)/2: centered before it is
+    expanded, or float32 loses the labels of data far from 0.
+    """
     with torch.no_grad():
         b = _about(m, c, problem)
         half = 0.5 * (b**2).sum(1)
@@ -246,11 +252,3 @@ def _about(m: Tensor, c: Tensor, problem: Problem) -> Tensor:
     """Where the centroids are from m, [k, d], with what rounding took of them."""
     b, remainder = c - m, problem.remainder
     return b if remainder is None else b + remainder.to(b.dtype)
-
-
-def _scores(y: Tensor, b: Tensor) -> Tensor:
-    """(‖y‖² − ‖y − b‖²)/2 of y = x − m and b = c − m, [n, k]: the nearest is largest.
-
-    Centered before it is expanded, or float32 loses the labels of data far from 0.
-    """
-    return rows_product(y, b) - 0.5 * (b**2).sum(1)

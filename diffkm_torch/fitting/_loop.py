@@ -104,27 +104,27 @@ def run(
     return now, rule
 
 
+@torch.no_grad()
 def mean_variance(problem: Problem, centroids: Tensor) -> Tensor:
-    """The weighted variance of the features, averaged over them, []."""
+    """The weighted variance of the features, averaged over them, [], in two passes."""
     c, origin = prepare_centroids(problem, centroids)
     d = c.shape[1]
 
-    def rows(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        # About the origin: far from zero the mean itself would be rounded.
-        x, w = prepare_rows(x, weights, origin)
-        if weights is not None:
-            x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
-        return x - origin, w[:, None]
+    def moment(power: int, center: Tensor) -> tuple[Tensor, ...]:
+        """Σ w and Σ w (x − origin − center)^power, [] and [d]."""
 
-    def first(x: Tensor, weights: Tensor | None, origin: Tensor) -> tuple[Tensor, ...]:
-        y, w = rows(x, weights)
-        return w.sum(), y.sum(0) if weights is None else (w * y).sum(0)
+        def block(x: Tensor, weights: Tensor | None, center: Tensor):
+            x, w = prepare_rows(x, weights, origin)
+            if weights is not None:
+                x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
+            moments = (x - origin).sub_(center).pow_(power)
+            if weights is not None:
+                moments *= w[:, None]
+            return w.sum(), moments.sum(0)
 
-    def second(x: Tensor, weights: Tensor | None, mean: Tensor) -> tuple[Tensor, ...]:
-        y, w = rows(x, weights)
-        return ((w * (y - mean) ** 2).sum(),)
+        return over_points(block, problem, center, block_for(problem, 1, d))
 
-    block = block_for(problem, 1, d)
-    total, sums = over_points(first, problem, origin, block)
-    (squares,) = over_points(second, problem, sums / total, block)
-    return squares / (total * max(1, d))
+    # About the origin: far from zero the mean itself would be rounded.
+    mass, first = moment(1, torch.zeros_like(origin))
+    _, second = moment(2, first / mass)
+    return second.sum() / (mass * max(1, d))

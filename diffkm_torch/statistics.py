@@ -168,7 +168,8 @@ def _hard_block(
         held = nearest.detach()
         x = fill_rows(x, w, ((x - held) ** 2).sum(1), held)
     e = x - nearest
-    return weigh(e * e).sum(), *sums_by_label(labels, len(c), w, weigh(e))
+    counts, shifts = sums_by_label(labels, len(c), w, weigh(e))
+    return weigh(e * e).sum(), counts, shifts
 
 
 def _less(
@@ -214,7 +215,8 @@ def _distance_block(
     if t is None:
         labels = scores(x).max(1).indices
         loss = (w * evaluate(distance, x, rows_of(c, labels))).sum()
-        return loss, *sums_by_label(labels, len(c), w)
+        (counts,) = sums_by_label(labels, len(c), w)
+        return loss, counts
     costs = pairwise(x, c, distance=distance)
     soft_max, r = _soften(masked(-costs, problem.active), t)
     return -(w * soft_max).sum(), (w[:, None] * r).sum(0)

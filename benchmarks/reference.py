@@ -44,7 +44,7 @@ def fit(n: int, k: int, d: int) -> Contest:
         assert int(results[MIRROR].num_steps) == STEPS, "diffkm_torch stopped early"
         error = relative_error(results[LOOP].centroids, results[MIRROR].centroids)
         # Points that are nearly tied go elsewhere in an expansion that is not centered.
-        assert error < 1e-3, f"the centroids differ by {error:.1e}"
+        assert error < 1e-2, f"the centroids differ by {error:.1e}"
         return {LOOP: {"difference": error}}
 
     sides: dict[str, Callable[[], Prepared]] = {

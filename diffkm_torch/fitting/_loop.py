@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,21 +111,19 @@ def mean_variance(problem: Problem, centroids: Tensor) -> Tensor:
     c, origin = prepare_centroids(problem, centroids)
     d = c.shape[1]
 
-    def moment(power: int, center: Tensor) -> tuple[Tensor, ...]:
-        """Σ w and Σ w (x − origin − center)^power, [] and [d]."""
+    def moment(of: Callable[[Tensor, Tensor], Tensor], center: Tensor) -> Any:
+        """Σ w and Σ w of(x − origin, center), [] and [d]."""
 
-        def block(x: Tensor, weights: Tensor | None, center: Tensor):
+        def block(x: Tensor, weights: Tensor | None, center: Tensor) -> tuple:
             x, w = prepare_rows(x, weights, origin)
-            if weights is not None:
-                x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
-            moments = (x - origin).sub_(center).pow_(power)
-            if weights is not None:
-                moments *= w[:, None]
-            return w.sum(), moments.sum(0)
+            if weights is None:
+                return w.sum(), of(x - origin, center).sum(0)
+            x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
+            return w.sum(), (w[:, None] * of(x - origin, center)).sum(0)
 
         return over_points(block, problem, center, block_for(problem, 1, d))
 
     # About the origin: far from zero the mean itself would be rounded.
-    mass, first = moment(1, torch.zeros_like(origin))
-    _, second = moment(2, first / mass)
+    mass, first = moment(lambda y, _: y, origin)
+    _, second = moment(lambda y, mean: y.sub_(mean).square_(), first / mass)
     return second.sum() / (mass * max(1, d))

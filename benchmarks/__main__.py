@@ -15,7 +15,7 @@ import jax
 import benchmarks
 from benchmarks import _records, report
 
-TOPICS = "losses", "fits", "compiling", "estimators", "bridge"
+TOPICS = "losses", "fits", "compiling", "estimators", "bridge", "reference"
 
 
 def chosen(name: str) -> list[tuple[str, str]]:

@@ -15,7 +15,15 @@ import jax
 import benchmarks
 from benchmarks import _records, report
 
-TOPICS = "losses", "distances", "fits", "compiling", "estimators", "bridge"
+TOPICS = (
+    "losses",
+    "distances",
+    "fits",
+    "compiling",
+    "estimators",
+    "bridge",
+    "reference",
+)
 
 
 def chosen(name: str) -> list[tuple[str, str]]:

@@ -200,6 +200,25 @@ def faiss_sphere(
     return model.centroids, float(model.obj[-1])
 
 
+def torch_lloyd(points: Any, centroids: Any, *, steps: int) -> Fitted:
+    """As one writes it down where no gradient is wanted."""
+    import torch
+
+    for _ in range(steps):
+        labels = torch.cdist(points, centroids).argmin(1)
+        counts = torch.bincount(labels, minlength=len(centroids))[:, None]
+        sums = torch.zeros_like(centroids).index_add_(0, labels, points)
+        centroids = torch.where(counts > 0, sums / counts, centroids)
+    return Fitted(centroids, steps)
+
+
+def diffkm_torch_steps(points: Any, centroids: Any, *, steps: int) -> Fitted:
+    import diffkm_torch
+
+    found = diffkm_torch.fit(points, centroids, tol=0, max_steps=steps)
+    return Fitted(found.centroids, found.num_steps)
+
+
 # Many fits: [count, n, d] and starts [count, k, d] to centroids [count, k, d] ---------
 
 

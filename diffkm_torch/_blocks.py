@@ -9,22 +9,19 @@ from torch import Tensor
 
 from diffkm_torch._problem import Problem
 
-# Of rows and scores of a block, for each thread: a megabyte in float32.
-_NUMBERS = 1 << 18
-
 
 def block_for(problem: Problem, k: int, d: int) -> int:
-    """Points in a block with k scores each: as told, or a power of two by shape.
+    """Points in a block: as told, or a power of two by shape.
 
-    All of them on an accelerator, whose memory is its cache, and where torch.compile
-    would write every block down.
+    Its scores and rows take 2 MB for each thread, or less, in float32. All points where
+    an accelerator wants them, or torch.compile would write every block down.
     """
     if problem.block_size is not None:
         return problem.block_size
     if problem.points.device.type != "cpu" or torch.compiler.is_compiling():
         return len(problem.points)
-    fitting = max(1, _NUMBERS * torch.get_num_threads() // max(k, d, 1))
-    return min(8192, max(256, 1 << fitting.bit_length() - 1))
+    fitting = max(1, (torch.get_num_threads() << 19) // max(k, d, 1))
+    return min(1 << 15, max(256, 1 << fitting.bit_length() - 1))
 
 
 def over_points(

@@ -95,6 +95,25 @@ def as_weights(weights: Tensor | None, n: int) -> Tensor | None:
     return weights
 
 
+def as_rows(
+    points: Tensor, weights: Tensor | None, centroids: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Points [n, d] and weights [n], checked, their leading axes made one."""
+    points = as_real("points", points)
+    shape, d = tuple(points.shape), centroids.shape[1]
+    if shape[-1:] != (d,):
+        layout = f"[..., d] with d = {d} as in centroids {tuple(centroids.shape)}"
+        raise ValueError(f"points must be {layout}, got shape {shape}")
+    n = math.prod(shape[:-1])
+    if n == 0:
+        raise ValueError(f"points must have at least one row, got shape {shape}")
+    if weights is not None:
+        weights = as_real("weights", weights)
+        check_shape("weights", weights, shape[:-1], f"[...] as points {shape}")
+        weights = weights.reshape(-1)
+    return points.reshape(n, d), weights
+
+
 def as_active(active: Tensor | None, k: int) -> Tensor | None:
     """The mask of clusters, checked: None or bool, [k]."""
     if active is not None:

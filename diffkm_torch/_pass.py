@@ -17,7 +17,7 @@ from diffkm_torch._checks import as_scalar
 from diffkm_torch._expansion import Given, expand, given
 from diffkm_torch._geometry import fill_rows, masked, prepare_centroids, prepare_rows
 from diffkm_torch._problem import Problem
-from diffkm_torch._products import product_of_rows, rows_of, sum_by_label
+from diffkm_torch._products import product_of_rows, rows_of, sums_by_label
 from diffkm_torch.assignments._softmax import below_largest
 from diffkm_torch.distances import pairwise
 from diffkm_torch.distances._form import Form
@@ -89,9 +89,8 @@ def _hard_sums(problem: Problem, about: Given) -> tuple[Tensor, Tensor, Tensor]:
         # distance, would cancel far from the origin.
         e = x - own
         loss = (w * form.cost(x, own, e)).sum()
-        counts = sum_by_label(w, labels, len(c))
-        shifts = sum_by_label(e if weights is None else w[:, None] * e, labels, len(c))
-        return loss, counts, shifts
+        weighed = e if weights is None else w[:, None] * e
+        return loss, *sums_by_label(labels, len(c), w, weighed)
 
     loss, counts, shifts = over_points(block, problem, c, block_for(problem, *c.shape))
     if problem.remainder is None:
@@ -101,7 +100,9 @@ def _hard_sums(problem: Problem, about: Given) -> tuple[Tensor, Tensor, Tensor]:
     r = problem.remainder.to(shifts.dtype)
     less = shifts - counts[:, None] * r
     pull = form.pull(c, shifts + less, 2 * counts)
-    return loss - 0.5 * (r * pull).sum(), counts, less
+    # An infinite loss stays one, whatever the shifts are.
+    finite = loss - 0.5 * (r * pull).sum()
+    return torch.where(loss.isfinite(), finite, loss), counts, less
 
 
 def _soft_sums(problem: Problem, about: Given) -> tuple[Tensor, ...]:
@@ -141,19 +142,19 @@ def _fill(form: Form, x: Tensor, w: Tensor, own: Tensor) -> Tensor:
     return fill_rows(x, w, costs, own)
 
 
-def _distance_sums(problem: Problem, centroids: Tensor) -> tuple[Tensor, Tensor]:
+def _distance_sums(problem: Problem, centroids: Tensor) -> tuple[Tensor, ...]:
     """Without shifts: what ∂loss/∂c is, autograd knows."""
     c, fill = prepare_centroids(problem, centroids, with_data=True)
     t, distance = problem.temperature, problem.distance
 
-    def block(x: Tensor, weights: Tensor | None, c: Tensor) -> tuple[Tensor, Tensor]:
+    def block(x: Tensor, weights: Tensor | None, c: Tensor) -> tuple[Tensor, ...]:
         x, w = prepare_rows(x, weights, fill)
         if weights is not None:
             x = fill_rows(x, w, _scores_held(problem, x, c).amax(1), fill)
         if t is None:
             labels = _scores_held(problem, x, c).max(1).indices
             loss = (w * evaluate(distance, x, rows_of(c, labels))).sum()
-            return loss, sum_by_label(w, labels, len(c))
+            return loss, *sums_by_label(labels, len(c), w)
         costs = pairwise(x, c, distance=distance)
         soft_max, r = _soften(masked(-costs, problem.active), t)
         return -(w * soft_max).sum(), (w[:, None] * r).sum(0)

@@ -23,7 +23,7 @@ class Problem(NamedTuple):
         active: Mask of the clusters that exist, [k], or None for all.
         temperature: Positive scalar, or None for the hard assignment.
         distance: Function of two tensors [..., d].
-        block_size: Points in a block, or None for all at once.
+        block_size: Points in a block; None chooses it by shape.
         remainder: What rounding took of the centroids, [k, d], constant, or None.
         unit: What the weights are multiples of, [], or None for 1.
     """

@@ -17,7 +17,6 @@ estimator of a gradient, a cost) runs under the autocast that it is called in.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from diffkm_torch._checks import (
     as_real,
+    as_rows,
     check_callable,
     check_floating,
     check_scalar,
@@ -112,7 +112,7 @@ class KMeansLoss(nn.Module):
 
     def forward(self, points: Tensor, *, weights: Tensor | None = None) -> Tensor:
         """The loss of points [..., d] with weights [...]."""
-        x, w = _rows(points, weights, self.centroids)
+        x, w = as_rows(points, weights, self.centroids)
         c, options = self.centroids, {"weights": w, "distance": self.distance}
         if self.temperature is None:
             loss = kmeans_loss(x, c, **options)
@@ -213,7 +213,7 @@ class VectorQuantizer(nn.Module):
         noise: Tensor | None = None,
     ) -> Quantized:
         """Points [..., d] as values of the codebook, which may be updated after."""
-        x, w = _rows(points, weights, self.centroids)
+        x, w = as_rows(points, weights, self.centroids)
         v = self._noise(points, noise)
         options: dict[str, Any] = {"weights": w}
         if self.distance is not squared_euclidean:
@@ -281,25 +281,6 @@ def _as_codebook(centroids: Tensor, distance: Distance) -> Tensor:
         expected = f"one that has means for decay ({WITH_MEANS})"
         raise ValueError(f"distance must be {expected}, got {_name(distance)}")
     return form.retract(centroids, centroids)
-
-
-def _rows(
-    points: Tensor, weights: Tensor | None, centroids: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Points [n, d] and weights [n], their leading axes made one."""
-    points = as_real("points", points)
-    shape, d = tuple(points.shape), centroids.shape[1]
-    if shape[-1:] != (d,):
-        layout = f"[..., d] with d = {d} as in centroids {tuple(centroids.shape)}"
-        raise ValueError(f"points must be {layout}, got shape {shape}")
-    n = math.prod(shape[:-1])
-    if n == 0:
-        raise ValueError(f"points must have at least one row, got shape {shape}")
-    if weights is not None:
-        weights = as_real("weights", weights)
-        check_shape("weights", weights, shape[:-1], f"[...] as points {shape}")
-        weights = weights.reshape(-1)
-    return points.reshape(n, d), weights
 
 
 def _sizes(centroids: Tensor) -> str:

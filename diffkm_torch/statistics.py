@@ -111,8 +111,9 @@ def full_step(stats: Statistics) -> Tensor:
 
 def means_of(problem: Problem, centroids: Tensor, stats: Statistics) -> Tensor:
     """The centroids after a full step, [k, d], for a distance that has means."""
-    form, _, rows, _ = given(problem, centroids)
-    return form.retract(rows + full_step(stats), rows)
+    about = given(problem, centroids)
+    assert about is not None
+    return about.form.retract(about.rows + full_step(stats), about.rows)
 
 
 def residual_of(problem: Problem, centroids: Tensor, stats: Statistics) -> Tensor:

@@ -167,6 +167,15 @@ def test_mahalanobis(package):
 
 
 @BOTH
+def test_bregman(package):
+    with pytest.raises(TypeError, match="phi must be a function, got 1"):
+        package.module.bregman(1)
+    distance = package.module.bregman(lambda v: 2 * v)
+    with pytest.raises(ValueError, match=r"phi must return a scalar.*\(3,\).*\(3,\)"):
+        distance(package.array(X), package.array(X))
+
+
+@BOTH
 def test_functions_that_are_none(package):
     for name in ("pairwise", "assign", "kmeans_loss", "fit"):
         with pytest.raises(TypeError, match="distance must be a function, got 'l1'"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -119,38 +120,39 @@ def run(
     return now, rule
 
 
+@torch.no_grad()
 def mean_variance(problem: Problem, centroids: Tensor) -> Tensor:
-    """The weighted variance of the features, averaged over them, [].
+    """The weighted variance of the features, averaged over them, [], in two passes.
 
     Of a distance that has means it is the mean distance to the mean, over d.
     """
     form = form_of(problem.distance) or Form()
-    c, _ = prepare_centroids(problem, centroids)
-    c = form.embed(c)
+    c = form.embed(prepare_centroids(problem, centroids)[0])
     d, origin = c.shape[1], anchor(c, problem.active)
 
-    def rows(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        # About the origin: far from zero the mean itself would be rounded.
-        x, w = prepare_rows(x, weights, origin)
-        if weights is not None:
+    def moment(of: Callable[[Tensor, Tensor], Tensor], center: Tensor) -> Any:
+        """Σ w and Σ w of(x − origin, center), [] and [d] or []."""
+
+        def block(x: Tensor, weights: Tensor | None, center: Tensor) -> tuple:
+            x, w = prepare_rows(x, weights, origin)
+            if weights is None:
+                return w.sum(), of(form.embed(x) - origin, center).sum(0)
             x = fill_rows(x, w, ((x - origin) ** 2).sum(1), origin)
-        return form.embed(x) - origin, w
+            values = of(form.embed(x) - origin, center)
+            # Outside the domain a distance need not be finite.
+            used = (w != 0).reshape(-1, *(1,) * (values.ndim - 1))
+            values = torch.where(used | values.isfinite(), values, 0)
+            return w.sum(), (w.reshape(used.shape) * values).sum(0)
 
-    def first(x: Tensor, weights: Tensor | None, origin: Tensor) -> tuple[Tensor, ...]:
-        y, w = rows(x, weights)
-        return w.sum(), y.sum(0) if weights is None else (w[:, None] * y).sum(0)
+        return over_points(block, problem, center, block_for(problem, 1, d))
 
-    def second(x: Tensor, weights: Tensor | None, mean: Tensor) -> tuple[Tensor, ...]:
-        y, w = rows(x, weights)
+    def to_mean(y: Tensor, mean: Tensor) -> Tensor:
         if form.is_invariant:
-            costs = form.cost(y, mean, y - mean)
-        else:
-            x, mean = y + origin, form.retract(origin + mean, origin)
-            costs = form.cost(x, mean, x - mean)
-        # Outside the domain it need not be finite.
-        return ((w * torch.where(costs.isfinite() | (w != 0), costs, 0)).sum(),)
+            return form.cost(y, mean, y - mean)
+        x, mean = y + origin, form.retract(origin + mean, origin)
+        return form.cost(x, mean, x - mean)
 
-    block = block_for(problem, 1, d)
-    total, sums = over_points(first, problem, origin, block)
-    (costs,) = over_points(second, problem, sums / total, block)
-    return costs / (total * max(1, d))
+    # About the origin: far from zero the mean itself would be rounded.
+    mass, first = moment(lambda y, _: y, origin)
+    _, second = moment(to_mean, first / mass)
+    return second / (mass * max(1, d))

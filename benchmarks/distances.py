@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffkm_jax as dk
-from benchmarks import _rivals
+from benchmarks import _rival_fits, _rivals
 from benchmarks._measure import (
     Contest,
     Prepared,
@@ -101,7 +101,7 @@ def sphere(n: int, k: int, d: int) -> Contest:
         return facts
 
     sides = {"diffkm": Side(lambda: Prepared(ours))}
-    theirs = partial(_rivals.faiss_sphere, points, start, STEPS)
+    theirs = partial(_rival_fits.faiss_sphere, points, start, STEPS)
     sides["faiss"] = Side(lambda: Prepared(theirs), "faiss")
     return Contest(sides, agree)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffkm_jax as dk
-from benchmarks import _rivals
+from benchmarks import _rival_fits
 from benchmarks._measure import (
     Contest,
     Prepared,
@@ -73,7 +73,7 @@ def gradient(n: int, k: int, d: int, steps: int, soft: bool) -> Contest:
     """Value and gradient in the points of a number of steps of a fit."""
     points, centroids = normal(n, k, d)
     temperature = TEMPERATURE if soft else None
-    plain = partial(_rivals.jax_fit, steps=steps, temperature=temperature)
+    plain = partial(_rival_fits.jax_fit, steps=steps, temperature=temperature)
 
     def in_torch(fit: Callable) -> Side:
         def prepare() -> Prepared:
@@ -114,9 +114,9 @@ def gradient(n: int, k: int, d: int, steps: int, soft: bool) -> Contest:
     sides = in_diffkm(points, centroids, **settings)
     sides[IN_JAX] = in_jax(plain, points, centroids)
     if not soft:
-        ott = partial(_rivals.ott_fit, steps=steps)
-        sides[IN_TORCH] = in_torch(_rivals.torch_fit)
-        sides[MIRROR] = in_torch(_rivals.diffkm_torch_fit)
+        ott = partial(_rival_fits.ott_fit, steps=steps)
+        sides[IN_TORCH] = in_torch(_rival_fits.torch_fit)
+        sides[MIRROR] = in_torch(_rival_fits.diffkm_torch_fit)
         sides[OTT] = in_jax(ott, points, centroids, module="ott.tools.k_means")
     return Contest(sides, agree)
 
@@ -227,9 +227,9 @@ def batch(kind: str, count: int, n: int, k: int, d: int) -> Contest:
 
     sides = {"diffkm": Side(lambda: compiled(jax.vmap(dk.fit), points, starts))}
     for name, module, function in (
-        ("scikit-learn", "sklearn.cluster", _rivals.sklearn_loop),
-        ("torch_kmeans", "torch_kmeans", _rivals.torch_kmeans_batch),
-        ("fast_pytorch_kmeans",) * 2 + (_rivals.fast_pytorch_kmeans_loop,),
+        ("scikit-learn", "sklearn.cluster", _rival_fits.sklearn_loop),
+        ("torch_kmeans", "torch_kmeans", _rival_fits.torch_kmeans_batch),
+        ("fast_pytorch_kmeans",) * 2 + (_rival_fits.fast_pytorch_kmeans_loop,),
     ):
         sides[name] = Side(loop(function), module)
     return Contest(sides, agree)

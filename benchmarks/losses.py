@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 import diffkm_jax as dk
-from benchmarks import _rivals
+from benchmarks import _rival_fits, _rivals
 from benchmarks._measure import (
     Contest,
     Prepared,
@@ -103,7 +103,7 @@ def step(n: int, k: int, d: int) -> Contest:
         with warnings.catch_warnings():
             # That it does not converge in so few steps.
             warnings.simplefilter("ignore")
-            fit = _rivals.sklearn_fit(points, centroids, max_iter=steps, tol=0)
+            fit = _rival_fits.sklearn_fit(points, centroids, max_iter=steps, tol=0)
         return fit.n_iter_, fit.inertia_
 
     def agree(results: dict[str, tuple[int, float]]) -> dict[str, dict[str, float]]:

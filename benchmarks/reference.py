@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import _rivals
+from benchmarks import _rival_fits, _rivals
 from benchmarks._measure import Contest, Prepared, Side, measure, relative_error
 from benchmarks._records import Record, compare
 
@@ -32,7 +32,7 @@ def fit(n: int, k: int, d: int) -> Contest:
     def in_torch(name: str) -> Prepared:
         import torch
 
-        x, function = torch.from_numpy(points), getattr(_rivals, name)
+        x, function = torch.from_numpy(points), getattr(_rival_fits, name)
 
         def call() -> Any:
             with _rivals.one_torch_thread():

@@ -58,12 +58,14 @@ NO_ARRAYS = {
     "num_samples",
     "one_hot",
     "optimizer",
+    "phi",
     "state",
 }
 # Noise that is not one draw of Gumbel for every logit.
 NOISE = {"gumbel_rao": "draws", "nsvq": "normal", "perturbed_argmax": "draws"}
 # Arrays beside those that the parameters name.
 BESIDE = {
+    "bregman": ("x", "y"),
     "mahalanobis": ("x", "y"),
     "update": ("points", "centroids"),
     **dict.fromkeys(optimizers.__all__, ("points", "centroids")),
@@ -193,6 +195,15 @@ def _init(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
     return function(**kwargs).centroids
 
 
+def _power(row: Any) -> Any:
+    """A convex function, in both packages."""
+    return (row**4).sum()
+
+
+def _bregman(module: ModuleType, function: Callable, x: Any, y: Any) -> Any:
+    return function(_power)(x, y)
+
+
 def _mahalanobis(
     module: ModuleType, function: Callable, precision: Any, x: Any, y: Any
 ) -> Any:
@@ -228,6 +239,7 @@ CALLS = {
     "conditional_gumbel": _conditional_gumbel,
     "estimators.attach": _plain,
     "fit": _fit,
+    "bregman": _bregman,
     "init": _init,
     "mahalanobis": _mahalanobis,
     "update": _update,

@@ -42,6 +42,7 @@ def ending(x, c, **options):
     return end.centroids, end.loss, end.counts
 
 
+positive = soft(dt.statistics, distance=dt.kl_divergence)
 FUNCTIONS = {
     "hard": dt.kmeans_loss,
     "soft": soft(dt.soft_kmeans_loss),
@@ -49,6 +50,9 @@ FUNCTIONS = {
     "soft statistics": soft(dt.statistics, weights=W, block_size=10),
     "mahalanobis": lambda x, c: dt.pairwise(x, c, distance=MAHALANOBIS),
     "of another distance": soft(dt.soft_kmeans_loss, distance=MAHALANOBIS),
+    "of directions": partial(dt.statistics, distance=dt.cosine),
+    "of positive rows": lambda x, c: positive(x.exp(), c.exp()),
+    "of any phi": soft(dt.statistics, distance=dt.bregman(lambda v: (v**4).sum())),
     "assigned": partial(dt.assigned_loss, assignment=dt.sinkhorn),
     "quantize": partial(dt.quantize, method=dt.rotation_trick),
     "nsvq": lambda x, c: dt.nsvq(x, c, V),
@@ -145,10 +149,13 @@ def test_an_update_compiles_to_one_graph(optimizer):
     close(compiled(f)(X, state), f(X, state))
 
 
-def test_an_update_by_another_distance_compiles_to_one_graph():
-    optimizer = dt.sgd(0.01)
+@pytest.mark.parametrize(
+    ("optimizer", "distance"),
+    [(dt.sgd(0.01), dt.manhattan), (dt.newton(), dt.cosine)],
+)
+def test_an_update_by_another_distance_compiles_to_one_graph(optimizer, distance):
     state = dt.init(C, optimizer=optimizer)
-    f = partial(dt.update, optimizer=optimizer, distance=dt.manhattan)
+    f = partial(dt.update, optimizer=optimizer, distance=distance)
     close(compiled(f)(X, state), f(X, state))
 
 

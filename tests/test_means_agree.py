@@ -293,3 +293,28 @@ def test_the_way_of_a_centroid_on_the_sphere_has_its_second_derivative():
     (slope,) = torch.autograd.grad(torch_lengths(x), x, create_graph=True)
     (bend,) = torch.autograd.grad((slope * torch.tensor(way)).sum(), x)
     close([*ours, slope.detach(), bend], 4 * [np.zeros_like(X)], 1e-8)
+
+
+def barrier(v):
+    return -v.log().sum()
+
+
+@pytest.mark.parametrize(
+    ("law", "row", "outside"),
+    [
+        (dt.bregman(barrier), -1.0, True),
+        (dt.bregman(barrier), 1.0, False),
+        (dt.bregman(lambda v: -(v**2).sum()), 1.0, True),
+        (dt.mahalanobis(-torch.eye(3, dtype=torch.float64)), 1.0, True),
+        (dt.mahalanobis(torch.zeros(3, 3, dtype=torch.float64)), 1.0, False),
+    ],
+)
+def test_where_phi_is_not_finite_or_not_convex_a_fit_says_so(law, row, outside):
+    x = torch.tensor(X)
+    x[5] *= row
+    result = dt.fit(x, torch.tensor(C), distance=law, max_steps=2)
+    assert (dt.Status.DOMAIN in result.status) == outside
+    w = torch.ones(24, dtype=torch.float64)
+    w[5] = 0
+    inside = dt.fit(x, torch.tensor(C), distance=law, weights=w, max_steps=2)
+    assert (dt.Status.DOMAIN in inside.status) == (outside and row > 0)

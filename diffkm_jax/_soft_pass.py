@@ -70,7 +70,8 @@ def soft_sums(
     t = problem.temperature.astype(c.dtype)
 
     def block(x: jax.Array, w: jax.Array | None):
-        outside = form.outside(x)
+        # Where the distance is not finite; on the sphere it is, of a row of zeros too.
+        outside = None if form.is_curved else form.outside(x)
         if w is not None and outside is not None:
             x = jnp.where((outside & (w == 0))[:, None], given.anchor, x)
         free, x = form.directionless(x), form.embed(x)

@@ -9,7 +9,7 @@ import jax
 from diffkm_jax._geometry import about, fill_inactive
 from diffkm_jax._problem import Problem
 from diffkm_jax.distances._form import Expansion, Form
-from diffkm_jax.distances._forms import form_of
+from diffkm_jax.distances._forms import known_form
 
 
 class Expanded(NamedTuple):
@@ -35,7 +35,7 @@ class Expanded(NamedTuple):
 
 def expand(problem: Problem, centroids: jax.Array) -> Expanded:
     """The centroids of a problem whose distance has a form."""
-    form, active = form_of(problem.distance), problem.active
+    form, active = known_form(problem.distance), problem.active
     c = centroids.astype(problem.dtype(centroids))
     m = form.anchor(form.embed(c), active)
     c = fill_inactive(c, active, m)

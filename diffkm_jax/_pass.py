@@ -31,7 +31,7 @@ from diffkm_jax._geometry import masked, nearest
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._soft_pass import soft_pass
 from diffkm_jax._tangents import combine, is_zero, partition
-from diffkm_jax.distances._forms import form_of
+from diffkm_jax.distances._forms import form_of, known_form
 
 
 def has_means(problem: Problem) -> bool:
@@ -103,7 +103,7 @@ def hard_pass(
         # Integer counts are exact; float32 stops counting at 2²⁴.
         one = jnp.ones_like(label) if w is None else w
         counts, shifts = (sum_by_label(v, label, k) for v in (one, weigh(w, e)))
-        if free is not None:
+        if free is not None and free_centroids is not None:
             free |= free_centroids[label]
         costs = finite_costs(form.cost(x, own, free), w)
         return (jnp.sum(weigh(w, costs)), counts, shifts), label
@@ -182,7 +182,7 @@ def _row_tangents(
         r = problem.remainder.astype(acc)[labels]
 
     def rows(x: jax.Array, distance: Any) -> tuple[jax.Array, jax.Array]:
-        form = form_of(distance)
+        form = known_form(distance)
         embedded = form.embed(x)
         near = embedded - r if form.is_invariant else embedded
         return form.cost(near, own), embedded - own - r

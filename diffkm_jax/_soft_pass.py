@@ -22,7 +22,7 @@ from diffkm_jax._geometry import masked, matmul, sum_of_products
 from diffkm_jax._numerics import quotient
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._tangents import combine, is_zero, partition
-from diffkm_jax.distances._forms import form_of
+from diffkm_jax.distances._forms import known_form
 
 
 class SoftSums(NamedTuple):
@@ -157,7 +157,7 @@ def _loss_tangent(
     if has_moved:
 
         def from_anchor(moving: Any) -> jax.Array:
-            form = form_of(combine(moving, fixed))
+            form = known_form(combine(moving, fixed))
             costs = finite_costs(form.cost(form.embed(x), m), w)
             return jnp.sum(weigh(w, costs))
 

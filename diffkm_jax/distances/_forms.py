@@ -39,6 +39,13 @@ def named(distance: Any) -> Any:
     return None
 
 
+def known_form(distance: Any) -> Form:
+    """The form of a distance that is known to have means."""
+    form = form_of(distance)
+    assert form is not None, "the caller asks first"
+    return form
+
+
 def plain(distance: Any) -> Any:
     """A distance as its user gave it, of the tree that was made of it."""
     return distance.func if isinstance(distance, jax.tree_util.Partial) else distance

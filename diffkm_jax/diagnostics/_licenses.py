@@ -14,7 +14,7 @@ from diffkm_jax._mesh import vary_as
 from diffkm_jax._pass import nearest_labels
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.diagnostics._curvature import hessian_product, smallest_eigenvalue
-from diffkm_jax.statistics import Statistics, means_of, pull_of
+from diffkm_jax.statistics import Statistics, full_step, means_of, pull_of
 
 
 class License(NamedTuple):
@@ -40,11 +40,13 @@ def hard_license(
     Of a distance that is no metric, if they are the same after that step.
     """
     form, zero = given.form, jnp.zeros_like(stats.loss)
-    weighty, means = stats.counts > 0, means_of(problem, given.given, stats)
+    weighty, moved = stats.counts > 0, full_step(stats)
+    if form.is_curved:
+        moved = means_of(problem, given.given, stats) - given.rows
     curvature = form.mass(given.rows, stats.shifts, stats.counts)
     curvature *= form.curvature(given.given)[0]
     smallest = jnp.min(curvature, where=weighty, initial=jnp.inf)
-    moved = jnp.where(weighty[:, None], means - given.rows, 0)
+    moved = jnp.where(weighty[:, None], moved, 0)
     if form.is_metric:
         costs = form.cost(moved, jnp.zeros_like(moved))
         if not form.is_invariant:

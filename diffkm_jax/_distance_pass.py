@@ -13,12 +13,21 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from diffkm_jax._blocks import block_for, fill_rows, over_points, psum, rows_of, weigh
+from diffkm_jax._blocks import (
+    block_for,
+    fill_rows,
+    finite_costs,
+    over_points,
+    psum,
+    rows_of,
+    weigh,
+)
 from diffkm_jax._expansion import expand
 from diffkm_jax._geometry import centered, largest, masked, nearest
 from diffkm_jax._mesh import vary_as
 from diffkm_jax._numerics import quotient
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._tangents import combine, partition
 from diffkm_jax.distances import euclidean, manhattan, pairwise, squared_euclidean
 from diffkm_jax.distances._forms import named
 from diffkm_jax.distances._pairwise import evaluate
@@ -34,21 +43,52 @@ def distance_loss(
 
     Offsets [k] are zeros, or None, and are there to be differentiated in.
     """
-    c, m = centered(problem, centroids)
-    offsets = jnp.zeros(len(c), c.dtype) if offsets is None else offsets
-    if problem.temperature is None:
-        return _hard_loss(plan, problem, centroids, c, m, offsets)
-    return _soft_loss(plan, problem, c, m, offsets)
+    if offsets is None:
+        offsets = jnp.zeros(len(centroids), problem.dtype(centroids))
+    if problem.temperature is not None:
+        return _soft_loss(plan, problem, centroids, offsets)
+    if named(problem.distance) in (euclidean, manhattan):
+        return _held_loss(plan, problem, centroids, offsets)
+    return _hard_loss(plan, problem, centroids, offsets, differentiable=True)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _held_loss(
+    plan: Plan, problem: Problem, centroids: jax.Array, offsets: jax.Array
+) -> jax.Array:
+    """The hard loss without what autodiff needs; for what closes over nothing."""
+    if named(problem.distance) is not manhattan:
+        return _hard_loss(plan, problem, centroids, offsets, differentiable=False)
+    # Of which the scores are the distances, to their last digit; the offsets are zeros.
+    score, size, m = _scores(problem, centroids)
+
+    def block(x: jax.Array, w: jax.Array | None):
+        cost = -largest(masked(score(x), problem.active))
+        return jnp.sum(weigh(w, finite_costs(cost, w))), None
+
+    size = plan.block_size or size
+    return psum(over_points(block, problem, size, m, squares=False)[0], plan.axis_name)
+
+
+@partial(_held_loss.defjvp, symbolic_zeros=True)
+def _held_rule(plan: Plan, primals: tuple, tangents: tuple):
+    moving, fixed, dmoving = partition(primals, tangents)
+
+    def loss(moving: tuple) -> jax.Array:
+        return _hard_loss(plan, *combine(moving, fixed), differentiable=True)
+
+    return jax.jvp(loss, (moving,), (dmoving,))
 
 
 def _hard_loss(
     plan: Plan,
     problem: Problem,
     centroids: jax.Array,
-    c: jax.Array,
-    origin: jax.Array,
     offsets: jax.Array,
+    *,
+    differentiable: bool,
 ) -> jax.Array:
+    c, origin = centered(problem, centroids)
     # Danskin: the derivative of a minimum is that of what attains it, with the label
     # held constant. A derivative of `min` would split ties. The labels have a pass of
     # their own, which no derivative takes again.
@@ -58,28 +98,33 @@ def _hard_loss(
     of_fill = c[distance_labels(plan, alone, centroids)]
 
     def block(x: jax.Array, w: jax.Array | None, label: jax.Array):
-        own = rows_of(c, label)
+        # A gather whose derivative is a sum in pieces.
+        rows = rows_of if differentiable else _plain_rows
+        own = rows(c, label)
         if w is not None:
             least = lax.stop_gradient(evaluate(problem.distance, x, own))
             x = fill_rows(x, w, least, fill)
             own = fill_rows(own, w, least, of_fill)
-        cost = evaluate(problem.distance, x, own) + rows_of(offsets, label)
+        cost = evaluate(problem.distance, x, own) + rows(offsets, label)
         return jnp.sum(weigh(w, cost)), None
 
     size = plan.block_size or block_for(1, c.shape[1])
     total, _ = over_points(
-        block, problem, size, fill, labels, squares=False, differentiable=True
+        block,
+        problem,
+        size,
+        fill,
+        labels,
+        squares=False,
+        differentiable=differentiable,
     )
     return psum(total, plan.axis_name)
 
 
 def _soft_loss(
-    plan: Plan,
-    problem: Problem,
-    c: jax.Array,
-    origin: jax.Array,
-    offsets: jax.Array,
+    plan: Plan, problem: Problem, centroids: jax.Array, offsets: jax.Array
 ) -> jax.Array:
+    c, origin = centered(problem, centroids)
     t, fill = problem.temperature, heaviest(problem, origin)
 
     def costs(x: jax.Array) -> jax.Array:
@@ -114,6 +159,10 @@ def _soft_loss(
         block, problem, size, fill, squares=False, differentiable=True
     )
     return psum(total, plan.axis_name)
+
+
+def _plain_rows(values: jax.Array, label: jax.Array) -> jax.Array:
+    return values[label]
 
 
 def heaviest(problem: Problem, origin: jax.Array) -> jax.Array:

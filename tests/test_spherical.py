@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as Spec
 
 import diffkm_jax as dk
 
@@ -130,3 +131,23 @@ def test_a_codebook_of_any_distance(distance):
     costs = dk.pairwise(x, c, distance=distance)
     np.testing.assert_array_equal(found.labels, costs.argmin(1))
     np.testing.assert_allclose(found.commitment_loss, costs.min(1).sum(), rtol=1e-12)
+
+
+def test_a_soft_fit_inside_shard_map_has_the_gradient_of_one_outside():
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("i",), axis_types=auto, devices=jax.devices()[:2])
+    options = {"distance": dk.cosine, "temperature": 0.1, "tol": 0.0}
+
+    @jax.shard_map(mesh=mesh, in_specs=Spec("i"), out_specs=Spec())
+    def inside(x):
+        return dk.fit(x, START, axis_name="i", **options).centroids[0]
+
+    def outside(x):
+        return dk.fit(x, START, **options).centroids[0]
+
+    x = jnp.asarray(X)
+    found, expected = (
+        jax.jit(jax.grad(lambda x, f=f: f(x).sum()))(x) for f in (inside, outside)
+    )
+    assert jnp.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)

@@ -148,10 +148,17 @@ def test_a_start_of_long_rows_is_as_good_as_one_of_unit_rows(length):
         np.testing.assert_allclose(result.centroids, expected.centroids, rtol=1e-9)
 
 
-def test_a_soft_fit_inside_shard_map_has_the_gradient_of_one_outside():
+@pytest.mark.parametrize(
+    ("distance", "temperature"),
+    [(dk.cosine, 0.1), (dk.mahalanobis(jnp.diag(jnp.arange(1.0, 6.0))), 3.0)],
+    ids=["cosine", "mahalanobis"],
+)
+def test_a_soft_fit_inside_shard_map_has_the_gradient_of_one_outside(
+    distance, temperature
+):
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((2,), ("i",), axis_types=auto, devices=jax.devices()[:2])
-    options = {"distance": dk.cosine, "temperature": 0.1, "tol": 0.0}
+    options = {"distance": distance, "temperature": temperature, "tol": 0.0}
 
     @jax.shard_map(mesh=mesh, in_specs=Spec("i"), out_specs=Spec())
     def inside(x):

@@ -21,6 +21,7 @@ from diffkm_jax._hints import shown
 from diffkm_jax._mesh import check_axis
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances._forms import form_of, plain
+from diffkm_jax.distances._mahalanobis import Mahalanobis
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -48,6 +49,8 @@ def as_problem(
     if temperature is not None:
         temperature = as_scalar("temperature", temperature, points, centroids, weights)
     tree = as_tree(distance)
+    if isinstance(tree, Mahalanobis):
+        tree.check_size(points.shape[1])
     check_domain(tree, *given)
     problem = Problem(points, tree, weights, active, temperature)
     return Plan(block_size, axis_name), problem, centroids

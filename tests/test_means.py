@@ -307,3 +307,23 @@ def test_a_distance_without_means_is_refused_by_those_that_have_them():
         dk.kmeans_loss(X, C, distance=dk.bregman(jnp.exp))
     with pytest.raises(TypeError, match="phi must be a function"):
         dk.bregman(3.0)
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e-170, 1e170, 1e250])
+def test_itakura_saito_has_no_unit_where_squares_over_or_underflow(scale):
+    distance = dk.itakura_saito
+
+    @jax.jit
+    def found(x, c):
+        gradient = jax.grad(partial(dk.kmeans_loss, distance=distance), 1)(x, c)
+        result = dk.fit(x, c, distance=distance)
+        margin = dk.certificate(x, result.centroids, distance=distance).margin
+        return result, margin, gradient
+
+    expected, margin, gradient = found(X, C)
+    result, at_scale, slope = found(scale * X, scale * C)
+    assert dk.Status(int(result.status)) == dk.Status.CONVERGED
+    np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-9)
+    np.testing.assert_allclose(result.centroids / scale, expected.centroids, rtol=1e-9)
+    np.testing.assert_allclose(at_scale, margin, rtol=1e-9)
+    np.testing.assert_allclose(slope * scale, gradient, rtol=1e-9, atol=1e-9)

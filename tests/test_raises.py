@@ -164,6 +164,11 @@ def test_mahalanobis(package):
     distance = package.call("mahalanobis", np.eye(2))
     with pytest.raises(ValueError, match=r"precision must be .*\(2, 2\).*size 3"):
         distance(package.array(X), package.array(X))
+    # And by name where no distance of a pair is taken; (1, 1) would broadcast.
+    for name, size in (("kmeans_loss", 2), ("fit", 1), ("assign", 1)):
+        small = package.call("mahalanobis", np.eye(size))
+        with pytest.raises(ValueError, match=rf"precision must .*\({size}, .*size 3"):
+            package.call(name, X, C, distance=small)
 
 
 @BOTH

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
+from jax.sharding import PartitionSpec as Spec
 
 import diffkm_jax as dk
+import diffkm_torch as dt
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(60, 5)) * RNG.uniform(0.1, 10, (60, 1))
@@ -130,3 +133,43 @@ def test_a_codebook_of_any_distance(distance):
     costs = dk.pairwise(x, c, distance=distance)
     np.testing.assert_array_equal(found.labels, costs.argmin(1))
     np.testing.assert_allclose(found.commitment_loss, costs.min(1).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1e-200, 1e12, 1e15, 1e200])
+def test_a_start_of_long_rows_is_as_good_as_one_of_unit_rows(length):
+    expected = dk.fit(X, unit(START), distance=dk.cosine)
+    assert expected.num_steps > 3
+    found = dk.fit(X, length * START, distance=dk.cosine)
+    torches = map(torch.as_tensor, (X, length * START))
+    other = dt.fit(*torches, distance=dt.cosine)
+    for result in (found, other):
+        assert result.status == dk.Status.CONVERGED.value
+        assert int(result.num_steps) == int(expected.num_steps)
+        np.testing.assert_allclose(result.centroids, expected.centroids, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("distance", "temperature"),
+    [(dk.cosine, 0.1), (dk.mahalanobis(jnp.diag(jnp.arange(1.0, 6.0))), 3.0)],
+    ids=["cosine", "mahalanobis"],
+)
+def test_a_soft_fit_inside_shard_map_has_the_gradient_of_one_outside(
+    distance, temperature
+):
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("i",), axis_types=auto, devices=jax.devices()[:2])
+    options = {"distance": distance, "temperature": temperature, "tol": 0.0}
+
+    @jax.shard_map(mesh=mesh, in_specs=Spec("i"), out_specs=Spec())
+    def inside(x):
+        return dk.fit(x, START, axis_name="i", **options).centroids[0]
+
+    def outside(x):
+        return dk.fit(x, START, **options).centroids[0]
+
+    x = jnp.asarray(X)
+    found, expected = (
+        jax.jit(jax.grad(lambda x, f=f: f(x).sum()))(x) for f in (inside, outside)
+    )
+    assert jnp.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffkm_jax._geometry import matmul
-from diffkm_jax._numerics import polar
+from diffkm_jax._numerics import nonzero, polar
 from diffkm_jax.distances._form import Form
 
 
@@ -101,9 +101,12 @@ class CosineForm(Form):
         return jnp.where(directionless, 1 + (distance - distance), distance)
 
     def pull(self, c: jax.Array, shifts: jax.Array, counts: jax.Array) -> jax.Array:
-        # (I − ĉĉᵀ) shifts/‖c‖: the embedding, transposed.
+        # (I − ĉĉᵀ) shifts/‖c‖, and not by `jax.vjp` of the embedding, which inside
+        # `jax.shard_map` takes no shifts that vary less than c.
         del counts
-        return jax.vjp(self.embed, c)[1](shifts)[0]
+        scale, length, unit = polar(c)
+        inside = shifts - unit * jnp.sum(unit * shifts, axis=1, keepdims=True)
+        return jnp.where(scale == 0, 0, inside / length / nonzero(scale))
 
     def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:
         return 0.5 * jnp.sum((self.retract(c + step, c) - c) ** 2)

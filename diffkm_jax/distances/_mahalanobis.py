@@ -33,13 +33,17 @@ class Mahalanobis:
     def __call__(self, x: ArrayLike, y: ArrayLike, /) -> jax.Array:
         """The squared Mahalanobis distance of `x` and `y`, [...]."""
         x, y = operands(x, y)
-        p, d = self.precision, self.precision.shape[0]
-        if x.shape[-1] != d:
-            found = f"{p.shape} for vectors of size {x.shape[-1]}"
-            raise ValueError(f"precision must be [d, d], got shape {found}")
+        self.check_size(x.shape[-1])
+        p = self.precision
         dtype = accumulation_dtype(x, p)
         e = (x - y).astype(dtype)
         return jnp.sum(matmul(e, p.astype(dtype)) * e, axis=-1)
+
+    def check_size(self, size: int) -> None:
+        """Raises ValueError unless P is for vectors of that size."""
+        if self.precision.shape[0] != size:
+            found = f"{self.precision.shape} for vectors of size {size}"
+            raise ValueError(f"precision must be [d, d], got shape {found}")
 
 
 def mahalanobis(precision: Float[ArrayLike, "d d"]) -> Mahalanobis:

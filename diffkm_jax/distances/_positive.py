@@ -102,8 +102,8 @@ class ItakuraSaitoForm(Form):
     domain = "be positive"
 
     def dual(self, b: jax.Array, m: jax.Array) -> jax.Array:
-        # Not b/(m c), which over- and underflows at 1e∓25.
-        return (b / m) / (m + b)
+        # Not b/(m c), which over- and underflows at 1e∓25; XLA makes that of b/m/c.
+        return (b / m) * (1 / (m + b))
 
     def expand(self, c: jax.Array, b: jax.Array, m: jax.Array) -> Expansion:
         del b
@@ -135,14 +135,14 @@ class ItakuraSaitoForm(Form):
         return dual - mean_dual
 
     def hessian(self, c: jax.Array, v: jax.Array) -> jax.Array:
-        return (v / c) / c
+        return (v / c) * (1 / c)
 
     def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:
         return sums_of_steps(c, step)[1]
 
     def curvature(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
         least, largest = c.min(axis=1, initial=jnp.inf), c.max(axis=1, initial=0)
-        return 1 / largest / largest, 1 / least / least
+        return (1 / largest) * (1 / largest), (1 / least) * (1 / least)
 
     def inverse_root(self, c: jax.Array, v: jax.Array) -> jax.Array:
         return c * v

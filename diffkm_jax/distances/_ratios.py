@@ -114,7 +114,8 @@ def _reciprocal_difference(x: jax.Array, y: jax.Array) -> jax.Array:
 @_reciprocal_difference.defjvp
 def _reciprocal_difference_rule(primals: tuple, tangents: tuple):
     (x, y), (dx, dy) = primals, tangents
-    return _reciprocal_difference(x, y), dx / x / x - dy / y / y
+    tangent = dx / x * (1 / x) - dy / y * (1 / y)
+    return _reciprocal_difference(x, y), tangent
 
 
 def _decomposed(x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:

@@ -63,7 +63,8 @@ def tolerance(
     the origin of a pass, a centroid. Only clusters with weight have a residual: one
     that has none may be anywhere.
     """
-    c = c.astype(rule.variance.dtype)
+    # Under `cosine` rows of a start may have any length.
+    c = (form_of(problem.distance) or Form()).embed(c.astype(rule.variance.dtype))
     eps = float(jnp.finfo(c.dtype).eps)
     about_m = about(anchor(c, weighty), c) if is_invariant(problem) else c
     floor = rounding_of(problem, c, about_m, weighty, eps)

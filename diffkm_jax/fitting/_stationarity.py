@@ -52,8 +52,10 @@ class Stationarity(NamedTuple):
                 return jnp.where(lax.axis_index(axis) >= 0, a, a)
 
             def statistics(problem: Problem, *others: jax.Array) -> Statistics:
-                t, others = lax.pmean((problem.temperature, others), axis)
-                return self.statistics(problem._replace(temperature=t), *others)
+                same = problem.temperature, problem.distance
+                (t, distance), others = lax.pmean((same, others), axis)
+                problem = problem._replace(temperature=t, distance=distance)
+                return self.statistics(problem, *others)
 
             system = self._replace(statistics=statistics)
             c, theta, mass, b = jax.tree.map(vary, (c, theta, mass, b))

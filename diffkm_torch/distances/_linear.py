@@ -19,6 +19,9 @@ class MahalanobisForm(Form):
         self.precision = 0.5 * (precision + precision.mT)
 
     def _times(self, v: Tensor) -> Tensor:
+        if len(self.precision) != v.shape[-1]:
+            found = f"{tuple(self.precision.shape)} for vectors of size {v.shape[-1]}"
+            raise ValueError(f"precision must be [d, d], got shape {found}")
         return product(v, self.precision.to(v.dtype))
 
     def dual(self, b: Tensor, m: Tensor) -> Tensor:

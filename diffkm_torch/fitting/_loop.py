@@ -60,6 +60,8 @@ def tolerance(
     c = c.to(rule.variance.dtype)
     eps = torch.finfo(c.dtype).eps
     form = form_of(problem.distance)
+    if form is not None:
+        c = form.embed(c)  # Under `cosine` rows of a start may have any length.
     is_invariant = form is None or form.is_invariant
     parts = c - anchor(c, weighty) if is_invariant else c
     floor = rounding_of(problem, c, parts, weighty, eps)

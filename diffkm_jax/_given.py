@@ -17,9 +17,11 @@ from diffkm_jax._checks import (
     check_block_size,
     check_callable,
 )
+from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import shown
 from diffkm_jax._mesh import check_axis
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax.distances._bregman import Bregman
 from diffkm_jax.distances._forms import form_of, plain
 from diffkm_jax.distances._mahalanobis import Mahalanobis
 
@@ -52,6 +54,8 @@ def as_problem(
     if isinstance(tree, Mahalanobis):
         tree.check_size(points.shape[1])
     check_domain(tree, *given)
+    if isinstance(tree, Bregman):
+        tree = tree.hoisted(points[0].astype(accumulation_dtype(points, centroids)))
     problem = Problem(points, tree, weights, active, temperature)
     return Plan(block_size, axis_name), problem, centroids
 

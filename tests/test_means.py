@@ -196,6 +196,27 @@ def test_arrays_that_a_distance_holds_have_gradients_to_second_order(soft):
         assert_close(second(make, theta, 0), second(make, theta, 1))
 
 
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_arrays_that_phi_closes_over_have_gradients_too(temperature):
+    x, c, _ = ARRAYS
+
+    def centroids(x, distance):
+        fit = partial(dk.fit, temperature=temperature, tol=0.0, max_steps=500)
+        found = fit(x, c, distance=distance)
+        return jnp.sum(jnp.sin(found.centroids)) + found.loss
+
+    def closing(x, a):
+        return centroids(x, dk.bregman(lambda v: powers(a, v)))
+
+    def holding(x, a):
+        return centroids(x, dk.bregman(jax.tree_util.Partial(powers, a)))
+
+    found, expected = (
+        jax.jit(jax.grad(f, (0, 1)))(x, jnp.ones(3)) for f in (closing, holding)
+    )
+    assert_close(found, expected)
+
+
 def test_two_distances_of_the_same_kind_are_one_program():
     traced = []
 

@@ -38,8 +38,27 @@ class Bregman:
         value = along_rows(self._value)
         return value(x) - value(y) - jnp.sum(slope * (x - y), axis=-1)
 
-    def _value(self, row: jax.Array) -> jax.Array:
-        found = self.phi(row)
+    def hoisted(self, row: jax.Array) -> Bregman:
+        """The same, with what φ closes over and is traced as arrays that it holds.
+
+        A rule for derivatives may not close over them, or takes them for constants.
+        """
+        leaves, tree = jax.tree.flatten(self.phi)
+
+        def value(row: jax.Array, *leaves: Any) -> jax.Array:
+            return self._value(row, jax.tree.unflatten(tree, leaves))
+
+        held, closed = jax.closure_convert(value, row, *leaves)
+        if not closed:
+            return self
+
+        def phi(closed: list, leaves: list, row: jax.Array) -> jax.Array:
+            return held(row, *leaves, *closed)
+
+        return Bregman(jax.tree_util.Partial(phi, closed, leaves))
+
+    def _value(self, row: jax.Array, phi: Any = None) -> jax.Array:
+        found = (self.phi if phi is None else phi)(row)
         if jnp.shape(found) != ():
             got = f"shape {jnp.shape(found)} for a vector of shape {row.shape}"
             raise ValueError(f"phi must return a scalar, got {got}")
@@ -62,9 +81,8 @@ def bregman(phi: Callable[[Float[Array, " d"]], Float[Array, ""]]) -> Bregman:
     Whatever φ, the point of least total divergence from points is their mean, so that
     `newton` and `ema` serve it, and the pass is one matrix product. The gradient is
     ∇φ(x) − ∇φ(y) in `x` and −∇²φ(y)(x − y) in `y`, both by automatic differentiation of
-    φ. A φ that is a tree of arrays, as `jax.tree_util.Partial(f, a)`, has a gradient in
-    these; what a plain φ closes over has none. Two divergences of the same function φ
-    are one program.
+    φ, and in arrays that φ closes over or holds, as `jax.tree_util.Partial(f, a)` does.
+    Two divergences of the same function φ are one program.
 
     Values are decided to the rounding of φ: in float32 the divergence of two near
     vectors is noise where it is below 10⁻⁷ φ; those that have names here are stable. A

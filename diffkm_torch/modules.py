@@ -215,9 +215,7 @@ class VectorQuantizer(nn.Module):
         """Points [..., d] as values of the codebook, which may be updated after."""
         x, w = as_rows(points, weights, self.centroids)
         v = self._noise(points, noise)
-        options: dict[str, Any] = {"weights": w}
-        if self.distance is not squared_euclidean:
-            options["distance"] = self.distance
+        options: dict[str, Any] = {"weights": w, "distance": self.distance}
         if v is not None:
             out = nsvq(x, self.centroids, v.reshape(x.shape), **options)
         else:

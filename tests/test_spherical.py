@@ -148,10 +148,21 @@ def test_a_start_of_long_rows_is_as_good_as_one_of_unit_rows(length):
         np.testing.assert_allclose(result.centroids, expected.centroids, rtol=1e-9)
 
 
+def powers(a, v):
+    return jnp.sum(a * v**4) + jnp.sum(v**2)
+
+
+WITH_ARRAYS = dk.bregman(jax.tree_util.Partial(powers, jnp.ones(5)))
+
+
 @pytest.mark.parametrize(
     ("distance", "temperature"),
-    [(dk.cosine, 0.1), (dk.mahalanobis(jnp.diag(jnp.arange(1.0, 6.0))), 3.0)],
-    ids=["cosine", "mahalanobis"],
+    [
+        (dk.cosine, 0.1),
+        (dk.mahalanobis(jnp.diag(jnp.arange(1.0, 6.0))), 3.0),
+        (WITH_ARRAYS, 3000.0),
+    ],
+    ids=["cosine", "mahalanobis", "bregman"],
 )
 def test_a_soft_fit_inside_shard_map_has_the_gradient_of_one_outside(
     distance, temperature

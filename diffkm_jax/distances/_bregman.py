@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffkm_jax._checks import as_tree, check_callable
+from diffkm_jax._mesh import vary_as
 from diffkm_jax.distances._distance import operands
 from diffkm_jax.distances._form import Form
 from diffkm_jax.distances._linear import inverse_root
@@ -141,6 +142,8 @@ class BregmanForm(Form):
         return self.divergence(x, c)
 
     def hessian(self, c: jax.Array, v: jax.Array) -> jax.Array:
+        # Inside `jax.shard_map` both have to vary over the same axes.
+        c, v = vary_as(c, v), vary_as(v, c)
         return jax.jvp(self.gradient, (c,), (v,))[1]
 
     def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:

@@ -205,7 +205,7 @@ def ema(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
     cluster without any count starts at N = n: so on constant counts every step is
     1 − γ of Newton's, and with γ = 0 all of it. Under `cosine`, where every step ends
     on the sphere, m is N times the unit centroid, and sums are those of unit rows. The
-    update is differentiable in the shifts, in the counts and in the running ones.
+    update has an exact gradient in the shifts, in the counts and in the running ones.
 
     Args:
         decay: What is kept of the averages at a step, γ, at least 0 and below 1;

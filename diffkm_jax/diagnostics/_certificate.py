@@ -199,10 +199,10 @@ def certificate_of(
     # Squares of sums of weights are to be normal, too.
     problem = in_unit(plan, problem, c, limit=2)
     stats, given = statistics_of(plan, problem, c), expand(problem, c)
-    margin, radii, labels = margins(plan, problem, c)
-    # A minimum may drop NaN, which says of a radius that it is not known.
-    decided = jnp.where(jnp.isnan(radii), jnp.inf, radii)
-    radius = jnp.min(decided)
+    margin, radii = margins(plan, problem, c)
+    # Not known, NaN, or zero: a minimum may drop NaN.
+    known = radii if given.form.is_metric else jnp.where(radii == 0, 0, jnp.inf)
+    radius = jnp.min(known)
     if plan.axis_name is not None:
         radius = lax.pmin(radius, plan.axis_name)
     if not given.form.is_metric:
@@ -213,7 +213,7 @@ def certificate_of(
     finite = jnp.isfinite(jnp.stack([stats.loss, residual, gradient_norm])).all()
     finite &= jnp.any(stats.counts > 0)
     if problem.temperature is None:
-        found = hard_license(plan, problem, given, stats, labels, radius)
+        found = hard_license(plan, problem, given, stats, radius)
     else:
         spread = spread_of(given, stats, mean, covariance)
         found = soft_license(plan, num_steps, problem, given, stats, spread)

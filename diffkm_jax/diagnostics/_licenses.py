@@ -32,7 +32,6 @@ def hard_license(
     problem: Problem,
     given: Expanded,
     stats: Statistics,
-    labels: jax.Array,
     radius: jax.Array,
 ) -> License:
     """Labels stand if every full step is shorter than the move that changes one.
@@ -58,8 +57,10 @@ def hard_license(
         # On a sphere a mean may move by more than its points.
         left = left if form.is_invariant else jnp.nan
     else:
-        after = nearest_labels(plan, problem, given.given + moved)
-        changed = after != labels
+        before, after = (
+            nearest_labels(plan, problem, c) for c in (given.given, given.given + moved)
+        )
+        changed = before != after
         if problem.weights is not None:
             changed &= problem.weights > 0
         # The radius is zero if rounding may have chosen a label, else not known.

@@ -15,13 +15,12 @@ from diffkm_jax.distances._form import Form
 
 def margins(
     plan: Plan, problem: Problem, centroids: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The margin and the label of every point, and how far centroids may move before.
+) -> tuple[jax.Array, jax.Array]:
+    """The margin of every point, and how far centroids may move before its label does.
 
-    All [n]: margin, radius, label; the first two are infinite where there is one active
-    cluster. The radius is in the metric √(2 distance/s), 0 where rounding may have
-    chosen the label, infinite in rows of weight zero, and NaN of a distance that is no
-    squared metric.
+    Both [n] and infinite where there is one active cluster. The radius is in the metric
+    √(2 distance/s), 0 where rounding may have chosen the label, infinite in rows of
+    weight zero, and NaN of a distance that is no squared metric.
     """
     given = expand(problem, centroids)
     form, c, e = given.form, given.rows, given.expansion
@@ -60,9 +59,10 @@ def margins(
         if w is not None:
             margin = jnp.where((w != 0) | jnp.isfinite(margin), margin, jnp.inf)
             radius = jnp.where(w == 0, jnp.inf, radius)
-        return (), (margin, radius, first)
+        return (), (margin, radius)
 
-    block_size = plan.block_size or block_for(k, d)
+    # Scores with and without the nearest.
+    block_size = plan.block_size or block_for(2 * k, d)
     return over_points(block, problem, block_size, given.anchor, squares=False)[1]
 
 

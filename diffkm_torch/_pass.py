@@ -123,14 +123,17 @@ def _soft_sums(problem: Problem, about: Given) -> tuple[Tensor, ...]:
         e = x - own
         if problem.remainder is not None and form.is_invariant:
             e = e - problem.remainder.to(e.dtype).index_select(0, labels)
-        gap = form.scale * (score - score.gather(1, labels[:, None]))
-        soft_max, r = _soften(masked(gap, problem.active), problem.temperature)
+        score = form.scale * score
+        best = score.gather(1, labels[:, None])[:, 0]
+        above, r = _soften(masked(score, problem.active), problem.temperature)
+        # A difference whose value is zero and whose derivative is not.
+        above = above + (best.detach() - best)
         wr = r if weights is None else w[:, None] * r
         counts = wr.sum(0)
         # Σ w r (x − c) = Σ w r y − n b with y and b from the origin, and near it.
         y, b = x - expansion.origin, expansion.centers
         shifts = product_of_rows(wr, y) - counts[:, None] * b
-        return (w * (form.cost(x, own, e) - soft_max)).sum(), counts, shifts
+        return (w * (form.cost(x, own, e) - above)).sum(), counts, shifts
 
     return over_points(block, problem, c, block_for(problem, *c.shape))
 
@@ -156,8 +159,9 @@ def _distance_sums(problem: Problem, centroids: Tensor) -> tuple[Tensor, ...]:
             loss = (w * evaluate(distance, x, rows_of(c, labels))).sum()
             return loss, *sums_by_label(labels, len(c), w)
         costs = pairwise(x, c, distance=distance)
-        soft_max, r = _soften(masked(-costs, problem.active), t)
-        return -(w * soft_max).sum(), (w[:, None] * r).sum(0)
+        score = masked(-costs, problem.active)
+        above, r = _soften(score, t)
+        return -(w * (score.detach().amax(1) + above)).sum(), (w[:, None] * r).sum(0)
 
     # A point needs all pairs [k, d].
     return over_points(block, problem, c, block_for(problem, 1, c.numel()))
@@ -170,7 +174,10 @@ def _scores_held(problem: Problem, x: Tensor, c: Tensor) -> Tensor:
 
 
 def _soften(score: Tensor, t: Any) -> tuple[Tensor, Tensor]:
-    """T log Σ_j exp(score_j / T), [n], and softmax(score / T), [n, k], however cold."""
+    """T log Σ_j exp(score_j / T), less the largest score, and softmax(score / T).
+
+    [n] and [n, k], however cold; the largest is held constant.
+    """
     scaled, out = below_largest(score, t, -1000)
     scaled = scaled.masked_fill(out, -torch.inf)
-    return score.detach().amax(1) + t * scaled.logsumexp(1), scaled.softmax(1)
+    return t * scaled.logsumexp(1), scaled.softmax(1)

@@ -156,7 +156,7 @@ def test_a_run_writes_down_what_was_measured_where(saved):
             value = statistics.median(above) / statistics.median(below)
             assert ratio["value"] == pytest.approx(value)
         for side in one["left_out"]:
-            assert side in ("ott-jax", "torch_kmeans", "fast_pytorch_kmeans")
+            assert side in ("ott-jax", "torch_kmeans", "fast_pytorch_kmeans", "faiss")
     by_name = {one["benchmark"]: one["sides"] for one in records}
     first = {name: next(iter(sides.values())) for name, sides in by_name.items()}
     timed = {name for name, facts in first.items() if "seconds" in facts}

@@ -1,4 +1,4 @@
-"""Distances inside a block: about an origin in the data, clusters on the major axis."""
+"""Centroids about an origin in the data; scores in a block, clusters the major axis."""
 
 from __future__ import annotations
 
@@ -66,17 +66,6 @@ def about(origin: jax.Array, centroids: jax.Array, remainder: Any = None) -> jax
     """
     b = centroids - origin
     return b if remainder is None else b + remainder.astype(b.dtype)
-
-
-def scores(points: jax.Array, b: jax.Array, origin: jax.Array) -> jax.Array:
-    """(‖x − m‖² − ‖x − c‖²)/2 for b = c − m, [k, block]: the nearest is largest.
-
-    Clusters are the major axis, because a reduction over the minor one is slow.
-    """
-    # With y = x − m: y·b − b·b/2. The term ‖y‖² is the same for every cluster, so that
-    # leaving it out loses no digit of a difference.
-    half = 0.5 * jnp.sum(b**2, axis=1, keepdims=True)
-    return matmul(b, (points - origin).T) - half
 
 
 def sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:

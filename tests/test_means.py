@@ -304,7 +304,7 @@ def test_the_residual_is_the_distance_of_the_full_step(name):
 
 
 @named
-def test_a_fit_is_vmapped_exported_and_goes_on(name):
+def test_a_fit_is_vmapped_and_goes_on(name):
     distance = DISTANCES[name]
     fit = partial(dk.fit, distance=distance, max_steps=5)
     whole = fit(X, C, tol=0.0)

@@ -47,11 +47,9 @@ class MahalanobisForm(Form):
         return self.size(c, step)
 
     def is_negative(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        terms = (x - c) * self._times(x - c)
-        size = jnp.linalg.norm(x - c, axis=1) * jnp.linalg.norm(self.precision)
-        size *= jnp.linalg.norm(x - c, axis=1)
+        size = jnp.sum((x - c) ** 2, axis=1) * jnp.linalg.norm(self.precision)
         rounding = 8 * float(jnp.finfo(x.dtype).eps) * size.astype(x.dtype)
-        return jnp.sum(terms, axis=1) < -rounding
+        return self.cost(x, c) < -rounding
 
     def curvature(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = jnp.linalg.eigvalsh(2 * self.precision.astype(c.dtype))

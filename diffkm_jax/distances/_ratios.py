@@ -82,7 +82,7 @@ def log_ratio(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @log_ratio.defjvp
-def log_ratio_rule(primals: tuple, tangents: tuple):
+def _log_ratio_rule(primals: tuple, tangents: tuple):
     (x, y), (dx, dy) = primals, tangents
     safe_x, safe_y = (jnp.where(x <= 0, 1, a) for a in primals)
     return log_ratio(x, y), jnp.where(x <= 0, 0, dx / safe_x - dy / safe_y)

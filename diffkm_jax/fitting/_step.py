@@ -90,7 +90,7 @@ def update(
         optimizer: Any optax transformation, static by identity; None is `newton()`.
         weights: Non-negative, [n], any unit; None is ones.
         active: Clusters that exist, [k], bool; the others do not move. None is all.
-        temperature: Positive scalar in squared data units, or a schedule of
+        temperature: Positive scalar in the unit of `distance`, or a schedule of
             `state.step` (static by identity); None is the hard assignment.
         distance: Function of two arrays [..., d]; static by identity, or a tree of
             arrays, as `mahalanobis(P)`.
@@ -114,8 +114,8 @@ def update(
             and finite, or not a scalar; `empty` is unknown; `block_size` is below 1;
             `state` is of another optimizer; `distance` has no means and the optimizer
             needs counts, as `newton` and `macqueen` do; `points` is a NumPy array with
-            a row outside the domain of `distance`; `axis_name`
-            is not an axis of the shard_map around.
+            a row outside the domain of `distance`; `axis_name` is not an axis of the
+            shard_map around.
 
     Example:
         >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])
@@ -198,10 +198,8 @@ def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
         return in_true_unit(sums, problem)
 
     def value_fn(params: jax.Array, counts: Any = None, shifts: Any = None):
-        del (
-            counts,
-            shifts,
-        )  # Named, because optax passes on only the arguments it finds.
+        # Named, because optax passes on only the arguments it finds.
+        del counts, shifts
         return as_optimized(total_loss(plan, problem, params).astype(dtype))
 
     gradient = as_optimized((-pull_of(problem, c, used)).astype(dtype))

@@ -63,10 +63,11 @@ def tolerance(
     the origin of a pass, a centroid. Only clusters with weight have a residual: one
     that has none may be anywhere.
     """
+    form = form_of(problem.distance) or Form()
     # Under `cosine` rows of a start may have any length.
-    c = (form_of(problem.distance) or Form()).embed(c.astype(rule.variance.dtype))
+    c = form.embed(c.astype(rule.variance.dtype))
     eps = float(jnp.finfo(c.dtype).eps)
-    about_m = about(anchor(c, weighty), c) if is_invariant(problem) else c
+    about_m = about(anchor(c, weighty), c) if form.is_invariant else c
     floor = rounding_of(problem, c, about_m, weighty, eps)
     floor += eps**2 * 64 * c.size * rule.variance
     return jnp.maximum(rule.tol * rule.variance, floor)
@@ -88,12 +89,6 @@ def rounding_of(
         c = jnp.where(weighty[:, None], c, anchor(c, weighty))
     # Scaled before it is squared, so as not to overflow before the loss does.
     return form.size(c, eps * zero_inactive(parts, weighty))
-
-
-def is_invariant(problem: Problem) -> bool:
-    """Whether a translation of points and centroids changes no distance."""
-    form = form_of(problem.distance)
-    return form is None or form.is_invariant
 
 
 def has_converged(

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def block_for(k: int, d: int) -> int:
-    """Points in a block: a power of two whose scores and rows take 2 MB or less.
+    """Points in a block: a power of two whose scores and rows take 4 MB or less.
 
-    But between 256 and 8192, in float32.
+    But between 1024 and 8192, in float32.
     """
-    # Scores are [k, block] and rows [block, d]; 2¹⁹ float32 numbers are 2 MB.
-    fitting = max(1, (1 << 19) // max(k, d))
-    return min(8192, max(256, 1 << fitting.bit_length() - 1))
+    # Scores are [k, block] and rows [block, d]; 2²⁰ float32 numbers are 4 MB.
+    fitting = max(1, (1 << 20) // max(k, d))
+    return min(8192, max(1024, 1 << fitting.bit_length() - 1))
 
 
 def over_points(

@@ -128,11 +128,12 @@ def test_a_row_that_is_set_is_forgotten_by_its_optimizer_and_no_other():
 
 
 @pytest.mark.parametrize(
-    ("k", "d", "size"), [(16, 2, 8192), (65, 2, 4096), (2, 256, 2048), (10**7, 2, 256)]
+    ("k", "d", "size"),
+    [(16, 2, 8192), (129, 2, 4096), (2, 512, 2048), (10**7, 2, 1024)],
 )
-def test_a_block_is_a_power_of_two_of_points_that_takes_2_mb_or_less(k, d, size):
+def test_a_block_is_a_power_of_two_of_points_that_takes_4_mb_or_less(k, d, size):
     assert block_for(k, d) == size
-    assert size in (256, 8192) or max(k, d) * size <= 2**19 < 2 * max(k, d) * size
+    assert size in (1024, 8192) or max(k, d) * size <= 2**20 < 2 * max(k, d) * size
 
 
 @pytest.mark.parametrize(

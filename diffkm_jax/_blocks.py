@@ -22,7 +22,7 @@ def block_for(k: int, d: int) -> int:
     But between 1024 and 8192, in float32.
     """
     # Scores are [k, block] and rows [block, d]; 2²⁰ float32 numbers are 4 MB.
-    fitting = max(1, (1 << 20) // max(k, d))
+    fitting = max(1, (1 << 21) // max(k, d))
     return min(8192, max(1024, 1 << fitting.bit_length() - 1))
 
 

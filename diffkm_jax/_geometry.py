@@ -101,7 +101,12 @@ def largest(score: jax.Array) -> jax.Array:
 
 
 def nearest(score: jax.Array) -> jax.Array:
-    """The lowest index of the largest score over the major axis, int32, in range.
+    """The lowest index of the largest score over the major axis, int32, in range."""
+    return best_of(score)[1]
+
+
+def best_of(score: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest score over the major axis, but for NaN, and that index, [block] both.
 
     By running maxima, in groups, which read the scores once: to find the maximum and
     then where it is takes twice as long, an argmax five times.
@@ -121,7 +126,7 @@ def nearest(score: jax.Array) -> jax.Array:
             if group[0].size or not score.size
         ]
         best, index = map(jnp.concatenate, zip(*found, strict=True))
-    return index[0]
+    return best[0], index[0]
 
 
 def _running_maximum(
@@ -139,7 +144,9 @@ def _running_maximum(
     def lowest(a: tuple, b: tuple) -> tuple[jax.Array, jax.Array]:
         (x, i), (y, j) = a, b
         second = (y > x) | ((y == x) & (j < i))
-        return jnp.where(second, y, x), jnp.where(second, j, i)
+        # Not `where`, a function to call: two such reductions in a loop crash jaxlib
+        # 0.10.2.
+        return lax.select(second, y, x), lax.select(second, j, i)
 
     # As a reduction, or XLA would compute the maximum anew wherever it is read. What
     # it starts from is what is left where NaN is larger than nothing.

@@ -18,7 +18,7 @@ from diffkm_jax._blocks import (
     weigh,
 )
 from diffkm_jax._expansion import expand
-from diffkm_jax._geometry import masked, matmul, sum_of_products
+from diffkm_jax._geometry import best_of, masked, matmul, sum_of_products
 from diffkm_jax._numerics import quotient
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._tangents import combine, is_zero, partition
@@ -78,11 +78,9 @@ def soft_sums(
         from_anchor = form.scores(x, expansion, free)
         # The best score is taken off before it is scaled: scaled first, rounding grows
         # with 1/t, and exp overflows at small temperatures.
-        best = lax.stop_gradient(
-            masked(from_anchor, problem.active).max(0, keepdims=True)
-        )
-        best_cost = form.energy(x, expansion) - form.scale * best[0]
-        gap = from_anchor - best
+        best, _ = best_of(lax.stop_gradient(masked(from_anchor, problem.active)))
+        best_cost = form.energy(x, expansion) - form.scale * best
+        gap = from_anchor - best[None]
         if differentiable:
             # Out where r = 0 anyway, or its derivative in t would be 0 · ∞ far away.
             low = lax.stop_gradient(gap < -1000 * t)
@@ -91,23 +89,27 @@ def soft_sums(
         else:
             score = gap * (form.scale / t)
         score = masked(score, problem.active)
-        unnormalized = jnp.exp(score)
-        z = jnp.sum(unnormalized, axis=0, keepdims=True)
-        r, log_z = unnormalized / z, jnp.log(z)[0]
+        unnormalized = jnp.exp(score)  # Of r = p / z, that is p.
+        z = jnp.sum(unnormalized, axis=0)
+        log_z = jnp.log(z)
         # −T log Σ_j exp(−distance_j/T)
         energy = finite_costs(best_cost - t * log_z, w)
-        # −Σ r log r = log z − Σ r score. An excluded cluster has r = 0 and score −∞.
-        entropy = log_z - jnp.sum(r * jnp.where(r > 0, score, 0), axis=0)
-        wr = r if w is None else r * w[None]
-        counts = jnp.sum(wr, axis=1)
-        # Σ w r (x − c) = Σ w r y − n b with y and b from the origin, and near it.
-        y, b = x - expansion.origin, expansion.centers
-        shifts = sum_of_products(wr, y) - counts[:, None] * b
+        # −Σ r log r = log z − Σ r score. An excluded cluster has p = 0 and score −∞.
+        score = jnp.where(unnormalized > 0, score, 0)
+        entropy = log_z - jnp.sum(unnormalized * score, axis=0) / z
+        # Σ w r (x − c) = Σ p w y/z − n b with y and b from the origin, and near it; and
+        # n = Σ p w/z is one more column of that product.
+        share = (1 if w is None else w) / z
+        y = jnp.concatenate([x - expansion.origin, jnp.ones_like(x[:, :1])], axis=1)
+        sums = sum_of_products(unnormalized, share[:, None] * y)
+        counts = sums[:, -1]
+        shifts = sums[:, :-1] - counts[:, None] * expansion.centers
         total = jnp.sum(weigh(w, energy)), counts, shifts, jnp.sum(weigh(w, entropy))
         if not by_point:
             return total, (None, None)
         # Near the origin too: means about zero would round far from it.
-        return total, (form.slope(x, expansion, matmul(r.T, expansion.duals)), energy)
+        mean = matmul(unnormalized.T, expansion.duals) / z[:, None]
+        return total, (form.slope(x, expansion, mean), energy)
 
     total, rows = over_points(
         block, problem, block_size, given.anchor, differentiable=differentiable

@@ -6,11 +6,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import export
 from scipy.spatial.distance import cdist
 
 import diffkm_jax as dk
+from diffkm_jax._geometry import best_of
 
 NAMES = {dk.euclidean: "euclidean", dk.manhattan: "cityblock"}
 every = pytest.mark.parametrize("distance", NAMES)
@@ -164,3 +166,31 @@ def test_a_gradient_takes_the_distance_of_every_pair_once():
     for f in (loss, jax.value_and_grad(loss, (0, 1))):
         text = jax.jit(f).lower(x, c).as_text()
         assert len(re.findall(r"stablehlo\.cbrt .*tensor<40x7xf64>", text)) == 1
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 17, 48, 49, 64, 65, 800])
+def test_the_lowest_index_of_the_largest_score_is_found_and_is_in_range(k):
+    rng = np.random.default_rng(k)
+    score = rng.integers(4, size=(k, 300)).astype(float)
+    score[:, :2] = -np.inf, np.inf
+    score[:, 2] = np.nan
+    score[rng.integers(k, size=50), np.arange(50, 100)] = np.nan
+    best, index = jax.jit(best_of)(score)
+    assert index.dtype == jnp.int32
+    assert ((index >= 0) & (index < k)).all()
+    clean = np.r_[0:2, 3:50, 100:300]
+    np.testing.assert_array_equal(index[clean], score.argmax(0)[clean])
+    np.testing.assert_array_equal(best[clean], score.max(0)[clean])
+
+
+@pytest.mark.parametrize("k", [4, 24, 60])
+def test_a_loop_of_gradients_by_a_distance_compiles(k):
+    # Where a reducer calls a function, jaxlib 0.10.2 ends the process.
+    def half(x, y):
+        return 0.5 * dk.squared_euclidean(x, y)
+
+    x, c = data(80, 3, k)
+    settings = {"optimizer": optax.sgd(0.1), "max_steps": 2, "derivative": "none"}
+    found = dk.fit(x, c, distance=half, **settings)
+    expected = dk.fit(x, c, **settings | {"optimizer": optax.sgd(0.05)})
+    np.testing.assert_allclose(found.centroids, expected.centroids, rtol=1e-12)

@@ -33,7 +33,8 @@ def anchor(centroids: jax.Array, active: jax.Array | None) -> jax.Array:
     """
     on = jnp.ones(len(centroids), bool) if active is None else active
     # About one of them, so that far from the origin too rounding does not choose.
-    near = centroids - centroids[jnp.argmax(on)][None]
+    first = 0 if active is None else jnp.argmax(active)
+    near = centroids - centroids[first][None]
     total = jnp.sum(near, axis=0, where=on[:, None], keepdims=True)
     mean = total / jnp.maximum(on.sum(), 1).astype(centroids.dtype)
     # Not squared: that would overflow before the centroids do.

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def block_for(k: int, d: int) -> int:
-    """Points in a block: a power of two whose scores and rows take 4 MB or less.
+    """Points in a block: a power of two whose scores and rows take 8 MB or less.
 
-    But between 1024 and 8192, in float32.
+    But between 1024 and 16384, in float32.
     """
-    # Scores are [k, block] and rows [block, d]; 2²⁰ float32 numbers are 4 MB.
+    # Scores are [k, block] and rows [block, d]; 2²¹ float32 numbers are 8 MB.
     fitting = max(1, (1 << 21) // max(k, d))
-    return min(8192, max(1024, 1 << fitting.bit_length() - 1))
+    return min(16384, max(1024, 1 << fitting.bit_length() - 1))
 
 
 def over_points(

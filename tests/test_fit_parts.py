@@ -129,11 +129,11 @@ def test_a_row_that_is_set_is_forgotten_by_its_optimizer_and_no_other():
 
 @pytest.mark.parametrize(
     ("k", "d", "size"),
-    [(16, 2, 8192), (129, 2, 4096), (2, 512, 2048), (10**7, 2, 1024)],
+    [(128, 2, 16384), (129, 2, 8192), (2, 1024, 2048), (10**7, 2, 1024)],
 )
-def test_a_block_is_a_power_of_two_of_points_that_takes_4_mb_or_less(k, d, size):
+def test_a_block_is_a_power_of_two_of_points_that_takes_8_mb_or_less(k, d, size):
     assert block_for(k, d) == size
-    assert size in (1024, 8192) or max(k, d) * size <= 2**20 < 2 * max(k, d) * size
+    assert size in (1024, 16384) or max(k, d) * size <= 2**21 < 2 * max(k, d) * size
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from benchmarks import _records, report
 
 TOPICS = (
     "losses",
+    "passes",
     "distances",
     "fits",
     "compiling",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +27,30 @@ def sklearn_fit(points: np.ndarray, start: np.ndarray, **settings: Any) -> Any:
 
     options: dict[str, Any] = {"init": start, "n_init": 1, "algorithm": "lloyd"}
     return KMeans(len(start), **options, **settings).fit(points)
+
+
+def sklearn_iteration(points: np.ndarray, centroids: np.ndarray) -> Callable:
+    """One iteration of its Lloyd, as `KMeans` runs it: labels, and the new centers.
+
+    By a private function: fits have costs around their iterations.
+    """
+    from sklearn.cluster._k_means_lloyd import lloyd_iter_chunked_dense
+    from threadpoolctl import threadpool_limits
+
+    n, k = len(points), len(centroids)
+    weights, labels = np.ones(n, points.dtype), np.zeros(n, np.int32)
+    new, counts, moved = np.zeros_like(centroids), *np.zeros((2, k), points.dtype)
+    threads = len(os.sched_getaffinity(0))
+
+    def call() -> np.ndarray:
+        # Each of its threads multiplies on its own.
+        with threadpool_limits(1, user_api="blas"):
+            lloyd_iter_chunked_dense(
+                points, weights, centroids, new, counts, labels, moved, threads
+            )
+        return labels
+
+    return call
 
 
 def jax_fit(

@@ -70,8 +70,8 @@ def losses(size: str) -> Iterator[Record]:
         for shape in [SMALL] if size == "small" else SHAPES:
             of = dict(zip(NAMES, shape, strict=True))
             done = measure(loss, rounds=3 if size == "small" else 7, soft=soft, **of)
-            compare(done, "torch", "diffkm", at_least=4)
-            compare(done, "naive JAX", "diffkm", at_least=3 if soft else 4)
+            compare(done, "torch", "diffkm", at_least=5)
+            compare(done, "naive JAX", "diffkm", at_least=2 if soft else 4)
             yield done
 
 
@@ -148,7 +148,8 @@ def newton(size: str) -> Iterator[Record]:
             for side in ("diffkm", "scikit-learn")
             if f"{side} 1" in fits
         }
-        compare(done, "diffkm", "scikit-learn", at_most=1)
+        most = 1.0 if of["k"] >= 64 and of["d"] <= 256 else 1.2
+        compare(done, "diffkm", "scikit-learn", at_most=most)
         yield done
 
 

@@ -124,7 +124,7 @@ def best_of(score: jax.Array) -> tuple[jax.Array, jax.Array]:
         found = [
             _running_maximum(*group, len(score) - 1)
             for group in groups
-            if group[0].size or not score.size
+            if group[0].shape[1]
         ]
         best, index = map(jnp.concatenate, zip(*found, strict=True))
     return best[0], index[0]

@@ -100,7 +100,7 @@ def soft_sums(
         # Σ w r (x − c) = Σ p w y/z − n b with y and b from the origin, and near it; and
         # n = Σ p w/z is one more column of that product.
         share = (1 if w is None else w) / z
-        y = jnp.concatenate([x - expansion.origin, jnp.ones_like(x[:, :1])], axis=1)
+        y = jnp.concatenate([x - expansion.origin, jnp.ones_like(z)[:, None]], axis=1)
         sums = sum_of_products(unnormalized, share[:, None] * y)
         counts = sums[:, -1]
         shifts = sums[:, :-1] - counts[:, None] * expansion.centers

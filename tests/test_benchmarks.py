@@ -162,7 +162,7 @@ def test_a_run_writes_down_what_was_measured_where(saved):
     timed = {name for name, facts in first.items() if "seconds" in facts}
     assert timed == {
         *("losses.loss", "losses.newton", "losses.seed", "distances.manhattan"),
-        *("distances.passes", "distances.spherical"),
+        *("passes.shapes", "distances.passes", "distances.spherical"),
         *("fits.gradient", "fits.rest", "fits.batch"),
         *("estimators.evaluate", "bridge.calls", "bridge.loss", "reference.fit"),
     }

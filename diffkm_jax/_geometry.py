@@ -107,10 +107,10 @@ def nearest(score: jax.Array) -> jax.Array:
 
 
 def best_of(score: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest score over the major axis, but for NaN, and that index, [block] both.
+    """The largest score over the major axis, but for NaN, and what `nearest` returns.
 
-    By running maxima, in groups, which read the scores once: to find the maximum and
-    then where it is takes twice as long, an argmax five times.
+    Both [block]. By running maxima, in groups, which read the scores once: to find the
+    maximum and then where it is takes twice as long, an argmax up to five times.
     """
     best, index = score, lax.broadcasted_iota(jnp.int32, score.shape, 0)
     while len(best) > 1:

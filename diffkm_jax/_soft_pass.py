@@ -89,26 +89,26 @@ def soft_sums(
         else:
             score = gap * (form.scale / t)
         score = masked(score, problem.active)
-        unnormalized = jnp.exp(score)  # Of r = p / z, that is p.
-        z = jnp.sum(unnormalized, axis=0)
+        p = jnp.exp(score)  # r = p / z
+        z = jnp.sum(p, axis=0)
         log_z = jnp.log(z)
         # −T log Σ_j exp(−distance_j/T)
         energy = finite_costs(best_cost - t * log_z, w)
         # −Σ r log r = log z − Σ r score. An excluded cluster has p = 0 and score −∞.
-        score = jnp.where(unnormalized > 0, score, 0)
-        entropy = log_z - jnp.sum(unnormalized * score, axis=0) / z
+        score = jnp.where(p > 0, score, 0)
+        entropy = log_z - jnp.sum(p * score, axis=0) / z
         # Σ w r (x − c) = Σ p w y/z − n b with y and b from the origin, and near it; and
         # n = Σ p w/z is one more column of that product.
         share = (1 if w is None else w) / z
         y = jnp.concatenate([x - expansion.origin, jnp.ones_like(z)[:, None]], axis=1)
-        sums = sum_of_products(unnormalized, share[:, None] * y)
+        sums = sum_of_products(p, share[:, None] * y)
         counts = sums[:, -1]
         shifts = sums[:, :-1] - counts[:, None] * expansion.centers
         total = jnp.sum(weigh(w, energy)), counts, shifts, jnp.sum(weigh(w, entropy))
         if not by_point:
             return total, (None, None)
         # Near the origin too: means about zero would round far from it.
-        mean = matmul(unnormalized.T, expansion.duals) / z[:, None]
+        mean = matmul(p.T, expansion.duals) / z[:, None]
         return total, (form.slope(x, expansion, mean), energy)
 
     total, rows = over_points(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import export
 
+from diffkm_jax._checks import as_scalar
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import shown
 from diffkm_jax._numerics import per_count
@@ -48,9 +49,11 @@ class EmaState(NamedTuple):
     Attributes:
         counts: Moving average of the weight of every cluster, [k], in a tree like the
             parameters'; zero for one that never had any.
+        step: Number of updates so far, [], int32, if the decay is a schedule; or None.
     """
 
     counts: Any
+    step: Any = None
 
 
 export.register_namedtuple_serialization(EmaState, serialized_name="diffkm.EmaState")
@@ -63,7 +66,8 @@ class _PerCount(optax.GradientTransformationExtraArgs):
 def is_per_count(optimizer: optax.GradientTransformation) -> bool:
     """Whether a step is the same with gradient and counts in any unit of the weights.
 
-    The state of such an optimizer has nothing but counts, in that unit.
+    The state of such an optimizer is empty, or has `counts` in that unit and nothing
+    else that has a unit.
     """
     return isinstance(optimizer, _PerCount)
 
@@ -196,7 +200,9 @@ def macqueen() -> optax.GradientTransformationExtraArgs:
     return _PerCount(init, update)
 
 
-def ema(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
+def ema(
+    decay: float | optax.Schedule = 0.99,
+) -> optax.GradientTransformationExtraArgs:
     """Moving averages of counts N and sums m: the codebook update of the VQ-VAE.
 
     With γ the decay, n the counts and s the sums of the points of a batch,
@@ -205,21 +211,29 @@ def ema(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
     cluster without any count starts at N = n: so on constant counts every step is
     1 − γ of Newton's, and with γ = 0 all of it. Under `cosine`, where every step ends
     on the sphere, m is N times the unit centroid, and sums are those of unit rows. The
-    update has an exact gradient in the shifts, in the counts and in the running ones.
+    update has an exact gradient in the shifts, in the counts, in the running ones, and
+    in what a schedule closes over.
+
+    A decay that grows from 0 to 1 makes mini-batch k-means of it that comes to rest, as
+    `fit_minibatch` does by default.
 
     Args:
         decay: What is kept of the averages at a step, γ, at least 0 and below 1;
-            static, no unit.
+            static, no unit. Or a schedule: a function of the number of updates so far,
+            static by identity; where it returns what is not within 0 and 1, the update
+            is NaN, and `fit` ends with NON_FINITE.
 
     Returns:
-        An optax transformation, the same object for the same decay; its state holds
-        the running counts, and its `update` needs `counts`, [k], in the unit of the
-        weights, and reads `shifts` as `newton` does.
+        An optax transformation, the same object for the same number; its state holds
+        the running counts, and the number of updates if there is a schedule. Its
+        `update` needs `counts`, [k], in the unit of the weights, and reads `shifts` as
+        `newton` does.
 
     Raises:
-        TypeError: `decay` is no number.
-        ValueError: `decay` is not in range; or `update` got no counts, as under a
-            distance that has no means.
+        TypeError: `decay` is neither a number nor a function, or a schedule returns no
+            real number.
+        ValueError: `decay` is not in range, or what a schedule returns no scalar; or
+            `update` got no counts, as under a distance that has no means.
 
     Example:
         >>> codebook = dk.ema(0.75)
@@ -231,22 +245,24 @@ def ema(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
     Source: van den Oord, Vinyals & Kavukcuoglu 2017 (appendix A.1),
         https://arxiv.org/abs/1711.00937
     """
+    if callable(decay):
+        return _ema(decay)
     try:
         usable = bool(0 <= decay < 1)
     except TypeError:
-        raise TypeError(f"decay must be a number, got {shown(decay)}") from None
+        expected = "a number or a schedule (a function of the step)"
+        raise TypeError(f"decay must be {expected}, got {shown(decay)}") from None
     if not usable:
         raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
-    return _ema(float(decay))
+    return _constant_ema(float(decay))
 
 
-@cache
-def _ema(decay: float) -> optax.GradientTransformationExtraArgs:
+def _ema(decay: float | optax.Schedule) -> optax.GradientTransformationExtraArgs:
     def init(params: Any) -> EmaState:
         zeros = jax.tree.map(
             lambda p: jnp.zeros(p.shape[:1], accumulation_dtype(p)), params
         )
-        return EmaState(zeros)
+        return EmaState(zeros, jnp.zeros((), jnp.int32) if callable(decay) else None)
 
     def update(
         updates: Any,
@@ -259,13 +275,25 @@ def _ema(decay: float) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[Any, EmaState]:
         del params, extra
         new = _require("ema", counts)
+        share = _scheduled(decay, state.step, new) if callable(decay) else decay
+        left = 1 - share
 
         def average(old: jax.Array) -> jax.Array:
             n = new.astype(old.dtype)
-            return jnp.where(old == 0, n, decay * old + (1 - decay) * n)
+            return jnp.where(old == 0, n, share * old + left * n).astype(old.dtype)
 
         kept = jax.tree.map(average, state.counts)
-        step = _steps(updates, shifts, kept)
-        return jax.tree.map(lambda u: (1 - decay) * u, step), EmaState(kept)
+        steps = _steps(updates, shifts, kept)
+        steps = jax.tree.map(lambda u: (left * u).astype(u.dtype), steps)
+        return steps, EmaState(kept, None if state.step is None else state.step + 1)
 
     return _PerCount(init, update)
+
+
+_constant_ema = cache(_ema)
+
+
+def _scheduled(schedule: optax.Schedule, step: jax.Array, like: jax.Array) -> jax.Array:
+    """The decay at a step, NaN where it is none."""
+    value = as_scalar("decay", schedule(step), like, zero=True)
+    return jnp.where((value >= 0) & (value <= 1), value, jnp.nan)

@@ -159,8 +159,8 @@ class VectorQuantizer(nn.Module):
         a `Quantized` of values [..., d], labels [...] and two losses, as of `quantize`.
 
     Raises:
-        TypeError: A tensor is not real, `noise` is not floating, or `method` or
-            `distance` is not a function.
+        TypeError: A tensor is not real, `noise` is not floating, `method` or
+            `distance` is not a function, or `decay` no number.
         ValueError: `centroids` is not [k, d], `points` not [..., d], either has no row,
             `weights` is not [...], `noise` is not of the shape of the points or is for
             another method, `decay` is out of range or the distance has no mean for it,
@@ -193,6 +193,11 @@ class VectorQuantizer(nn.Module):
         check_callable("method", method)
         check_callable("distance", distance)
         start = centroids.detach().clone()
+        if callable(decay):
+            raise TypeError(
+                f"decay must be None or a number, got {_name(decay)}: for a schedule "
+                "call update(points, state, optimizer=ema(decay)) beside the layer"
+            )
         if decay is not None:
             start = _as_codebook(start, distance)
         self._optimizer = None if decay is None else ema(decay)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import check_scalar
+from diffkm_torch._checks import as_scalar, check_scalar
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._hints import shown
 from diffkm_torch._numerics import per_count
@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+DecaySchedule = Callable[[Tensor], float | Tensor]
+
+
 class GradientTransformation(NamedTuple):
     """The pair (init, update) of an optimizer."""
 
@@ -44,7 +47,8 @@ class _PerCount(GradientTransformation):
 def is_per_count(optimizer: GradientTransformation) -> bool:
     """Whether a step is the same with gradient and counts in any unit of the weights.
 
-    The state of such an optimizer has nothing but counts, in that unit.
+    The state of such an optimizer is empty, or has `counts` in that unit and nothing
+    else that has a unit.
     """
     return isinstance(optimizer, _PerCount)
 
@@ -56,9 +60,10 @@ class MacQueenState(NamedTuple):
 
 
 class EmaState(NamedTuple):
-    """Mirrors `diffkm_jax.optimizers.EmaState`: moving averages of the counts, [k]."""
+    """Mirrors `diffkm_jax.optimizers.EmaState`: averages of the counts [k], step."""
 
     counts: Tensor
+    step: Tensor | None = None
 
 
 def _require(name: str, counts: Tensor | None) -> Tensor:
@@ -91,15 +96,21 @@ def macqueen() -> GradientTransformation:
     return _MACQUEEN
 
 
-def ema(decay: float = 0.99) -> GradientTransformation:
-    """Mirrors `diffkm_jax.ema`: (1 − decay) shifts over moving averages of counts."""
+def ema(decay: float | DecaySchedule = 0.99) -> GradientTransformation:
+    """Mirrors `diffkm_jax.ema`: (1 − decay) shifts over moving averages of counts.
+
+    A schedule gets the number of updates so far as a tensor, [], int32.
+    """
+    if callable(decay):
+        return _ema(decay)
     try:
         usable = bool(0 <= decay < 1)
     except TypeError:
-        raise TypeError(f"decay must be a number, got {shown(decay)}") from None
+        expected = "a number or a schedule (a function of the step)"
+        raise TypeError(f"decay must be {expected}, got {shown(decay)}") from None
     if not usable:
         raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
-    return _ema(float(decay))
+    return _constant_ema(float(decay))
 
 
 def _newton_update(
@@ -131,7 +142,7 @@ def _macqueen_update(
 
 
 def _ema_update(
-    decay: float,
+    decay: float | DecaySchedule,
     updates: Tensor,
     state: EmaState,
     params: Tensor | None = None,
@@ -142,9 +153,17 @@ def _ema_update(
 ) -> tuple[Tensor, EmaState]:
     del params, extra
     n = _require("ema", counts).to(state.counts.dtype)
-    average = decay * state.counts + (1 - decay) * n
+    share = _scheduled(decay, state.step, n) if callable(decay) else decay
+    average = share * state.counts + (1 - share) * n
     kept = torch.where(state.counts == 0, n, average)
-    return (1 - decay) * _step(updates, shifts, kept), EmaState(kept)
+    steps = ((1 - share) * _step(updates, shifts, kept)).to(updates.dtype)
+    return steps, EmaState(kept, None if state.step is None else state.step + 1)
+
+
+def _scheduled(schedule: DecaySchedule, step: Any, like: Tensor) -> Tensor:
+    """The decay at a step, NaN where it is none."""
+    value = as_scalar("decay", schedule(step), like.dtype, zero=True)
+    return torch.where((value >= 0) & (value <= 1), value, torch.nan)
 
 
 def _no_counts(params: Tensor) -> Tensor:
@@ -155,8 +174,9 @@ def _macqueen_init(params: Tensor) -> MacQueenState:
     return MacQueenState(_no_counts(params))
 
 
-def _ema_init(params: Tensor) -> EmaState:
-    return EmaState(_no_counts(params))
+def _ema_init(decay: float | DecaySchedule, params: Tensor) -> EmaState:
+    zero = params.new_zeros((), dtype=torch.int32)
+    return EmaState(_no_counts(params), zero if callable(decay) else None)
 
 
 def _newton_init(params: Tensor) -> tuple:
@@ -169,9 +189,11 @@ _NEWTON = _PerCount(_newton_init, _newton_update)
 _MACQUEEN = _PerCount(_macqueen_init, _macqueen_update)
 
 
-@cache
-def _ema(decay: float) -> GradientTransformation:
-    return _PerCount(_ema_init, partial(_ema_update, decay))
+def _ema(decay: float | DecaySchedule) -> GradientTransformation:
+    return _PerCount(partial(_ema_init, decay), partial(_ema_update, decay))
+
+
+_constant_ema = cache(_ema)
 
 
 def sgd(learning_rate: float) -> GradientTransformation:

@@ -287,7 +287,7 @@ def test_no_message_has_an_address():
 @pytest.mark.parametrize("module", [dk, dt])
 def test_settings_that_are_no_numbers(module):
     for bad in ("a", None, [0.5]):
-        with raises(TypeError, "decay must be a number, got "):
+        with raises(TypeError, "decay must be a number or a schedule .*, got "):
             module.ema(bad)
     with raises(TypeError, "baseline must be .*, got "):
         module.estimators.reinforce(baseline="a")

@@ -98,6 +98,11 @@ def batches(rng):
     return [rng.normal(size=(size, 3)) + rng.normal() for size in (60, 7, 3, 25, 2, 40)]
 
 
+def rising(t):
+    """A decay that starts at zero, exact in any dtype, of tensors and arrays."""
+    return t / 8
+
+
 def run(module, array, decay, data, start):
     """Centroids and running counts after every batch."""
     optimizer = module.ema(decay)
@@ -109,7 +114,7 @@ def run(module, array, decay, data, start):
     return steps
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 0.99])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 0.99, rising])
 def test_ema_is_the_recursion_on_counts_and_sums_in_both_packages(decay):
     data = batches(np.random.default_rng(3))
     c, kept, sums = np.asarray(C).copy(), np.zeros(4), np.zeros((4, 3))
@@ -117,15 +122,16 @@ def test_ema_is_the_recursion_on_counts_and_sums_in_both_packages(decay):
         run(module, array, decay, data, np.asarray(C))
         for module, array in ((dk, jnp.asarray), (dt, torch.tensor))
     ]
-    for batch, *steps in zip(data, *found, strict=True):
+    for t, (batch, *steps) in enumerate(zip(data, *found, strict=True)):
+        share = decay(t) if callable(decay) else decay
         labels = ((batch[:, None] - c) ** 2).sum(-1).argmin(1)
         one_hot = np.eye(4)[labels]
         n, s = one_hot.sum(0), one_hot.T @ batch
         fresh = kept == 0
         kept = np.where(fresh, n, kept)
         sums = np.where(fresh[:, None], n[:, None] * c, sums)
-        kept = decay * kept + (1 - decay) * n
-        sums = decay * sums + (1 - decay) * s
+        kept = share * kept + (1 - share) * n
+        sums = share * sums + (1 - share) * s
         has = kept > 0
         c = np.where(has[:, None], sums / np.where(has, kept, 1)[:, None], c)
         for centroids, counts in steps:
@@ -167,6 +173,61 @@ def test_ema_is_the_same_object_for_the_same_decay():
         assert module.ema() is module.ema(0.99) is module.ema(decay=np.float64(0.99))
         assert module.ema(0) is module.ema(0.0)
         assert module.ema(0.5) is not module.ema(0.6)
+
+
+def test_a_constant_schedule_is_the_number():
+    for module, array in ((dk, jnp.asarray), (dt, torch.tensor)):
+        x, c = array(np.asarray(X)), array(np.asarray(C))
+        plain = module.fit(x, c, optimizer=module.ema(0.3))
+        found = module.fit(x, c, optimizer=module.ema(lambda _: 0.3))
+        np.testing.assert_array_equal(found.centroids, plain.centroids)
+        assert int(found.num_steps) == int(plain.num_steps)
+        assert int(found.state.opt_state.step) == int(found.num_steps)
+        assert plain.state.opt_state.step is None
+
+
+def test_a_schedule_counts_from_the_state_and_not_from_a_batch_that_was_refused():
+    for module, array in ((dk, jnp.asarray), (dt, torch.tensor)):
+        optimizer = module.ema(rising)
+        x, state = array(np.asarray(X)), module.init(array(np.asarray(C)))
+        state = state._replace(opt_state=optimizer.init(state.centroids))
+        whole = module.fit(x, state, optimizer=optimizer, max_steps=5, tol=0)
+        part = module.fit(x, state, optimizer=optimizer, max_steps=2, tol=0)
+        again = module.fit(x, part.state, optimizer=optimizer, max_steps=3, tol=0)
+        np.testing.assert_array_equal(again.centroids, whole.centroids)
+        bad, _ = module.update(x * np.nan, part.state, optimizer=optimizer)
+        assert int(bad.opt_state.step) == 2
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, np.nan])
+def test_a_schedule_out_of_range_moves_nothing_and_is_no_convergence(share):
+    for module, array in ((dk, jnp.asarray), (dt, torch.tensor)):
+        c = array(np.asarray(C))
+        optimizer = module.ema(lambda t: share + 0.0 * (t / (t + 1)))
+        found = module.fit(array(np.asarray(X)), c, optimizer=optimizer)
+        assert module.Status(int(found.status)) & module.Status.NON_FINITE
+        np.testing.assert_array_equal(found.centroids, c)
+
+
+def test_a_schedule_that_returns_no_scalar_is_named():
+    for module, array in ((dk, jnp.asarray), (dt, torch.tensor)):
+        for value, error in (("a", TypeError), (array(np.ones(2)), ValueError)):
+            optimizer = module.ema(lambda _, value=value: value)
+            with pytest.raises(error, match=r"^decay must be"):
+                module.fit(
+                    array(np.asarray(X)), array(np.asarray(C)), optimizer=optimizer
+                )
+
+
+def test_a_fit_is_differentiated_in_what_a_schedule_closes_over():
+    def moved(rate):
+        optimizer = dk.ema(lambda t: rate * (t.astype(rate.dtype) / 8))
+        options = {"derivative": "unrolled", "max_steps": 4, "tol": 0}
+        return jnp.sum(jnp.sin(dk.fit(X, C, optimizer=optimizer, **options).centroids))
+
+    rate, step = jnp.float64(0.5), 1e-6
+    expected = (moved(rate + step) - moved(rate - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(moved)(rate), expected, rtol=1e-7)
 
 
 def test_ema_starts_a_cluster_at_its_first_points():

@@ -8,21 +8,29 @@ import jax
 import optax
 
 from diffkm_jax._problem import Problem
-from diffkm_jax._units import in_true_unit
 from diffkm_jax.optimizers import is_per_count
 
 
 def counts_in_unit(
     optimizer: optax.GradientTransformation, opt_state: Any, problem: Problem
 ) -> Any:
-    """The state of an optimizer that knows nothing but counts, as its steps need it."""
+    """The state of an optimizer that is per count, as its steps need it."""
     if problem.unit is None or not is_per_count(optimizer):
         return opt_state
-    return jax.tree.map(lambda n: n / problem.unit.astype(n.dtype), opt_state)
+    return _scaled(opt_state, 1 / problem.unit)
 
 
 def counts_in_true_unit(
     optimizer: optax.GradientTransformation, opt_state: Any, problem: Problem
 ) -> Any:
     """The same, as it is to be kept."""
-    return in_true_unit(opt_state, problem) if is_per_count(optimizer) else opt_state
+    if problem.unit is None or not is_per_count(optimizer):
+        return opt_state
+    return _scaled(opt_state, problem.unit)
+
+
+def _scaled(opt_state: Any, factor: jax.Array) -> Any:
+    if not opt_state:
+        return opt_state
+    counts = jax.tree.map(lambda n: n * factor.astype(n.dtype), opt_state.counts)
+    return opt_state._replace(counts=counts)

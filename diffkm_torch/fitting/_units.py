@@ -41,7 +41,7 @@ def in_true_unit(sums: Tensor, problem: Problem) -> Tensor:
 def counts_in_unit(
     optimizer: GradientTransformation, opt_state: Any, problem: Problem
 ) -> Any:
-    """The state of an optimizer that knows nothing but counts, as its steps need it."""
+    """The state of an optimizer that is per count, as its steps need it."""
     if problem.unit is None or not is_per_count(optimizer):
         return opt_state
     return _scaled(opt_state, 1 / problem.unit)
@@ -56,7 +56,8 @@ def counts_in_true_unit(
     return _scaled(opt_state, problem.unit)
 
 
-def _scaled(counts: tuple, factor: Tensor) -> tuple:
-    if not counts:
-        return counts
-    return type(counts)(*(n * factor.to(n.dtype) for n in counts))
+def _scaled(opt_state: Any, factor: Tensor) -> Any:
+    if not opt_state:
+        return opt_state
+    counts = opt_state.counts
+    return opt_state._replace(counts=counts * factor.to(counts.dtype))

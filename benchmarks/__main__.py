@@ -20,6 +20,7 @@ TOPICS = (
     "passes",
     "distances",
     "fits",
+    "quality",
     "compiling",
     "estimators",
     "bridge",

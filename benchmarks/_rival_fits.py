@@ -29,6 +29,31 @@ def sklearn_fit(points: np.ndarray, start: np.ndarray, **settings: Any) -> Any:
     return KMeans(len(start), **options, **settings).fit(points)
 
 
+def sklearn_centers(
+    points: np.ndarray, start: np.ndarray, steps: int | None = None
+) -> np.ndarray:
+    """The centers of its Lloyd after a number of steps, or at rest."""
+    settings = {} if steps is None else {"max_iter": steps, "tol": 0}
+    return sklearn_fit(points, start, **settings).cluster_centers_
+
+
+def sklearn_minibatch(
+    points: np.ndarray, start: np.ndarray, epochs: float
+) -> np.ndarray:
+    """The centers of its mini-batches of 2048 after a number of passes, or parts."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    settings: dict[str, Any] = {"init": start, "n_init": 1, "batch_size": 2048}
+    settings |= {"max_iter": max(1, round(epochs)), "max_no_improvement": None}
+    model, n = MiniBatchKMeans(len(start), **settings), len(points)
+    if epochs >= 1:
+        return model.fit(points).cluster_centers_
+    rng = np.random.default_rng(0)
+    for _ in range(max(1, round(epochs * n / 2048))):
+        model.partial_fit(points[rng.integers(n, size=2048)])
+    return model.cluster_centers_
+
+
 def sklearn_iteration(points: np.ndarray, centroids: np.ndarray) -> Callable:
     """One iteration of its Lloyd, as `KMeans` runs it: labels, and the new centers.
 
@@ -108,16 +133,15 @@ def diffkm_torch_fit(points: Any, centroids: Any, *, steps: int) -> Fitted:
     return Fitted(found.centroids, found.num_steps)
 
 
-def faiss_sphere(
-    points: np.ndarray, start: np.ndarray, steps: int
+def faiss_fit(
+    points: np.ndarray, start: np.ndarray, steps: int, *, spherical: bool = False
 ) -> tuple[np.ndarray, float]:
-    """Centroids of faiss' spherical k-means, its objective before the last step."""
+    """Centroids of faiss' k-means, its objective before the last step."""
     import faiss
 
     n, d = points.shape
-    model = faiss.Kmeans(
-        d, len(start), niter=steps, spherical=True, max_points_per_centroid=n
-    )
+    settings = {"niter": steps, "spherical": spherical, "max_points_per_centroid": n}
+    model = faiss.Kmeans(d, len(start), **settings)
     model.train(points, init_centroids=start)
     return model.centroids, float(model.obj[-1])
 

@@ -101,7 +101,7 @@ def sphere(n: int, k: int, d: int) -> Contest:
         return facts
 
     sides = {"diffkm": Side(lambda: Prepared(ours))}
-    theirs = partial(_rival_fits.faiss_sphere, points, start, STEPS)
+    theirs = partial(_rival_fits.faiss_fit, points, start, STEPS, spherical=True)
     sides["faiss"] = Side(lambda: Prepared(theirs), "faiss")
     return Contest(sides, agree)
 

@@ -16,12 +16,12 @@ R = TypeVar("R")
 WORDS = {
     "X": ("points", ""),
     "algorithm": ("optimizer", ""),
-    "batch_size": ("", "update takes one batch after another"),
+    "batch_size": ("", "fit_minibatch takes batch_size, update one batch at a time"),
     "init": (
         "initializer",
         "the start is centroids; fit_restarts takes an initializer",
     ),
-    "max_iter": ("max_steps", "fit takes max_steps"),
+    "max_iter": ("max_steps", "fit takes max_steps, fit_minibatch num_steps"),
     "metric": ("distance", ""),
     "n_clusters": ("k", "centroids has k rows; for k alone, fit_restarts(key, x, k)"),
     "n_init": ("num_restarts", "fit_restarts takes num_restarts"),

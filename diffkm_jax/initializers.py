@@ -166,6 +166,7 @@ def _kmeans_plus_plus(
     # ‖x_i − x_j‖² = 2 (h_i + h_j − x_i·x_j) with h = ‖x‖²/2: one product for all.
     half = 0.5 * jnp.sum(x * x, axis=1)
     mass = jnp.ones(len(x), acc) if w is None else w
+    eps = jnp.finfo(acc).eps
 
     def draw(key: jax.Array, potential: jax.Array, num: int) -> jax.Array:
         """Rows in proportion to their potential, or to their weight if all is 0."""
@@ -174,10 +175,14 @@ def _kmeans_plus_plus(
         # In float32 here too.
         u = jax.random.uniform(key, (num,), jnp.float32).astype(acc) * cumulative[-1]
         index = jnp.searchsorted(cumulative, u, side="right").astype(jnp.int32)
-        # Rounding in the sums must not choose a row of weight zero.
         index = jnp.minimum(index, len(x) - 1)
-        best = jnp.argmax(potential).astype(jnp.int32)
-        return jnp.where(potential[index] > 0, index, best)
+        # Rounding in the sums must not choose a row of weight zero.
+        usable = potential[index] > 0
+
+        def others() -> jax.Array:
+            return jnp.where(usable, index, jnp.argmax(potential).astype(jnp.int32))
+
+        return lax.cond(usable.all(), lambda: index, others)
 
     def choose(i: jax.Array, carry: tuple[jax.Array, jax.Array]):
         chosen, closest = carry
@@ -186,10 +191,17 @@ def _kmeans_plus_plus(
         squared = 2 * jnp.maximum(half[None] + half[candidates][:, None] - cross, 0)
         # The k-means loss that each candidate would leave; the best of them is taken.
         losses = jnp.sum(mass[None] * jnp.minimum(squared, closest[None]), axis=1)
-        best = candidates[jnp.argmin(losses)]
-        # From the differences: exactly zero at copies of a row, never drawn again.
-        exact = squared_euclidean(x, x[best])
-        return chosen.at[i].set(best), jnp.minimum(closest, exact)
+        first = jnp.argmin(losses)
+        best = candidates[first]
+        # Off by ε (h_i + h_j), which is half of the digits of rows so near.
+        near = squared[first] <= jnp.sqrt(eps) * (half + half[best])
+        new = lax.cond(
+            jnp.sum(near.astype(jnp.int32)) == 1,
+            lambda: jnp.where(near, 0, squared[first]),
+            # From the differences: exactly zero at copies of a row, never drawn again.
+            lambda: squared_euclidean(x, x[best]),
+        )
+        return chosen.at[i].set(best), jnp.minimum(closest, new)
 
     first = draw(jax.random.fold_in(key, 0), mass, 1)[0]
     chosen = jnp.zeros(k, jnp.int32).at[0].set(first)

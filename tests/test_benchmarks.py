@@ -163,7 +163,7 @@ def test_a_run_writes_down_what_was_measured_where(saved):
     assert timed == {
         *("losses.loss", "losses.newton", "losses.seed", "distances.manhattan"),
         *("passes.shapes", "distances.passes", "distances.spherical"),
-        *("fits.gradient", "fits.rest", "fits.batch"),
+        *("fits.gradient", "fits.rest", "fits.batch", "quality.reach", "quality.rest"),
         *("estimators.evaluate", "bridge.calls", "bridge.loss", "reference.fit"),
     }
     assert set(by_name["losses.memory"]["diffkm"]) == {"peak_bytes", "temporary_bytes"}

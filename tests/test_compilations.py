@@ -81,6 +81,9 @@ CALLS = {
     "evaluate, sampled": lambda: dk.evaluate(
         KEY, cost, LOGITS, [es.gumbel_softmax(tau=number()), es.rloo()], num_samples=9
     ),
+    "fit_minibatch": lambda: dk.fit_minibatch(
+        KEY, X, number() * C, num_steps=3, batch_size=4
+    ),
     "fit_restarts": lambda: dk.fit_restarts(KEY, X, 3, num_restarts=2, tol=number()),
     "is_discrete": lambda: dk.is_discrete(KEY, cost, LOGITS, es.reinmax(tau=number())),
     "kmeans_plus_plus": lambda: dk.kmeans_plus_plus(KEY, X, 3, weights=number() * W),

@@ -47,6 +47,9 @@ def calls(package, array):
 ONLY_JAX = {
     "random_points": lambda x, c, w: dk.random_points(KEY, x, 2, weights=w),
     "kmeans_plus_plus": lambda x, c, w: dk.kmeans_plus_plus(KEY, x, 2, weights=w),
+    "fit_minibatch": lambda x, c, w: dk.fit_minibatch(
+        KEY, x, c, num_steps=2, weights=w
+    ),
     "fit_restarts": lambda x, c, w: dk.fit_restarts(KEY, x, 2, weights=w),
     "certificate": lambda x, c, w: dk.certificate(x, c, weights=w),
 }

@@ -39,6 +39,7 @@ ONLY_JAX = {
     "Report",
     "certificate",
     "evaluate",
+    "fit_minibatch",
     "fit_restarts",
     "is_discrete",
     "kmeans_plus_plus",

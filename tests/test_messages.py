@@ -189,7 +189,7 @@ SKLEARN = {
     "init": "the start is centroids",
     "algorithm": "it is optimizer here",
     "verbose": "the result has a history",
-    "batch_size": "update takes one batch after another",
+    "batch_size": "update .*one batch",
 }
 
 

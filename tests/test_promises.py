@@ -16,6 +16,9 @@ KEY = jax.random.key(0)
 # Functions without a twin in torch.
 OTHERS = {
     "certificate": lambda points, centroids: dk.certificate(points, centroids),
+    "fit_minibatch": lambda points, centroids: dk.fit_minibatch(
+        KEY, points, centroids, num_steps=3, batch_size=4
+    ),
     "fit_restarts": lambda points: dk.fit_restarts(KEY, points, 3, num_restarts=2),
     "kmeans_plus_plus": lambda points: dk.kmeans_plus_plus(KEY, points, 3),
     "random_points": lambda points: dk.random_points(KEY, points, 3),

@@ -40,6 +40,9 @@ def calls(package, distance):
     if package is dt:
         found["KMeansLoss"] = lambda: dt.KMeansLoss(c, **options)(x)
     else:
+        found["fit_minibatch"] = lambda: dk.fit_minibatch(
+            jax.random.key(0), x, c, num_steps=2, **fits
+        )
         found["fit_restarts"] = lambda: dk.fit_restarts(
             jax.random.key(0), x, 2, num_restarts=2, **fits
         )

@@ -1,8 +1,18 @@
 """Fits: one step, which is one pass and one step of an optimizer, and a loop."""
 
 from diffkm_jax.fitting._fit import fit
+from diffkm_jax.fitting._minibatch import fit_minibatch
 from diffkm_jax.fitting._restarts import fit_restarts
 from diffkm_jax.fitting._state import FitResult, State, Status, init
 from diffkm_jax.fitting._step import update
 
-__all__ = ["FitResult", "State", "Status", "fit", "fit_restarts", "init", "update"]
+__all__ = [
+    "FitResult",
+    "State",
+    "Status",
+    "fit",
+    "fit_minibatch",
+    "fit_restarts",
+    "init",
+    "update",
+]

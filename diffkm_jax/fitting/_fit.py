@@ -161,12 +161,9 @@ def fit(
         (annealing), https://doi.org/10.1109/5.726788; Blondel et al. 2022 (implicit
         differentiation), https://arxiv.org/abs/2105.15183
     """
-    if isinstance(centroids, FitResult):
-        raise TypeError("centroids must be an array or a State: pass result.state")
-    goes_on = isinstance(centroids, State)
     algorithm, problem, start = as_algorithm(
         points,
-        centroids.centroids if goes_on else centroids,
+        rows_of(centroids),
         optimizer=optimizer,
         weights=weights,
         active=active,
@@ -178,21 +175,36 @@ def fit(
     )
     check_derivative(derivative, problem)
     check_integer("max_steps", max_steps, minimum=0)
-    k, n = len(start), problem.points.shape[0]
-    known = active is None and axis_name is None and not export.is_symbolic_dim(n)
-    if known and k > n:
-        raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
-    if goes_on:
-        state, dtype = centroids, problem.points.dtype
-        state = state._replace(remainder=remainder_of(state))
-        check_state(state, algorithm.optimizer)
-    else:
-        acc = problem.dtype(start)
-        state = initial_state(start.astype(acc), algorithm.optimizer, problem.active)
-        dtype = start.dtype
+    state, dtype = as_start(algorithm, problem, centroids, start)
     check_replicated(problem, state, axis_name)
     tol = as_tol(tol, problem)
     return fit_from(algorithm, derivative, max_steps, dtype, problem, state, tol)
+
+
+def rows_of(centroids: ArrayLike | State) -> ArrayLike:
+    """The centroids of a start, which is an array or the State of another fit."""
+    if isinstance(centroids, FitResult):
+        raise TypeError("centroids must be an array or a State: pass result.state")
+    return centroids.centroids if isinstance(centroids, State) else centroids
+
+
+def as_start(
+    algorithm: Algorithm,
+    problem: Problem,
+    centroids: ArrayLike | State,
+    rows: jax.Array,
+) -> tuple[State, Any]:
+    """The State to start from, of centroids or their checked rows, and their dtype."""
+    k, n = len(rows), problem.points.shape[0]
+    known = problem.active is None and algorithm.plan.axis_name is None
+    if known and not export.is_symbolic_dim(n) and k > n:
+        raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
+    if isinstance(centroids, State):
+        check_state(centroids, algorithm.optimizer)
+        state = centroids._replace(remainder=remainder_of(centroids))
+        return state, problem.points.dtype
+    wide = rows.astype(problem.dtype(rows))
+    return initial_state(wide, algorithm.optimizer, problem.active), rows.dtype
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -48,7 +48,7 @@ NOT_NEGATIVE = {"tol", "gap", "eta", "weights"}
 
 # What moves centroids, or measures where they rest.
 MOVING = {
-    *("fit", "fit_restarts", "certificate", "init", "update"),
+    *("fit", "fit_minibatch", "fit_restarts", "certificate", "init", "update"),
     *("newton", "macqueen", "ema"),
 }
 # Their NaN is a flag where squares overflow.

@@ -42,10 +42,12 @@ NO_DIFFERENCES = {
     "perturbed_argmax",
     "conditional_gumbel(differentiable=False)",
     "fit(derivative=none)",
+    "fit_minibatch",
 }
 # Results in the dtype of the input are rounded to it before others are made of them.
-ROUNDED_INSIDE = {"fit", "fit_restarts", "certificate", "assigned_loss"}
-STEPS = {"fit", "fit_restarts", "update", "newton", "macqueen", "ema"}
+FITS = "fit", "fit_minibatch", "fit_restarts"
+ROUNDED_INSIDE = {*FITS, "certificate", "assigned_loss"}
+STEPS = {*FITS, "update", "newton", "macqueen", "ema"}
 MAX_STEPS = 25
 
 
@@ -90,7 +92,7 @@ class Subject:
     @property
     def held(self) -> set[str]:
         """Arguments whose derivative is zero by declaration: the start of a fit."""
-        moves = self.base != "fit" or "unrolled" in self.name
+        moves = self.base not in FITS or "unrolled" in self.name
         return set() if moves else {"centroids"}
 
     @property
@@ -190,6 +192,13 @@ def _is_discrete(logits: Any, tau: Any) -> Any:
     )
 
 
+def _minibatch(points: Any, centroids: Any, weights: Any) -> Any:
+    found = dk.fit_minibatch(
+        KEY, points, centroids, num_steps=5, batch_size=8, weights=weights
+    )
+    return found._replace(history=found.history[:2])
+
+
 def _restarts(points: Any, weights: Any) -> Any:
     return _fit(
         partial(dk.fit_restarts, KEY, k=3, num_restarts=2, tol=0.0),
@@ -207,6 +216,7 @@ OTHERS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     ),
     "evaluate": (_evaluate, ("logits", "tau")),
     "is_discrete": (_is_discrete, ("logits", "tau")),
+    "fit_minibatch": (_minibatch, ("points", "centroids", "weights")),
     "fit_restarts": (_restarts, ("points", "weights")),
     "kmeans_plus_plus": (
         lambda points, weights: dk.kmeans_plus_plus(KEY, points, 3, weights=weights),
@@ -222,6 +232,7 @@ OTHERS: dict[str, tuple[Callable, tuple[str, ...]]] = {
 WHOLE = {"fit": _fit, "update": _update}
 SMOOTH = {
     "fit": _at_rest,
+    "fit_minibatch": _at_rest,
     "fit_restarts": _at_rest,
     # The losses hold points or centroids constant, on purpose.
     "nsvq": lambda quantized: quantized.values,

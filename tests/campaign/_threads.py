@@ -25,6 +25,7 @@ IN_THREADS = {
     "evaluate",
     "fit",
     "fit(temperature=0.3)",
+    "fit_minibatch",
     "fit_restarts",
     "kmeans_loss",
     "kmeans_plus_plus",

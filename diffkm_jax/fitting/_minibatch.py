@@ -1,0 +1,181 @@
+"""Fits by steps on batches that are drawn from the points, as one program."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from diffkm_jax._checks import check_integer, check_key
+from diffkm_jax._hints import hinted
+from diffkm_jax._problem import Problem
+from diffkm_jax._units import in_unit
+from diffkm_jax.distances import Distance, squared_euclidean
+from diffkm_jax.fitting._empty import EmptyPolicy
+from diffkm_jax.fitting._fit import as_start, result_of, rows_of
+from diffkm_jax.fitting._loop import Progress, StopRule
+from diffkm_jax.fitting._state import FitResult, State
+from diffkm_jax.fitting._step import Algorithm, as_algorithm, step
+from diffkm_jax.fitting._units import counts_in_unit
+from diffkm_jax.optimizers import ema
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Bool, Float, PRNGKeyArray
+
+
+@hinted
+def fit_minibatch(
+    key: PRNGKeyArray,
+    points: Float[ArrayLike, "n d"],
+    centroids: Float[ArrayLike, "k d"] | State,
+    *,
+    num_steps: int,
+    batch_size: int = 4096,
+    optimizer: optax.GradientTransformation | None = None,
+    weights: Float[ArrayLike, " n"] | None = None,
+    active: Bool[ArrayLike, " k"] | None = None,
+    temperature: ArrayLike | optax.Schedule | None = None,
+    distance: Distance = squared_euclidean,
+    empty: str | EmptyPolicy = "keep",
+    block_size: int | None = None,
+) -> FitResult:
+    """Fits centroids by steps on random batches of the points, as one program.
+
+    A step draws a batch, rows with replacement, and updates as `update` does. The
+    default optimizer is that of e-means: moving averages whose decay goes from 0 to 1
+    in `num_steps` steps, 1 − γ_t = (1 + cos(π t / num_steps)) / 2, so that the
+    centroids come to rest where most of the points have been seen. It reaches the loss
+    of Lloyd's algorithm in one to four times n / `batch_size` steps, so after as many
+    passes over the points where that one takes tens to hundreds. `fit` from its
+    centroids takes them to a stationary point of the loss of all points.
+
+    The gradient of `loss` and `counts` is that of functions of points, weights and
+    temperature at the returned centroids; that of the centroids is zero, because no
+    formula holds where they do not rest: differentiate the `fit` from there.
+
+    Args:
+        key: A JAX random key.
+        points: Data, [n, d], real, in data units.
+        centroids: Start, [k, d], real, in data units; or the `State` of an earlier
+            result with the same optimizer, to go on from there.
+        num_steps: Number of steps of this call, static; 0 evaluates the start.
+        batch_size: Rows of a batch, static; several times k, or most clusters find no
+            points in it.
+        optimizer: Any optax transformation, static by identity, of gradients that are
+            sums over a batch; None is the one above.
+        weights: Non-negative, [n], any unit; a row of weight 0 is inert, but is drawn
+            like others. None is ones.
+        active: As in `fit`.
+        temperature: As in `fit`; a schedule is one of the step.
+        distance: As in `fit`.
+        empty: As in `fit`; what `"farthest"` calls empty is a cluster without a point
+            in a batch.
+        block_size: As in `fit`.
+
+    Returns:
+        A `FitResult` of all points. `history` has, for every step, the loss of its
+        batch before it, times n / `batch_size`, and at the end `loss`. `status` says
+        MAX_STEPS, because no rule ends it; NON_FINITE where a batch or a step was not
+        finite, at which it ends, with the centroids before it.
+
+    Raises:
+        TypeError: As in `fit`, or `key` is no random key, or `num_steps` or
+            `batch_size` no integer.
+        ValueError: As in `fit`, or `num_steps` is negative or `batch_size` below 1; or
+            `optimizer` is None for a `State`, as a schedule of an earlier call has
+            ended.
+
+    Example:
+        >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])
+        >>> key = jax.random.key(0)
+        >>> rough = dk.fit_minibatch(key, x, x[:2], num_steps=20, batch_size=8)
+        >>> rough.counts.tolist(), dk.fit(x, rough.centroids).centroids.tolist()
+        ([2.0, 2.0], [[0.5], [9.5]])
+
+    Source: Sculley 2010 (batches), https://doi.org/10.1145/1772690.1772862; e-means
+        2026 (the schedule), https://arxiv.org/abs/2611.09501
+    """
+    check_key(key)
+    check_integer("num_steps", num_steps, minimum=0)
+    check_integer("batch_size", batch_size, minimum=1)
+    if optimizer is None:
+        if isinstance(centroids, State):
+            raise ValueError(
+                "optimizer must be that of the State, got None, whose schedule ended "
+                "with the call that it was of: pass one to both calls, as ema(schedule)"
+            )
+        optimizer = _settling(num_steps)
+    algorithm, problem, start = as_algorithm(
+        points,
+        rows_of(centroids),
+        optimizer=optimizer,
+        weights=weights,
+        active=active,
+        temperature=temperature,
+        distance=distance,
+        empty=empty,
+        block_size=block_size,
+    )
+    state, dtype = as_start(algorithm, problem, centroids, start)
+    static = algorithm, num_steps, batch_size, dtype
+    return _fit_minibatch(*static, key, problem, state)
+
+
+@cache
+def _settling(num_steps: int) -> optax.GradientTransformation:
+    """Moving averages that come to rest in a number of steps."""
+
+    def decay(step: jax.Array) -> jax.Array:
+        share = jnp.minimum(step, num_steps).astype(float) / max(1, num_steps)
+        return 0.5 - 0.5 * jnp.cos(jnp.pi * share)
+
+    return ema(decay)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _fit_minibatch(
+    algorithm: Algorithm,
+    num_steps: int,
+    batch_size: int,
+    dtype: Any,
+    key: jax.Array,
+    problem: Problem,
+    start: State,
+) -> FitResult:
+    problem = in_unit(algorithm.plan, problem, start.centroids)
+    opt_state = counts_in_unit(algorithm.optimizer, start.opt_state, problem)
+    start = start._replace(opt_state=opt_state)
+    held, n = lax.stop_gradient(problem), problem.points.shape[0]
+
+    def batch(index: jax.Array) -> Problem:
+        rows = jax.random.randint(jax.random.fold_in(key, index), (batch_size,), 0, n)
+        weights = None if held.weights is None else held.weights[rows]
+        return held._replace(points=held.points[rows], weights=weights)
+
+    def advance(now: Progress) -> Progress:
+        found = step(algorithm, batch(now.state.step), now.state)
+        taken = found.finite.astype(jnp.int32)
+        loss = found.stats.loss * (n / batch_size)
+        return Progress(
+            found.state._replace(step=now.state.step + taken),
+            now.history.at[now.num_steps].set(loss.astype(now.history.dtype)),
+            now.num_steps + taken,
+            now.converged,
+            ~found.finite,
+        )
+
+    def goes_on(now: Progress) -> jax.Array:
+        return (now.num_steps < num_steps) & ~now.failed
+
+    no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    history = jnp.zeros(num_steps + 1, problem.dtype(start.centroids))
+    begin = lax.stop_gradient(Progress(start, history, zero, no, no))
+    end = lax.while_loop(goes_on, lambda now: lax.stop_gradient(advance(now)), begin)
+    nothing = jnp.zeros((), history.dtype)
+    rule = StopRule(nothing, nothing, None)
+    return result_of(algorithm, "none", dtype, problem, start, end, rule)

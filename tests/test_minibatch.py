@@ -1,0 +1,232 @@
+"""Fits on batches: the seed's loop, e-means, and what they share with other fits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.datasets import load_digits
+
+import diffkm_jax as dk
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(90, 3)))
+C = X[:5] + 0.1
+W = jnp.asarray(RNG.uniform(0.5, 2, size=90)).at[::7].set(0)
+DIGITS = jnp.asarray(load_digits().data)
+
+
+def rows(key, step, size, n):
+    """The rows of a step's batch."""
+    return jax.random.randint(jax.random.fold_in(key, step), (size,), 0, n)
+
+
+def settling(steps):
+    """Averages whose decay goes from 0 to 1."""
+    return dk.ema(lambda t: 0.5 - 0.5 * jnp.cos(jnp.pi * t.astype(float) / steps))
+
+
+def loop(optimizer, num_steps, size, **options):
+    """Updates on the batches, one after the other, and their losses."""
+    state, losses = dk.init(C, optimizer=optimizer), []
+    weights = options.pop("weights", None)
+    for t in range(num_steps):
+        i = rows(KEY, t, size, len(X))
+        w = None if weights is None else weights[i]
+        update = {"optimizer": optimizer, "weights": w, **options}
+        state, stats = dk.update(X[i], state, **update)
+        losses.append(float(stats.loss) * len(X) / size)
+    return state, losses
+
+
+def test_the_loop_of_gradient_descent_on_random_batches_is_one_call():
+    """1000 points in 200 dimensions, batches of 100, 20 centroids, a rate of 1e-5."""
+    points = np.random.default_rng(1).uniform(size=(1000, 200))
+    c, rate, steps = points[:20].copy(), 1e-5, 50
+    losses = []
+    for t in range(steps):
+        batch = points[np.asarray(rows(KEY, t, 100, 1000))]
+        distances = ((batch[:, None] - c) ** 2).sum(-1)
+        membership = distances.argmin(1)
+        losses.append(distances.min(1).sum())
+        gradient = np.zeros_like(c)
+        np.add.at(gradient, membership, -2 * (batch - c[membership]))
+        c -= rate * gradient
+    options = {"num_steps": steps, "batch_size": 100, "optimizer": optax.sgd(rate)}
+    found = dk.fit_minibatch(KEY, points, points[:20], **options)
+    np.testing.assert_allclose(found.centroids, c, rtol=1e-12)
+    np.testing.assert_allclose(found.history[:-1], 10 * np.array(losses), rtol=1e-10)
+    assert int(found.num_steps) == steps
+    assert dk.Status(int(found.status)) == dk.Status.MAX_STEPS
+
+
+def test_macqueen_is_the_partial_fit_of_scikit_learn_on_the_same_batches():
+    options = {"num_steps": 12, "batch_size": 30, "optimizer": dk.macqueen()}
+    found = dk.fit_minibatch(KEY, X, C, **options)
+    start = np.asarray(C)
+    theirs = MiniBatchKMeans(5, init=start, n_init=1, reassignment_ratio=0)
+    for t in range(12):
+        theirs.partial_fit(np.asarray(X[rows(KEY, t, 30, 90)]))
+    np.testing.assert_allclose(found.centroids, theirs.cluster_centers_, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weights": W},
+        {"temperature": 0.5},
+        {"temperature": optax.exponential_decay(2.0, 3, 0.5)},
+        {"distance": dk.cosine},
+        {"empty": "farthest"},
+        {"active": jnp.arange(5) != 2},
+    ],
+    ids=lambda options: next(iter(options), "plain"),
+)
+@pytest.mark.parametrize("make", [dk.newton, dk.macqueen, None])
+def test_it_is_the_loop_of_updates_on_its_batches(options, make):
+    steps = 7
+    if make is None:  # The averages that come to rest.
+        optimizer = settling(steps)
+        given = {}
+    else:
+        optimizer = make()
+        given = {"optimizer": optimizer}
+    state, losses = loop(optimizer, steps, 20, **options)
+    given |= {"num_steps": steps, "batch_size": 20} | options
+    found = dk.fit_minibatch(KEY, X, C, **given)
+    np.testing.assert_allclose(found.centroids, state.centroids, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found.history[:-1], losses, rtol=1e-6)
+    assert int(found.state.step) == int(state.step) == steps
+    counts = getattr(state.opt_state, "counts", None)
+    if counts is not None:
+        np.testing.assert_allclose(found.state.opt_state.counts, counts, rtol=1e-5)
+
+
+def test_what_it_returns_is_of_all_points():
+    found = dk.fit_minibatch(KEY, X, C, num_steps=9, batch_size=20, weights=W)
+    stats = dk.statistics(X, found.centroids, weights=W)
+    np.testing.assert_allclose(found.loss, stats.loss, rtol=1e-12)
+    np.testing.assert_allclose(found.counts, stats.counts, rtol=1e-12)
+    np.testing.assert_array_equal(found.labels, dk.assign(X, found.centroids))
+    assert found.history.shape == (10,)
+    np.testing.assert_array_equal(found.history[-1], found.loss)
+
+
+def test_averages_that_come_to_rest_find_the_loss_of_lloyd_in_two_passes():
+    points = jnp.tile(DIGITS, (10, 1))
+    start = dk.random_points(KEY, points, 30)
+    full = dk.fit(points, start).loss
+    steps = 2 * len(points) // 512
+    found = dk.fit_minibatch(KEY, points, start, num_steps=steps, batch_size=512)
+    assert found.loss < 1.02 * full
+    # Running means are not so near, for they remember the start.
+    options = {"num_steps": steps, "batch_size": 512, "optimizer": dk.macqueen()}
+    assert found.loss < dk.fit_minibatch(KEY, points, start, **options).loss
+    # What Lloyd finds from there is at rest.
+    rest = dk.fit(points, found.centroids)
+    assert dk.Status(int(rest.status)) == dk.Status.CONVERGED
+    assert rest.loss < found.loss
+
+
+def test_it_goes_on_from_its_state_as_if_it_had_not_stopped():
+    for optimizer in (dk.macqueen(), dk.ema(lambda t: t / 10), optax.sgd(0.01, 0.9)):
+        options = {"batch_size": 20, "optimizer": optimizer}
+        whole = dk.fit_minibatch(KEY, X, C, num_steps=8, **options)
+        part = dk.fit_minibatch(KEY, X, C, num_steps=5, **options)
+        again = dk.fit_minibatch(KEY, X, part.state, num_steps=3, **options)
+        jax.tree.map(np.testing.assert_array_equal, whole.state, again.state)
+        np.testing.assert_array_equal(whole.history[5:], again.history)
+
+
+def test_without_steps_it_evaluates_the_start():
+    found = dk.fit_minibatch(KEY, X, C, num_steps=0)
+    np.testing.assert_array_equal(found.centroids, C)
+    np.testing.assert_allclose(found.history, [dk.kmeans_loss(X, C)], rtol=1e-12)
+
+
+def test_keys_are_other_batches_and_may_be_a_batch_of_fits():
+    keys = jax.random.split(KEY, 3)
+    many = jax.vmap(lambda key: dk.fit_minibatch(key, X, C, num_steps=6, batch_size=20))
+    found = many(keys)
+    for i, key in enumerate(keys):
+        one = dk.fit_minibatch(key, X, C, num_steps=6, batch_size=20)
+        np.testing.assert_allclose(found.centroids[i], one.centroids, rtol=1e-12)
+    assert len(np.unique(np.asarray(found.loss))) == 3
+
+
+def test_the_gradient_is_that_of_the_loss_at_centroids_that_are_held():
+    def loss(x, w):
+        found = dk.fit_minibatch(KEY, x, C, num_steps=6, batch_size=20, weights=w)
+        return found.loss, found.centroids
+
+    found, c = jax.grad(loss, (0, 1), has_aux=True)(X, W)
+    expected = jax.grad(lambda x, w: dk.kmeans_loss(x, c, weights=w), (0, 1))(X, W)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    slope = jax.jacobian(lambda x: loss(x, W)[1])(X)
+    np.testing.assert_array_equal(slope, 0)
+
+
+@pytest.mark.parametrize("scale", [2.0**-122, 1e36])
+def test_of_weights_only_the_ratios_matter(scale):
+    x, c, w = (jnp.asarray(a, "float32") for a in (X, C, W))
+    options = {"num_steps": 6, "batch_size": 20}
+    plain = dk.fit_minibatch(KEY, x, c, weights=w, **options)
+    scaled = dk.fit_minibatch(KEY, x, c, weights=w * np.float32(scale), **options)
+    np.testing.assert_allclose(scaled.centroids, plain.centroids, rtol=1e-5, atol=1e-6)
+    for field in ("loss", "counts", "history"):
+        ours, theirs = getattr(scaled, field), getattr(plain, field)
+        np.testing.assert_allclose(ours, theirs * np.float32(scale), rtol=1e-5)
+
+
+def test_a_row_of_weight_zero_may_hold_anything():
+    bad = X.at[::7].set(jnp.nan)
+    options = {"num_steps": 6, "batch_size": 40, "weights": W}
+    found, expected = (dk.fit_minibatch(KEY, x, C, **options) for x in (bad, X))
+    for field in ("centroids", "loss", "counts", "history", "status"):
+        ours, theirs = getattr(found, field), getattr(expected, field)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_it_ends_at_a_batch_that_is_not_finite():
+    options = {"num_steps": 50, "batch_size": 4}
+    drawn = [7 in np.asarray(rows(KEY, t, 4, 90)) for t in range(50)]
+    first = drawn.index(True)
+    assert 0 < first < 49
+    found = dk.fit_minibatch(KEY, X.at[7].set(jnp.nan), C, **options)
+    assert int(found.num_steps) == first
+    assert dk.Status(int(found.status)) & dk.Status.NON_FINITE
+    options = {"num_steps": first, "batch_size": 4, "optimizer": settling(50)}
+    before = dk.fit_minibatch(KEY, X, C, **options)
+    np.testing.assert_allclose(found.centroids, before.centroids, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int32"])
+def test_dtypes_are_those_of_a_fit(dtype):
+    x = (10 * X).astype(dtype)
+    found = dk.fit_minibatch(KEY, x, x[:5], num_steps=4, batch_size=20)
+    expected = dk.fit(x, x[:5], max_steps=4)
+    for ours, theirs in zip(found[:8], expected[:8], strict=True):
+        assert ours.dtype == theirs.dtype
+    assert jnp.isfinite(found.centroids).all()
+
+
+def test_what_cannot_be_meant_is_said():
+    def raises(error, message, *args, **options):
+        settings = {"num_steps": 3} | options
+        with pytest.raises(error, match=message):
+            dk.fit_minibatch(*args, **settings)
+
+    raises(TypeError, "^key must be a random key", 0, X, C)
+    raises(TypeError, "^num_steps must be a Python integer", KEY, X, C, num_steps=2.0)
+    raises(ValueError, "^num_steps must be at least 0", KEY, X, C, num_steps=-1)
+    raises(ValueError, "^batch_size must be at least 1", KEY, X, C, batch_size=0)
+    raises(ValueError, "^centroids must be at most n = 3", KEY, X[:3], C)
+    part = dk.fit_minibatch(KEY, X, C, num_steps=3)
+    raises(ValueError, "^optimizer must be that of the State", KEY, X, part.state)
+    other = {"optimizer": dk.macqueen()}
+    raises(ValueError, "^state must be of the optimizer", KEY, X, part.state, **other)
+    raises(TypeError, "pass result.state", KEY, X, part)

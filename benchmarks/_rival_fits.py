@@ -45,6 +45,7 @@ def sklearn_minibatch(
 
     settings: dict[str, Any] = {"init": start, "n_init": 1, "batch_size": 2048}
     settings |= {"max_iter": max(1, round(epochs)), "max_no_improvement": None}
+    settings["random_state"] = 0
     model, n = MiniBatchKMeans(len(start), **settings), len(points)
     if epochs >= 1:
         return model.fit(points).cluster_centers_

@@ -148,7 +148,8 @@ def race(data: str, n: int, seed: int, within: float) -> Contest:
         facts = {}
         for name, centroids in results.items():
             excess = loss_of(points, centroids) / full - 1
-            assert found[name] is None or excess <= within
+            # What is added up by threads is not the same twice.
+            assert found[name] is None or excess <= within + 1e-4
             facts[name] = {"excess": excess, "budget": found[name] or "not reached"}
         return facts
 
@@ -165,7 +166,8 @@ def reach(size: str) -> Iterator[Record]:
     for data, n in sizes.items():
         for within in (0.01, 0.001):
             for seed in range(3 if size == "full" else 1):
-                run = partial(measure, race, rounds=3, burst=0)
+                # A processor that was idle is slow for its first tenths of a second.
+                run = partial(measure, race, rounds=3, burst=0.3)
                 done = run(data=data, n=n, seed=seed, within=within)
                 budgets = {n: of["budget"] for n, of in done["sides"].items()}
                 peers = [n for n in PEERS if budgets.get(n, "not") != "not reached"]

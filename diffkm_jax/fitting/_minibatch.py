@@ -35,7 +35,7 @@ def fit_minibatch(
     centroids: Float[ArrayLike, "k d"] | State,
     *,
     num_steps: int,
-    batch_size: int = 4096,
+    batch_size: int = 2048,
     optimizer: optax.GradientTransformation | None = None,
     weights: Float[ArrayLike, " n"] | None = None,
     active: Bool[ArrayLike, " k"] | None = None,
@@ -46,13 +46,13 @@ def fit_minibatch(
 ) -> FitResult:
     """Fits centroids by steps on random batches of the points, as one program.
 
-    A step draws a batch, rows with replacement, and updates as `update` does. The
-    default optimizer is that of e-means: moving averages whose decay goes from 0 to 1
-    in `num_steps` steps, 1 − γ_t = (1 + cos(π t / num_steps)) / 2, so that the
-    centroids come to rest where most of the points have been seen. It reaches the loss
-    of Lloyd's algorithm in one to four times n / `batch_size` steps, so after as many
-    passes over the points where that one takes tens to hundreds. `fit` from its
-    centroids takes them to a stationary point of the loss of all points.
+    A step draws a batch, rows with replacement, and updates as `update` does. By
+    default that is by moving averages whose decay goes from 0 to 1 in `num_steps`
+    steps, 1 − γ_t = (1 + cos(π t / num_steps)) / 2, after e-means, so that the
+    centroids come to rest. Where the points are many batches, num_steps = 4 n /
+    `batch_size`, four passes over the points or less, is as a rule enough to end where
+    Lloyd's algorithm does after ten to hundreds. `fit` from there takes the centroids
+    to a stationary point of the loss of all points.
 
     The gradient of `loss` and `counts` is that of functions of points, weights and
     temperature at the returned centroids; that of the centroids is zero, because no

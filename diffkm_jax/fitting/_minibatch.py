@@ -12,6 +12,7 @@ from jax import lax
 
 from diffkm_jax._checks import check_integer, check_key
 from diffkm_jax._hints import hinted
+from diffkm_jax._mesh import vary_as
 from diffkm_jax._problem import Problem
 from diffkm_jax._units import in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
@@ -175,6 +176,8 @@ def _fit_minibatch(
     no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     history = jnp.zeros(num_steps + 1, problem.dtype(start.centroids))
     begin = lax.stop_gradient(Progress(start, history, zero, no, no))
+    # A carry that varies over a mesh as what comes of it does: a fit per device.
+    begin = vary_as(begin, key, held, start)
     end = lax.while_loop(goes_on, lambda now: lax.stop_gradient(advance(now)), begin)
     nothing = jnp.zeros((), history.dtype)
     rule = StopRule(nothing, nothing, None)

@@ -219,10 +219,11 @@ def sizes_of_gradient(subject: Subject, value: Any, given: dict) -> dict[str, fl
     size = max(size, *sizes_of_value(subject, value, given).values(), 0.0)
     found = {"logits": size}
     if subject.base in MOVING:
-        # Centroids move as means of points do; if soft, as far as points are apart.
+        # Centroids move as means of points do; if soft, as far as points are apart, and
+        # so does the loss where they do not rest.
         coordinates = [given[k] for k in ("points", "centroids") if k in given]
         far = max(float(np.abs(a[np.isfinite(a)]).max(initial=1)) for a in coordinates)
-        soft = "temperature" in given
+        soft = "temperature" in given or subject.base == "fit_minibatch"
         found |= dict.fromkeys(("centroids", "points"), far if soft else 1.0)
         found |= {"weights": far**2} if soft else {}
     for name, a in given.items():

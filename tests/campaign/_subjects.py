@@ -105,10 +105,13 @@ class Subject:
         return self.base.startswith("estimators.") or self.base == "evaluate"
 
     def factor(self, dtype: str) -> int:
-        """How much more rounding there is: of many passes, or of a cost in half."""
+        """How much more rounding there is: of many passes, or in half precision.
+
+        There of a cost, and of the loss at centroids that do not rest.
+        """
         if dtype in ("float32", "float64"):
             return 50 if self.base in STEPS else 1
-        return 3 if self.of_cost else 1
+        return 3 if self.of_cost or self.base == "fit_minibatch" else 1
 
     @property
     def stays(self) -> Subject | None:
@@ -196,7 +199,8 @@ def _minibatch(points: Any, centroids: Any, weights: Any) -> Any:
     found = dk.fit_minibatch(
         KEY, points, centroids, num_steps=5, batch_size=8, weights=weights
     )
-    return found._replace(history=found.history[:2])
+    # The residual of centroids that do not rest is that of their rounding.
+    return found._replace(history=found.history[:2], residual=None)
 
 
 def _restarts(points: Any, weights: Any) -> Any:

@@ -92,6 +92,16 @@ def test_every_different_row_is_found_among_many_copies(dtype):
     assert len(np.unique(repeated, axis=0)) == 6
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_that_are_nearer_than_rounding_of_a_product_are_told_apart(dtype):
+    # In float32 x·y of these rows has no digit of their distance.
+    far = np.array([[0.0, 0.0], [1.0, 1.0]])
+    near = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]) * 2.0**-14
+    x = jnp.asarray((far[:, None] + near).reshape(-1, 2), dtype)
+    for key in KEYS[:20]:
+        assert len(set(rows_of(dk.kmeans_plus_plus(key, x, 6), x))) == 6
+
+
 @pytest.mark.parametrize("initializer", BOTH)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_centroids_have_the_dtype_of_the_points(initializer, dtype):

@@ -131,7 +131,7 @@ def fit_minibatch(
 def _settling(num_steps: int) -> optax.GradientTransformation:
     """Moving averages that come to rest in a number of steps."""
 
-    def decay(step: jax.Array) -> jax.Array:
+    def decay(step: Any) -> jax.Array:
         share = jnp.minimum(step, num_steps).astype(float) / max(1, num_steps)
         return 0.5 - 0.5 * jnp.cos(jnp.pi * share)
 

@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 P = ParamSpec("P")
@@ -22,6 +23,7 @@ WORDS = {
         "the start is centroids; fit_restarts takes an initializer",
     ),
     "max_iter": ("max_steps", "fit takes max_steps, fit_minibatch num_steps"),
+    "max_steps": ("num_steps", ""),
     "metric": ("distance", ""),
     "n_clusters": ("k", "centroids has k rows; for k alone, fit_restarts(key, x, k)"),
     "n_init": ("num_restarts", "fit_restarts takes num_restarts"),
@@ -60,9 +62,16 @@ def hint_for_call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> st
         for word in [name for name in kwargs if name in WORDS and name not in names]:
             meant, otherwise = WORDS[word]
             return f"it is {meant} here" if meant in names else otherwise
-        if next(iter(names)) == "key":
+        if next(iter(names)) == "key" and not _is_key(*args[:1]):
             return "a random key comes first, as jax.random.key(0)"
     return ""
+
+
+def _is_key(value: object = None) -> bool:
+    dtype: Any = getattr(value, "dtype", None)
+    is_array = isinstance(value, jax.Array | np.ndarray)
+    is_typed = is_array and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    return is_typed or (is_array and dtype == np.uint32)
 
 
 def shown(value: object) -> str:

@@ -120,9 +120,11 @@ def kmeans_plus_plus(
 
     Returns:
         Centroids, [k, d], in the dtype of `points`. Where the data have fewer than k
-        different rows, all of them are there and some repeated. All NaN where squared
-        distances are not finite, so that no fit from there passes for one: of rows
-        with a weight that are not finite, or some 10¹⁸ apart in float32.
+        different rows, all of them are there and some repeated; rows are the same that
+        rounding makes so, where an origin near the data is subtracted. All NaN where
+        the sum of their squares is not finite, so that no fit from there passes for
+        one: of rows with a weight that are not finite, or in float32 some 10¹⁹/√n
+        apart.
 
     Raises:
         TypeError: `key` is no random key, `points` or `weights` is not real, or `k` or

@@ -211,17 +211,14 @@ def ema(
     cluster without any count starts at N = n: so on constant counts every step is
     1 − γ of Newton's, and with γ = 0 all of it. Under `cosine`, where every step ends
     on the sphere, m is N times the unit centroid, and sums are those of unit rows. The
-    update has an exact gradient in the shifts, in the counts, in the running ones, and
-    in what a schedule closes over.
-
-    A decay that grows from 0 to 1 makes mini-batch k-means of it that comes to rest, as
-    `fit_minibatch` does by default.
+    update has an exact gradient in shifts, counts, running counts, and what a schedule
+    closes over. With a decay from 0 to 1 mini-batches come to rest: `fit_minibatch`.
 
     Args:
         decay: What is kept of the averages at a step, γ, at least 0 and below 1;
             static, no unit. Or a schedule: a function of the number of updates so far,
-            static by identity; where it returns what is not within 0 and 1, the update
-            is NaN, and `fit` ends with NON_FINITE.
+            static by identity; where it returns an array outside 0 and 1 the step is
+            NaN: a fit ends with NON_FINITE, and `update` leaves the state as it was.
 
     Returns:
         An optax transformation, the same object for the same number; its state holds
@@ -232,8 +229,8 @@ def ema(
     Raises:
         TypeError: `decay` is neither a number nor a function, or a schedule returns no
             real number.
-        ValueError: `decay` is not in range, or what a schedule returns no scalar; or
-            `update` got no counts, as under a distance that has no means.
+        ValueError: `decay` is not in range, or what a schedule returns no scalar, or a
+            number out of range; or `update` got no counts, as where there are no means.
 
     Example:
         >>> codebook = dk.ema(0.75)
@@ -249,7 +246,7 @@ def ema(
         return _ema(decay)
     try:
         usable = bool(0 <= decay < 1)
-    except TypeError:
+    except (TypeError, ValueError):
         expected = "a number or a schedule (a function of the step)"
         raise TypeError(f"decay must be {expected}, got {shown(decay)}") from None
     if not usable:
@@ -295,5 +292,7 @@ _constant_ema = cache(_ema)
 
 def _scheduled(schedule: optax.Schedule, step: jax.Array, like: jax.Array) -> jax.Array:
     """The decay at a step, NaN where it is none."""
-    value = as_scalar("decay", schedule(step), like, zero=True)
+    value = as_scalar("decay", given := schedule(step), like, zero=True)
+    if isinstance(given, int | float) and given > 1:
+        raise ValueError(f"decay must be at most 1, got {given} of its schedule")
     return jnp.where((value >= 0) & (value <= 1), value, jnp.nan)

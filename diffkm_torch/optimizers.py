@@ -99,13 +99,14 @@ def macqueen() -> GradientTransformation:
 def ema(decay: float | DecaySchedule = 0.99) -> GradientTransformation:
     """Mirrors `diffkm_jax.ema`: (1 − decay) shifts over moving averages of counts.
 
-    A schedule gets the number of updates so far as a tensor, [], int32.
+    A schedule gets the number of updates so far as a tensor, [], int32; of operations
+    on tensors it compiles to one graph.
     """
     if callable(decay):
         return _ema(decay)
     try:
         usable = bool(0 <= decay < 1)
-    except TypeError:
+    except (TypeError, ValueError, RuntimeError):
         expected = "a number or a schedule (a function of the step)"
         raise TypeError(f"decay must be {expected}, got {shown(decay)}") from None
     if not usable:
@@ -162,7 +163,9 @@ def _ema_update(
 
 def _scheduled(schedule: DecaySchedule, step: Any, like: Tensor) -> Tensor:
     """The decay at a step, NaN where it is none."""
-    value = as_scalar("decay", schedule(step), like.dtype, zero=True)
+    value = as_scalar("decay", given := schedule(step), like.dtype, zero=True)
+    if isinstance(given, int | float) and given > 1:
+        raise ValueError(f"decay must be at most 1, got {given} of its schedule")
     return torch.where((value >= 0) & (value <= 1), value, torch.nan)
 
 

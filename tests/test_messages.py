@@ -216,6 +216,15 @@ def test_words_that_a_function_with_a_key_has_otherwise():
             dk.fit_restarts(KEY, X, **{word: 3})
 
 
+def test_a_key_that_was_given_is_not_asked_for():
+    for key in (KEY, jax.random.PRNGKey(0)):
+        with raises(TypeError, "fit_minibatch.*'num_steps'$"):
+            dk.fit_minibatch(key, X, X[:2])
+    for word in ("max_steps", "max_iter"):
+        with raises(TypeError, f"fit_minibatch.*'{word}'.*: .*num_steps"):
+            dk.fit_minibatch(KEY, X, X[:2], **{word: 3})
+
+
 def test_an_error_inside_a_call_that_fits_is_left_as_it_is():
     def distance(x, y):
         return jnp.sum(x, nonsense=1)
@@ -286,7 +295,7 @@ def test_no_message_has_an_address():
 
 @pytest.mark.parametrize("module", [dk, dt])
 def test_settings_that_are_no_numbers(module):
-    for bad in ("a", None, [0.5]):
+    for bad in ("a", None, [0.5], X[0] if module is dk else XT[0]):
         with raises(TypeError, "decay must be a number or a schedule .*, got "):
             module.ema(bad)
     with raises(TypeError, "baseline must be .*, got "):

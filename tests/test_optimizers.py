@@ -211,7 +211,8 @@ def test_a_schedule_out_of_range_moves_nothing_and_is_no_convergence(share):
 
 def test_a_schedule_that_returns_no_scalar_is_named():
     for module, array in ((dk, jnp.asarray), (dt, torch.tensor)):
-        for value, error in (("a", TypeError), (array(np.ones(2)), ValueError)):
+        bad = ("a", TypeError), (array(np.ones(2)), ValueError), (1.5, ValueError)
+        for value, error in bad:
             optimizer = module.ema(lambda _, value=value: value)
             with pytest.raises(error, match=r"^decay must be"):
                 module.fit(

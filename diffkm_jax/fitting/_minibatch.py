@@ -51,9 +51,9 @@ def fit_minibatch(
     default that is by moving averages whose decay goes from 0 to 1 in `num_steps`
     steps, 1 − γ_t = (1 + cos(π t / num_steps)) / 2, after e-means, so that the
     centroids come to rest. Where the points are many batches, num_steps = 4 n /
-    `batch_size`, four passes over the points or less, is as a rule enough to end where
-    Lloyd's algorithm does after ten to hundreds. `fit` from there takes the centroids
-    to a stationary point of the loss of all points.
+    `batch_size`, four passes over the points or less, is as a rule enough to end within
+    a percent of the loss that Lloyd's algorithm finds after ten to hundreds. `fit` from
+    there takes the centroids to a stationary point of the loss of all points.
 
     The gradient of `loss` and `counts` is that of functions of points, weights and
     temperature at the returned centroids; that of the centroids is zero, because no
@@ -63,10 +63,11 @@ def fit_minibatch(
         key: A JAX random key.
         points: Data, [n, d], real, in data units.
         centroids: Start, [k, d], real, in data units; or the `State` of an earlier
-            result with the same optimizer, to go on from there.
+            result with the same optimizer, to go on from there: with the same key, as
+            if that had not stopped.
         num_steps: Number of steps of this call, static; 0 evaluates the start.
-        batch_size: Rows of a batch, static; several times k, or most clusters find no
-            points in it.
+        batch_size: Rows of a batch, static; ten times k or more, or small clusters
+            find no point in most of them.
         optimizer: Any optax transformation, static by identity, of gradients that are
             sums over a batch; None is the one above.
         weights: Non-negative, [n], any unit; a row of weight 0 is inert, but is drawn

@@ -281,5 +281,5 @@ def check_state(state: State, optimizer: optax.GradientTransformation) -> None:
     if expected != found:
         raise ValueError(
             f"state must be of the optimizer given, whose state is {expected}, "
-            f"got {found}"
+            f"got {found}; to start anew, pass its centroids"
         )

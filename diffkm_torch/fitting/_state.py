@@ -124,7 +124,7 @@ def check_state(state: State, optimizer: GradientTransformation) -> None:
     if expected != found:
         raise ValueError(
             f"state must be of the optimizer given, whose state is {expected}, "
-            f"got {found}"
+            f"got {found}; to start anew, pass its centroids"
         )
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffkm_jax._dtypes import accumulation_dtype
-from diffkm_jax._hints import library_of, no_array, shown
+from diffkm_jax._hints import is_key, library_of, no_array, shown
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -213,10 +213,7 @@ def check_block_size(block_size: int | None) -> None:
 
 def check_key(key: Any) -> None:
     """Raises TypeError unless `key` is a random key, typed or raw."""
-    is_array = isinstance(key, jax.Array | np.ndarray)
-    is_typed = is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    is_raw = is_array and key.dtype == np.uint32
-    if not (is_typed and key.ndim == 0) and not (is_raw and key.ndim == 1):
+    if not is_key(key):
         seed = key if isinstance(key, int) else 0
         raise TypeError(
             "key must be a random key, and the first argument, as "

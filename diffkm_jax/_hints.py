@@ -62,16 +62,18 @@ def hint_for_call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> st
         for word in [name for name in kwargs if name in WORDS and name not in names]:
             meant, otherwise = WORDS[word]
             return f"it is {meant} here" if meant in names else otherwise
-        if next(iter(names)) == "key" and not _is_key(*args[:1]):
+        if next(iter(names)) == "key" and not is_key(*args[:1]):
             return "a random key comes first, as jax.random.key(0)"
     return ""
 
 
-def _is_key(value: object = None) -> bool:
-    dtype: Any = getattr(value, "dtype", None)
-    is_array = isinstance(value, jax.Array | np.ndarray)
-    is_typed = is_array and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    return is_typed or (is_array and dtype == np.uint32)
+def is_key(value: object = None) -> bool:
+    """Whether a value is one random key, typed or raw."""
+    if not isinstance(value, jax.Array | np.ndarray):
+        return False
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return value.ndim == 0
+    return value.dtype == np.uint32 and value.ndim == 1
 
 
 def shown(value: object) -> str:

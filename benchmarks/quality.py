@@ -21,6 +21,7 @@ KMEANS = "scikit-learn, KMeans"
 PEERS = KMEANS, "scikit-learn, MiniBatchKMeans", "faiss"
 EPOCHS = 0.125, 0.25, 0.5, 1, 2, 4, 8, 16
 STEPS = 3, 5, 10, 20, 40, 80, 160
+MISSED = "not reached"
 
 
 # Data --------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def race(data: str, n: int, seed: int, within: float) -> Contest:
             excess = loss_of(points, centroids) / full - 1
             # What is added up by threads is not the same twice.
             assert found[name] is None or excess <= within + 1e-4
-            facts[name] = {"excess": excess, "budget": found[name] or "not reached"}
+            facts[name] = {"excess": excess, "budget": found[name] or MISSED}
         return facts
 
     return Contest({name: side(name) for name in ways}, agree)
@@ -170,7 +171,7 @@ def reach(size: str) -> Iterator[Record]:
                 run = partial(measure, race, rounds=3, burst=0.3)
                 done = run(data=data, n=n, seed=seed, within=within)
                 budgets = {n: of["budget"] for n, of in done["sides"].items()}
-                peers = [n for n in PEERS if budgets.get(n, "not") != "not reached"]
+                peers = [n for n in PEERS if budgets.get(n, MISSED) != MISSED]
                 best = min(peers, key=partial(median, done))
                 bound = {"at_most": 0.5} if within == 0.01 else {}
                 for name in (FIT, *(n for n in PEERS if n in budgets)):

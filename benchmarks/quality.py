@@ -119,7 +119,8 @@ def race(data: str, n: int, seed: int, within: float) -> Contest:
     most = (1 + within) * full
     # Lloyd's steps are the same whoever takes them.
     history = np.asarray(dk.fit(points, start, tol=0, derivative="none").history)
-    steps = int(np.argmax(history <= most))
+    there = history <= most
+    steps = int(np.argmax(there)) if there.any() else len(history) - 1
     ways: dict[str, tuple[Callable[..., Prepared], tuple[float, ...], str | None]] = {
         MINIBATCH: (partial(minibatch, seed), EPOCHS, None),
         FIT: (lloyd, (steps,), None),
@@ -139,7 +140,7 @@ def race(data: str, n: int, seed: int, within: float) -> Contest:
 
         def ready() -> Prepared:
             best = cheapest(prepare, budgets, points, start, most)
-            found[name] = best[0] if best else None
+            found[name] = best[0] if best else MISSED
             # Timed at its largest budget if none is enough, and said to have missed.
             return best[1] if best else prepare(budgets[-1], points, start)
 
@@ -150,8 +151,8 @@ def race(data: str, n: int, seed: int, within: float) -> Contest:
         for name, centroids in results.items():
             excess = loss_of(points, centroids) / full - 1
             # What is added up by threads is not the same twice.
-            assert found[name] is None or excess <= within + 1e-4
-            facts[name] = {"excess": excess, "budget": found[name] or MISSED}
+            assert found[name] == MISSED or excess <= within + 1e-4
+            facts[name] = {"excess": excess, "budget": found[name]}
         return facts
 
     return Contest({name: side(name) for name in ways}, agree)

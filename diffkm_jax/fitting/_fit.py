@@ -233,9 +233,12 @@ def result_of(
     problem: Problem,
     start: State,
     progress: Progress,
-    rule: StopRule,
+    rule: StopRule | None,
 ) -> FitResult:
-    """What a loop found, by a pass at the centroids as they are returned."""
+    """What a loop found, by a pass at the centroids as they are returned.
+
+    Without a rule there is none by which it could rest.
+    """
     plan, state, active = algorithm.plan, progress.state, problem.active
     # Of the last step taken; of the first, if none was.
     problem = at_step(algorithm, problem, jnp.maximum(state.step - 1, start.step))
@@ -256,11 +259,13 @@ def result_of(
     failed = progress.failed | ~jnp.isfinite(loss)
     if problem.temperature is not None:
         failed |= ~(lax.stop_gradient(problem.temperature) > 0)
-    # Where rounding to `dtype` moves a centroid, its mean moves too, by no more.
-    wide, eps = lax.stop_gradient(c).astype(residual.dtype), jnp.finfo(dtype).eps
-    bound = tolerance(rule, problem, wide, weighty)
-    bound += rounding_of(problem, wide, wide, weighty, float(eps))
-    at_rest = progress.converged & (residual <= bound)
+    at_rest = progress.converged
+    if rule is not None:
+        # Where rounding to `dtype` moves a centroid, its mean moves too, by no more.
+        wide, eps = lax.stop_gradient(c).astype(residual.dtype), jnp.finfo(dtype).eps
+        bound = tolerance(rule, problem, wide, weighty)
+        bound += rounding_of(problem, wide, wide, weighty, float(eps))
+        at_rest &= residual <= bound
     flags = {
         Status.CONVERGED: at_rest & ~failed,
         Status.MAX_STEPS: ~progress.converged & ~failed,

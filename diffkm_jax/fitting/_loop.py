@@ -17,7 +17,7 @@ from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances._form import Form
 from diffkm_jax.distances._forms import form_of
 from diffkm_jax.fitting._state import State, zero_inactive
-from diffkm_jax.fitting._step import Algorithm, at_step, step
+from diffkm_jax.fitting._step import Algorithm, Step, at_step, step
 
 
 class Progress(NamedTuple):
@@ -37,6 +37,30 @@ class Progress(NamedTuple):
     num_steps: jax.Array
     converged: jax.Array
     failed: jax.Array
+
+
+def begun(state: State, max_steps: int, dtype: Any) -> Progress:
+    """A fit of at most so many steps, before the first."""
+    no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    return Progress(state, jnp.zeros(max_steps + 1, dtype), zero, no, no)
+
+
+def goes_on(now: Progress) -> jax.Array:
+    """Whether there is another step, [], bool."""
+    return (now.num_steps < len(now.history) - 1) & ~now.converged & ~now.failed
+
+
+def after(now: Progress, found: Step, loss: jax.Array, rests: jax.Array) -> Progress:
+    """One step on, from a loss; where it is not finite, the state stays as it is."""
+    taken = found.finite.astype(jnp.int32)
+    loss = lax.stop_gradient(loss).astype(now.history.dtype)
+    return Progress(
+        found.state._replace(step=now.state.step + taken),
+        now.history.at[now.num_steps].set(loss),
+        now.num_steps + taken,
+        found.finite & rests,
+        ~found.finite,
+    )
 
 
 class StopRule(NamedTuple):
@@ -109,19 +133,12 @@ def has_converged(
 def advance(
     algorithm: Algorithm, problem: Problem, rule: StopRule, now: Progress
 ) -> Progress:
-    """One step on; where that is not finite, the state stays as it is."""
-    old = now.state
-    state, stats, residual, finite = step(algorithm, problem, old)
+    """One step on, by all points, and whether the rule is met."""
+    old, found = now.state, step(algorithm, problem, now.state)
     held = at_step(algorithm, lax.stop_gradient(problem), old.step)
-    rests = has_converged(rule, held, residual, old.centroids, stats.counts > 0)
-    taken = finite.astype(jnp.int32)
-    return Progress(
-        state._replace(step=old.step + taken),
-        now.history.at[now.num_steps].set(lax.stop_gradient(stats.loss)),
-        now.num_steps + taken,
-        finite & rests,
-        ~finite,
-    )
+    weighty = found.stats.counts > 0
+    rests = has_converged(rule, held, found.residual, old.centroids, weighty)
+    return after(now, found, found.stats.loss, rests)
 
 
 def run(
@@ -138,14 +155,9 @@ def run(
     variance = mean_variance(algorithm.plan, held, start.centroids)
     last = at_step(algorithm, held, start.step + max_steps).temperature
     rule = StopRule(jnp.asarray(tol, variance.dtype), variance, last)
-    no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-    history = jnp.zeros(max_steps + 1, variance.dtype)
-    begin = Progress(state, history, zero, no, no)
     # A carry that varies over a mesh as what comes of it does: a fit per device.
+    begin = begun(state, max_steps, variance.dtype)
     begin = vary_as(begin, variance, start.centroids)
-
-    def goes_on(now: Progress) -> jax.Array:
-        return (now.num_steps < max_steps) & ~now.converged & ~now.failed
 
     # A while_loop has no reverse mode, and needs none where nothing is unrolled.
     if not unrolled:

@@ -18,7 +18,7 @@ from diffkm_jax._units import in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._empty import EmptyPolicy
 from diffkm_jax.fitting._fit import as_start, result_of, rows_of
-from diffkm_jax.fitting._loop import Progress, StopRule
+from diffkm_jax.fitting._loop import Progress, after, begun, goes_on
 from diffkm_jax.fitting._state import FitResult, State
 from diffkm_jax.fitting._step import Algorithm, as_algorithm, step
 from diffkm_jax.fitting._units import counts_in_unit
@@ -80,10 +80,10 @@ def fit_minibatch(
         block_size: As in `fit`.
 
     Returns:
-        A `FitResult` of all points. `history` has, for every step, the loss of its
-        batch before it, times n / `batch_size`, and at the end `loss`. `status` says
-        MAX_STEPS, because no rule ends it; NON_FINITE where a batch or a step was not
-        finite, at which it ends, with the centroids before it.
+        A `FitResult` of all points, by one pass over them. `history` has, for every
+        step, the loss of its batch before it, times n / `batch_size`, and at the end
+        `loss`. `status` says MAX_STEPS, because no rule ends it; NON_FINITE where a
+        batch or a step was not finite, at which it ends, with the centroids before it.
 
     Raises:
         TypeError: As in `fit`, or `key` is no random key, or `num_steps` or
@@ -161,25 +161,11 @@ def _fit_minibatch(
 
     def advance(now: Progress) -> Progress:
         found = step(algorithm, batch(now.state.step), now.state)
-        taken = found.finite.astype(jnp.int32)
         loss = found.stats.loss * (n / batch_size)
-        return Progress(
-            found.state._replace(step=now.state.step + taken),
-            now.history.at[now.num_steps].set(loss.astype(now.history.dtype)),
-            now.num_steps + taken,
-            now.converged,
-            ~found.finite,
-        )
+        return lax.stop_gradient(after(now, found, loss, now.converged))
 
-    def goes_on(now: Progress) -> jax.Array:
-        return (now.num_steps < num_steps) & ~now.failed
-
-    no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-    history = jnp.zeros(num_steps + 1, problem.dtype(start.centroids))
-    begin = lax.stop_gradient(Progress(start, history, zero, no, no))
-    # A carry that varies over a mesh as what comes of it does: a fit per device.
-    begin = vary_as(begin, key, held, start)
-    end = lax.while_loop(goes_on, lambda now: lax.stop_gradient(advance(now)), begin)
-    nothing = jnp.zeros((), history.dtype)
-    rule = StopRule(nothing, nothing, None)
-    return result_of(algorithm, "none", dtype, problem, start, end, rule)
+    begin = begun(start, num_steps, problem.dtype(start.centroids))
+    # As in `run`: a fit per device, where any of these varies.
+    begin = vary_as(lax.stop_gradient(begin), key, held, start)
+    end = lax.while_loop(goes_on, advance, begin)
+    return result_of(algorithm, "none", dtype, problem, start, end, None)

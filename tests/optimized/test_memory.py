@@ -85,6 +85,20 @@ def test_a_certificate_builds_no_n_by_k_array(temperature):
     assert temporary_bytes(f, (n, d), (k, d)) < n * k * 4 / 16
 
 
+def test_a_fit_on_batches_needs_a_batch_whatever_the_points_and_steps():
+    def memory(n, num_steps):
+        def centroids(x, c):
+            options = {"num_steps": num_steps, "batch_size": 1000}
+            return dk.fit_minibatch(jax.random.key(0), x, c, **options).centroids
+
+        return temporary_bytes(centroids, (n, 8), (64, 8))
+
+    few = memory(100_000, 10)
+    assert few < 2 * 4 * 1000 * (64 + 8 * 8)
+    assert memory(800_000, 10) < 1.01 * few
+    assert memory(100_000, 1010) - few <= 2 * 4 * 1000
+
+
 # Quantizers.
 
 

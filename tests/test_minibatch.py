@@ -211,6 +211,7 @@ def test_dtypes_are_those_of_a_fit(dtype):
     expected = dk.fit(x, x[:5], max_steps=4)
     for ours, theirs in zip(found[:8], expected[:8], strict=True):
         assert ours.dtype == theirs.dtype
+    assert found.centroids.dtype == (float if dtype == "int32" else dtype)
     assert jnp.isfinite(found.centroids).all()
 
 

@@ -56,7 +56,11 @@ from diffkm_jax.fitting import (
     init,
     update,
 )
-from diffkm_jax.initializers import kmeans_plus_plus, random_points
+from diffkm_jax.initializers import (
+    kmeans_parallel,
+    kmeans_plus_plus,
+    random_points,
+)
 from diffkm_jax.losses import assigned_loss, kmeans_loss, soft_kmeans_loss
 from diffkm_jax.optimizers import ema, macqueen, newton
 from diffkm_jax.quantizers import (
@@ -66,6 +70,7 @@ from diffkm_jax.quantizers import (
     rotation_trick,
     straight_through_vector,
 )
+from diffkm_jax.sharding import fit_sharded, fit_specs
 from diffkm_jax.statistics import Statistics, assign, statistics
 
 __version__ = version("diffkm")
@@ -94,6 +99,8 @@ __all__ = [
     "fit",
     "fit_minibatch",
     "fit_restarts",
+    "fit_sharded",
+    "fit_specs",
     "gapped_straight_through",
     "gumbel_rao",
     "gumbel_softmax",
@@ -104,6 +111,7 @@ __all__ = [
     "itakura_saito",
     "kl_divergence",
     "kmeans_loss",
+    "kmeans_parallel",
     "kmeans_plus_plus",
     "macqueen",
     "mahalanobis",

@@ -137,6 +137,21 @@ def psum(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else lax.psum(tree, axis_name)
 
 
+def gather(tree: Any, axis_name: Any) -> Any:
+    """The arrays of every device of a mesh axis, [devices, ...], the same on each."""
+
+    def every(a: jax.Array) -> jax.Array:
+        if axis_name is None:
+            return a[None]
+        # By psum, not all_gather, so that it is known to be the same.
+        zeros = jnp.zeros((lax.axis_size(axis_name), *a.shape), a.dtype)
+        zeros = zeros.astype(jnp.int32) if a.dtype == bool else zeros
+        mine = zeros.at[lax.axis_index(axis_name)].set(a.astype(zeros.dtype))
+        return lax.psum(mine, axis_name).astype(a.dtype)
+
+    return jax.tree.map(every, tree)
+
+
 def blocked(
     f: Callable, block: int, rows: Any, *, differentiable: bool = False
 ) -> tuple[Any, Any]:

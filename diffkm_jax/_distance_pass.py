@@ -17,6 +17,7 @@ from diffkm_jax._blocks import (
     block_for,
     fill_rows,
     finite_costs,
+    gather,
     over_points,
     psum,
     rows_of,
@@ -27,6 +28,7 @@ from diffkm_jax._geometry import centered, largest, masked, nearest
 from diffkm_jax._mesh import vary_as
 from diffkm_jax._numerics import quotient
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._sharding import over_rows
 from diffkm_jax._tangents import combine, partition
 from diffkm_jax.distances import euclidean, manhattan, pairwise, squared_euclidean
 from diffkm_jax.distances._forms import named
@@ -175,6 +177,15 @@ def heaviest(problem: Problem, origin: jax.Array) -> jax.Array:
     i = 0 if weights is None else jnp.argmax(weights)
     point = lax.stop_gradient(problem.points[i][None].astype(origin.dtype))
     return point if weights is None else jnp.where(weights[i] > 0, point, origin)
+
+
+@over_rows(1)
+def heaviest_of_all(plan: Plan, problem: Problem, origin: jax.Array) -> jax.Array:
+    """The same of the points on all devices."""
+    weights, point = problem.weights, heaviest(problem, origin)
+    largest = jnp.ones((), origin.dtype) if weights is None else weights.max()
+    points, largest = gather((point, largest), plan.axis_name)
+    return points[jnp.argmax(largest)]
 
 
 def distance_sums(

@@ -14,14 +14,11 @@ from diffkm_jax._checks import (
     as_scalar,
     as_tree,
     as_weights,
-    check_block_size,
     check_callable,
 )
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import shown
-from diffkm_jax._mesh import check_axis
-from diffkm_jax._problem import Plan, Problem
-from diffkm_jax.distances._bregman import Bregman
+from diffkm_jax._problem import Axis, Plan, Problem
+from diffkm_jax._sharding import as_plan, hoisted, whole
 from diffkm_jax.distances._forms import form_of, plain
 from diffkm_jax.distances._mahalanobis import Mahalanobis
 
@@ -38,7 +35,7 @@ def as_problem(
     active: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> tuple[Plan, Problem, jax.Array]:
     """The arguments of a pass, checked: its static plan, its problem, the centroids."""
     given = points, weights, centroids, active
@@ -46,18 +43,17 @@ def as_problem(
     weights = as_weights(weights, points.shape[0])
     active = as_active(active, centroids.shape[0])
     check_callable("distance", distance)
-    check_block_size(block_size)
-    check_axis(axis_name)
+    plan = as_plan(axis_name, block_size, points, weights)
     if temperature is not None:
         temperature = as_scalar("temperature", temperature, points, centroids, weights)
     tree = as_tree(distance)
     if isinstance(tree, Mahalanobis):
         tree.check_size(points.shape[1])
     check_domain(tree, *given)
-    if isinstance(tree, Bregman):
-        tree = tree.hoisted(points[0].astype(accumulation_dtype(points, centroids)))
     problem = Problem(points, tree, weights, active, temperature)
-    return Plan(block_size, axis_name), problem, centroids
+    if plan.mesh is None:
+        problem, centroids = hoisted(problem, centroids), whole(centroids)
+    return plan, problem, centroids
 
 
 def check_domain(

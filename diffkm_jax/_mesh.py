@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 Tree = TypeVar("Tree")
@@ -22,9 +23,12 @@ def _varying_axes(array: jax.Array) -> frozenset:
     return kind.vma if hasattr(kind, "vma") else kind.mat.varying
 
 
-def vary_as(tree: Tree, *others: Any) -> Tree:
-    """The tree, typed as different on every device over which the others are."""
-    axes = varying_axes(others)
+def vary_as(tree: Tree, *others: Any, but: Any = None) -> Tree:
+    """The tree, typed as different on every device over which the others are.
+
+    But for an axis over which sums are taken.
+    """
+    axes = varying_axes(others) - axes_of(but)
 
     def cast(leaf: jax.Array) -> jax.Array:
         missing = tuple(axes - _varying_axes(leaf))
@@ -35,6 +39,13 @@ def vary_as(tree: Tree, *others: Any) -> Tree:
         return lax.pvary(leaf, missing)  # type: ignore[attr-defined]
 
     return jax.tree.map(cast, tree)
+
+
+def axes_of(axis_name: Any) -> frozenset:
+    """The names in an axis, which is one, several, or None."""
+    if axis_name is None:
+        return frozenset()
+    return frozenset([axis_name] if isinstance(axis_name, str) else axis_name)
 
 
 def check_axis(axis_name: Any) -> None:
@@ -52,19 +63,11 @@ def check_axis(axis_name: Any) -> None:
         ) from None
 
 
-def check_replicated(problem: Any, start: Any, axis_name: str | None) -> None:
-    """Raises ValueError where points differ over devices and a start does not."""
-    axes = varying_axes(start)
-    missing = sorted(varying_axes(problem) - axes - {axis_name})
-    if missing:
-        axis = repr(missing[0])
-        cast = f"pcast(centroids, {axis}, to='varying')"
-        cast = cast if HAS_PCAST else f"pvary(centroids, {axis})"
-        raise ValueError(
-            f"axis_name must be {axis}, over which the points are sharded, got "
-            f"{axis_name!r}; for one fit per device, centroids is jax.lax.{cast}"
-        )
-    if axis_name in axes:
-        raise ValueError(
-            f"centroids must be the same on every device of axis_name={axis_name!r}"
-        )
+def size_of(axis_name: Any) -> int:
+    """The number of devices along a mesh axis, 1 if there is none."""
+    return 1 if axis_name is None else lax.axis_size(axis_name)
+
+
+def index_on(axis_name: Any) -> jax.Array:
+    """Which of them this device is, [], int32, 0 if there is none."""
+    return jnp.zeros((), jnp.int32) if axis_name is None else lax.axis_index(axis_name)

@@ -29,6 +29,7 @@ from diffkm_jax._distance_pass import distance_labels, distance_loss, distance_s
 from diffkm_jax._expansion import Expanded, expand
 from diffkm_jax._geometry import masked, nearest
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._sharding import ROWS, over_rows
 from diffkm_jax._soft_pass import soft_pass
 from diffkm_jax._tangents import combine, is_zero, partition
 from diffkm_jax.distances._forms import form_of, known_form
@@ -39,7 +40,7 @@ def has_means(problem: Problem) -> bool:
     return form_of(problem.distance) is not None
 
 
-@partial(jax.jit, static_argnums=0)
+@over_rows(1)
 def sums(
     plan: Plan, problem: Problem, centroids: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -51,7 +52,7 @@ def sums(
     return soft_pass(plan, problem, centroids)[:3]
 
 
-@partial(jax.jit, static_argnums=0)
+@over_rows(1)
 def total_loss(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Array:
     """The loss alone, []: that of `sums`, without the gradient that it takes."""
     if has_means(problem):
@@ -59,7 +60,7 @@ def total_loss(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Array:
     return distance_loss(plan, problem, centroids)
 
 
-@partial(jax.jit, static_argnums=0)
+@over_rows(1, ROWS)
 def nearest_labels(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Array:
     """The index of the nearest centroid of every point, [n], int32."""
     problem, centroids = lax.stop_gradient((problem, centroids))

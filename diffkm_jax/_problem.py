@@ -8,8 +8,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import NamedSharding
 
 from diffkm_jax._dtypes import accumulation_dtype
+
+# Over which axis points are sharded, as public functions take it.
+Axis = str | tuple[str, ...] | NamedSharding | None
 
 
 class Plan(NamedTuple):
@@ -18,10 +22,13 @@ class Plan(NamedTuple):
     Attributes:
         block_size: Points in a block; None chooses it by shape.
         axis_name: Mesh axis over which the points are sharded, or None.
+        mesh: The mesh of that axis where the arrays are whole ones, sharded over it;
+            None inside a `jax.shard_map` over the axis.
     """
 
     block_size: int | None = None
-    axis_name: str | None = None
+    axis_name: Any = None
+    mesh: Any = None
 
 
 class Problem(NamedTuple):

@@ -15,12 +15,13 @@ from jax import lax
 
 from diffkm_jax._blocks import fill_inert, fill_rows, weigh
 from diffkm_jax._checks import check_callable, check_given
-from diffkm_jax._distance_pass import heaviest
+from diffkm_jax._distance_pass import heaviest_of_all
 from diffkm_jax._geometry import centered
 from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import quotient
 from diffkm_jax._pass import total_loss
+from diffkm_jax._problem import Axis
 from diffkm_jax.distances import Distance, pairwise, squared_euclidean
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def kmeans_loss(
     distance: Distance = squared_euclidean,
     active: Bool[ArrayLike, " k"] | None = None,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> Float[Array, ""]:
     """The k-means loss, Σ_i w_i min_j distance(x_i, c_j): inertia, if squared.
 
@@ -65,7 +66,8 @@ def kmeans_loss(
             arrays, as `mahalanobis(P)`.
         active: Clusters that exist, [k], bool, at least one true; None is all.
         block_size: Points in a block, static; None chooses it by shape.
-        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded; or
+            under `jax.jit`, where an Auto mesh hides it, the `NamedSharding` of points.
 
     Returns:
         The loss, [], in the unit of `distance` times that of the weights, float64 if
@@ -109,7 +111,7 @@ def soft_kmeans_loss(
     distance: Distance = squared_euclidean,
     active: Bool[ArrayLike, " k"] | None = None,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> Float[Array, ""]:
     """The soft k-means loss or free energy, −T Σ_i w_i log Σ_j exp(−distance_ij/T).
 
@@ -133,7 +135,8 @@ def soft_kmeans_loss(
             arrays, as `mahalanobis(P)`.
         active: Clusters that exist, [k], bool, at least one true; None is all.
         block_size: Points in a block, static; None chooses it by shape.
-        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded; or
+            under `jax.jit`, where an Auto mesh hides it, the `NamedSharding` of points.
 
     Returns:
         The free energy, [], in the unit of `distance` times that of the weights,
@@ -225,7 +228,7 @@ def assigned_loss(
     """
     check_callable("assignment", assignment)
     check_given("temperature", temperature)
-    _, problem, centroids = as_problem(
+    plan, problem, centroids = as_problem(
         points,
         centroids,
         distance=distance,
@@ -235,7 +238,7 @@ def assigned_loss(
     )
     c, m = centered(problem, centroids)
     w = None if problem.weights is None else problem.weights.astype(c.dtype)
-    fill = heaviest(problem, m)
+    fill = heaviest_of_all(plan, problem, m)
     x = fill_inert(problem.points.astype(c.dtype), w, fill, squares=False)
 
     def costs_and_logits(x: jax.Array) -> tuple[jax.Array, jax.Array]:

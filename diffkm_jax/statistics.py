@@ -19,7 +19,7 @@ from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import per_count
 from diffkm_jax._pass import has_means, nearest_labels, sums
-from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._problem import Axis, Plan, Problem
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.distances._forms import form_of
 
@@ -66,7 +66,7 @@ def statistics(
     temperature: ArrayLike | None = None,
     active: Bool[ArrayLike, " k"] | None = None,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> Statistics:
     """Loss, counts and shifts of the points about the centroids, in one blocked pass.
 
@@ -98,7 +98,8 @@ def statistics(
             get no point, whatever their centroid holds. None is all.
         block_size: Points in a block, static; None chooses it by shape.
         axis_name: Mesh axis inside `jax.shard_map` over which points are sharded and
-            the three numbers are summed.
+            the three numbers are summed; or under `jax.jit`, where an Auto mesh hides
+            it, the `NamedSharding` of points.
 
     Returns:
         Loss [], counts [k] and shifts [k, d] as `Statistics`, in float64 if any array

@@ -21,6 +21,7 @@ from diffkm_torch.bridge import jax_to_torch
 DATA = {name: jnp.asarray(array) for name, array in _calls.arrays().items()}
 X, C, W, LOGITS = (DATA[name] for name in ("points", "centroids", "weights", "logits"))
 KEY = jax.random.key(0)
+MESH = jax.make_mesh((2,), ("data",))
 STATE = dk.init(C)
 MOMENTUM = optax.sgd(0.01, momentum=0.9)
 SCHEDULE = optax.exponential_decay(1.0, 3, 0.5, end_value=0.3)
@@ -85,7 +86,12 @@ CALLS = {
         KEY, X, number() * C, num_steps=3, batch_size=4
     ),
     "fit_restarts": lambda: dk.fit_restarts(KEY, X, 3, num_restarts=2, tol=number()),
+    "fit_sharded": lambda: dk.fit_sharded(
+        X[:5], C, mesh=MESH, weights=number() * W[:5]
+    ),
+    "fit_specs": dk.fit_specs,
     "is_discrete": lambda: dk.is_discrete(KEY, cost, LOGITS, es.reinmax(tau=number())),
+    "kmeans_parallel": lambda: dk.kmeans_parallel(KEY, X, 3, weights=number() * W),
     "kmeans_plus_plus": lambda: dk.kmeans_plus_plus(KEY, X, 3, weights=number() * W),
     "random_points": lambda: dk.random_points(KEY, X, 3),
     "fit, no step": lambda: dk.fit(X, C, max_steps=0),

@@ -13,6 +13,7 @@ from diffkm_torch import _calls, _parity
 
 DATA = {name: jnp.asarray(array) for name, array in _calls.arrays().items()}
 KEY = jax.random.key(0)
+MESH = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 # Functions without a twin in torch.
 OTHERS = {
     "certificate": lambda points, centroids: dk.certificate(points, centroids),
@@ -20,6 +21,10 @@ OTHERS = {
         KEY, points, centroids, num_steps=3, batch_size=4
     ),
     "fit_restarts": lambda points: dk.fit_restarts(KEY, points, 3, num_restarts=2),
+    "fit_sharded": lambda points, centroids: dk.fit_sharded(
+        points, centroids, mesh=MESH
+    ),
+    "kmeans_parallel": lambda points: dk.kmeans_parallel(KEY, points, 3),
     "kmeans_plus_plus": lambda points: dk.kmeans_plus_plus(KEY, points, 3),
     "random_points": lambda points: dk.random_points(KEY, points, 3),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -16,7 +15,8 @@ from diffkm_jax._geometry import matmul
 from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted, shown
 from diffkm_jax._pass import has_means
-from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._problem import Axis, Plan, Problem
+from diffkm_jax._sharding import over_rows, specs_of
 from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.diagnostics._licenses import hard_license, soft_license
 from diffkm_jax.diagnostics._margins import margins
@@ -102,6 +102,7 @@ class Certificate(NamedTuple):
 export.register_namedtuple_serialization(
     Certificate, serialized_name="diffkm.Certificate"
 )
+SPECS = specs_of(Certificate, "margin")
 
 
 @hinted
@@ -115,7 +116,7 @@ def certificate(
     active: Bool[ArrayLike, " k"] | None = None,
     num_iterations: int = 32,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> Certificate:
     """How far the gradient of a fit that ended at these centroids can be trusted.
 
@@ -145,7 +146,7 @@ def certificate(
         num_iterations: Limit of Lanczos steps, at least 1, static; unused if hard.
         block_size: Points in a block, static; None chooses it by shape.
         axis_name: Mesh axis inside `jax.shard_map` over which points are sharded; so is
-            `margin` then, and the rest is of all points.
+            `margin` then, and the rest is of all points. Or as in `fit`.
 
     Returns:
         A `Certificate`. Nothing raises at run time: data that are not finite, in a row
@@ -189,7 +190,7 @@ def certificate(
     return certificate_of(plan, num_steps, problem, centroids)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@over_rows(2, SPECS)
 def certificate_of(
     plan: Plan, num_steps: int, problem: Problem, centroids: jax.Array
 ) -> Certificate:

@@ -54,7 +54,9 @@ class Bregman:
             return self
 
         def phi(closed: list, leaves: list, row: jax.Array) -> jax.Array:
-            return held(row, *leaves, *closed)
+            # Inside `jax.shard_map` all have to vary over the same axes.
+            given = row, *leaves, *closed
+            return held(*vary_as(given, given))
 
         return Bregman(jax.tree_util.Partial(phi, closed, leaves))
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from diffkm_jax._blocks import gather
 from diffkm_jax._pass import nearest_labels
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.fitting._state import State, remainder_of, where_active, zero_inactive
@@ -102,14 +103,9 @@ def costliest(
     found = x[index], costs, weights[index]
     if plan.axis_name is None:
         return found
-
-    def gather(a: jax.Array) -> jax.Array:
-        # By psum, not all_gather, so that the result is the same on every device.
-        every = jnp.zeros((lax.axis_size(plan.axis_name), *a.shape), a.dtype)
-        mine = every.at[lax.axis_index(plan.axis_name)].set(a)
-        return lax.psum(mine, plan.axis_name).reshape(-1, *a.shape[1:])
-
-    rows, costs, weights = jax.tree.map(gather, found)
+    rows, costs, weights = (
+        a.reshape(-1, *a.shape[2:]) for a in gather(found, plan.axis_name)
+    )
     costs, index = lax.top_k(costs, min(len(c), len(costs)))
     return rows[index], costs, weights[index]
 

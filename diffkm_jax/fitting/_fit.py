@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import export, lax
+from jax import lax
 
-from diffkm_jax._checks import as_scalar, check_integer
+from diffkm_jax._checks import check_integer
 from diffkm_jax._domain import out_of_domain
 from diffkm_jax._hints import hinted
-from diffkm_jax._mesh import check_replicated
 from diffkm_jax._pass import sums_and_labels
-from diffkm_jax._problem import Problem
+from diffkm_jax._problem import Axis, Problem
+from diffkm_jax._sharding import check_replicated, over_rows
 from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._derivative import (
@@ -25,14 +24,14 @@ from diffkm_jax.fitting._derivative import (
 )
 from diffkm_jax.fitting._empty import EmptyPolicy, is_empty
 from diffkm_jax.fitting._loop import Progress, StopRule, rounding_of, run, tolerance
+from diffkm_jax.fitting._start import as_start, as_tol, rows_of
 from diffkm_jax.fitting._state import (
+    SPECS,
     FitResult,
     State,
     Status,
-    initial_state,
-    remainder_of,
 )
-from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step, check_state
+from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step
 from diffkm_jax.fitting._units import counts_in_true_unit, counts_in_unit
 from diffkm_jax.statistics import Statistics, residual_of
 
@@ -56,7 +55,7 @@ def fit(
     empty: str | EmptyPolicy = "keep",
     derivative: str = "implicit",
     block_size: int | None = None,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> FitResult:
     """Fits centroids to points: updates until the centroids rest, as one program.
 
@@ -123,7 +122,8 @@ def fit(
             `"none"`: zero; for the gradient of `loss` alone, which at a minimum is the
             same, the cheapest.
         block_size: Points in a block, static; None chooses it by shape.
-        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded; or
+            under `jax.jit`, where an Auto mesh hides it, the `NamedSharding` of points.
 
     Returns:
         A `FitResult`. Nothing raises at run time: read `status`. It says
@@ -176,38 +176,12 @@ def fit(
     check_derivative(derivative, problem)
     check_integer("max_steps", max_steps, minimum=0)
     state, dtype = as_start(algorithm, problem, centroids, start)
-    check_replicated(problem, state, axis_name)
+    check_replicated(algorithm.plan, problem, state)
     tol = as_tol(tol, problem)
     return fit_from(algorithm, derivative, max_steps, dtype, problem, state, tol)
 
 
-def rows_of(centroids: ArrayLike | State) -> ArrayLike:
-    """The centroids of a start, which is an array or the State of another fit."""
-    if isinstance(centroids, FitResult):
-        raise TypeError("centroids must be an array or a State: pass result.state")
-    return centroids.centroids if isinstance(centroids, State) else centroids
-
-
-def as_start(
-    algorithm: Algorithm,
-    problem: Problem,
-    centroids: ArrayLike | State,
-    rows: jax.Array,
-) -> tuple[State, Any]:
-    """The State to start from, of centroids or their checked rows, and their dtype."""
-    k, n = len(rows), problem.points.shape[0]
-    known = problem.active is None and algorithm.plan.axis_name is None
-    if known and not export.is_symbolic_dim(n) and k > n:
-        raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
-    if isinstance(centroids, State):
-        check_state(centroids, algorithm.optimizer)
-        state = centroids._replace(remainder=remainder_of(centroids))
-        return state, problem.points.dtype
-    wide = rows.astype(problem.dtype(rows))
-    return initial_state(wide, algorithm.optimizer, problem.active), rows.dtype
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@over_rows(4, SPECS)
 def fit_from(
     algorithm: Algorithm,
     derivative: str,
@@ -293,8 +267,3 @@ def result_of(
             ),
         ),
     )
-
-
-def as_tol(tol: ArrayLike, problem: Problem) -> jax.Array:
-    """The tolerance as a scalar array, so that another value is no other program."""
-    return as_scalar("tol", tol, problem.points, problem.weights, zero=True)

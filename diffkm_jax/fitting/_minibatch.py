@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,14 +12,17 @@ from jax import lax
 
 from diffkm_jax._checks import check_integer, check_key
 from diffkm_jax._hints import hinted
-from diffkm_jax._mesh import vary_as
-from diffkm_jax._problem import Problem
+from diffkm_jax._mesh import size_of, vary_as
+from diffkm_jax._problem import Axis, Problem
+from diffkm_jax._sharding import check_replicated, over_rows
 from diffkm_jax._units import in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
+from diffkm_jax.fitting._batches import Batches, check_batches
 from diffkm_jax.fitting._empty import EmptyPolicy
-from diffkm_jax.fitting._fit import as_start, result_of, rows_of
+from diffkm_jax.fitting._fit import result_of
 from diffkm_jax.fitting._loop import Progress, after, begun, goes_on
-from diffkm_jax.fitting._state import FitResult, State
+from diffkm_jax.fitting._start import as_start, rows_of
+from diffkm_jax.fitting._state import SPECS, FitResult, State
 from diffkm_jax.fitting._step import Algorithm, as_algorithm, step
 from diffkm_jax.fitting._units import counts_in_unit
 from diffkm_jax.optimizers import ema
@@ -37,6 +40,7 @@ def fit_minibatch(
     *,
     num_steps: int,
     batch_size: int = 2048,
+    sampling: str = "replacement",
     optimizer: optax.GradientTransformation | None = None,
     weights: Float[ArrayLike, " n"] | None = None,
     active: Bool[ArrayLike, " k"] | None = None,
@@ -44,6 +48,7 @@ def fit_minibatch(
     distance: Distance = squared_euclidean,
     empty: str | EmptyPolicy = "keep",
     block_size: int | None = None,
+    axis_name: Axis = None,
 ) -> FitResult:
     """Fits centroids by steps on random batches of the points, as one program.
 
@@ -67,7 +72,13 @@ def fit_minibatch(
             if that had not stopped.
         num_steps: Number of steps of this call, static; 0 evaluates the start.
         batch_size: Rows of a batch, static; ten times k or more, or small clusters
-            find no point in most of them.
+            find no point in most of them. Of sharded points every device takes as many
+            of its own.
+        sampling: How batches are taken, static. `"replacement"`: rows drawn with
+            replacement. `"shuffled"`: in epochs of ⌊n / `batch_size`⌋ steps, each
+            through the rows in a new random order, of which it leaves out the rest.
+            `"sequential"`: in epochs through the rows as they are, the last batch of
+            which ends with the last row and overlaps the one before it.
         optimizer: Any optax transformation, static by identity, of gradients that are
             sums over a batch; None is the one above.
         weights: Non-negative, [n], any unit; a row of weight 0 is inert, but is drawn
@@ -78,6 +89,7 @@ def fit_minibatch(
         empty: As in `fit`; what `"farthest"` calls empty is a cluster without a point
             in a batch.
         block_size: As in `fit`.
+        axis_name: As in `fit`; the key is the same on every device.
 
     Returns:
         A `FitResult` of all points, by one pass over them. `history` has, for every
@@ -122,9 +134,12 @@ def fit_minibatch(
         distance=distance,
         empty=empty,
         block_size=block_size,
+        axis_name=axis_name,
     )
     state, dtype = as_start(algorithm, problem, centroids, start)
-    static = algorithm, num_steps, batch_size, dtype
+    check_replicated(algorithm.plan, problem, (state, key))
+    check_batches(sampling, batch_size, algorithm.plan, problem.points)
+    static = algorithm, num_steps, batch_size, sampling, dtype
     return _fit_minibatch(*static, key, problem, state)
 
 
@@ -139,33 +154,35 @@ def _settling(num_steps: int) -> optax.GradientTransformation:
     return ema(decay)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@over_rows(5, SPECS)
 def _fit_minibatch(
     algorithm: Algorithm,
     num_steps: int,
     batch_size: int,
+    sampling: str,
     dtype: Any,
     key: jax.Array,
     problem: Problem,
     start: State,
 ) -> FitResult:
-    problem = in_unit(algorithm.plan, problem, start.centroids)
+    plan = algorithm.plan
+    problem = in_unit(plan, problem, start.centroids)
     opt_state = counts_in_unit(algorithm.optimizer, start.opt_state, problem)
     start = start._replace(opt_state=opt_state)
-    held, n = lax.stop_gradient(problem), problem.points.shape[0]
+    held = lax.stop_gradient(problem)
+    batches = Batches(sampling, plan, key, held, batch_size)
+    share = batches.rows * size_of(plan.axis_name) / batch_size
 
-    def batch(index: jax.Array) -> Problem:
-        rows = jax.random.randint(jax.random.fold_in(key, index), (batch_size,), 0, n)
-        weights = None if held.weights is None else held.weights[rows]
-        return held._replace(points=held.points[rows], weights=weights)
-
-    def advance(now: Progress) -> Progress:
-        found = step(algorithm, batch(now.state.step), now.state)
-        loss = found.stats.loss * (n / batch_size)
-        return lax.stop_gradient(after(now, found, loss, now.converged))
+    def advance(carry: tuple[Progress, Any]) -> tuple[Progress, Any]:
+        now, order = carry
+        batch, order = batches.at(now.state.step, order)
+        found = step(algorithm, batch, now.state)
+        loss = found.stats.loss * share
+        return lax.stop_gradient(after(now, found, loss, now.converged)), order
 
     begin = begun(start, num_steps, problem.dtype(start.centroids))
     # As in `run`: a fit per device, where any of these varies.
-    begin = vary_as(lax.stop_gradient(begin), key, held, start)
-    end = lax.while_loop(goes_on, advance, begin)
+    begin = vary_as(lax.stop_gradient(begin), key, held, start, but=plan.axis_name)
+    order = vary_as(batches.order(start.step), key, held, start)
+    end, _ = lax.while_loop(lambda carry: goes_on(carry[0]), advance, (begin, order))
     return result_of(algorithm, "none", dtype, problem, start, end, None)

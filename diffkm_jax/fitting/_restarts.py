@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -11,17 +11,19 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from diffkm_jax._checks import as_points, check_integer, check_key
-from diffkm_jax._hints import hinted
+from diffkm_jax._checks import as_points, check_callable, check_integer, check_key
+from diffkm_jax._hints import hinted, shown
 from diffkm_jax._pass import total_loss
-from diffkm_jax._problem import Problem
+from diffkm_jax._problem import Axis, Plan, Problem
+from diffkm_jax._sharding import number_of, over_rows
 from diffkm_jax._units import in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._derivative import check_derivative
 from diffkm_jax.fitting._empty import EmptyPolicy
-from diffkm_jax.fitting._fit import as_tol, fit_from, result_of
+from diffkm_jax.fitting._fit import fit_from, result_of
 from diffkm_jax.fitting._loop import Progress, StopRule, run
-from diffkm_jax.fitting._state import FitResult, State, initial_state
+from diffkm_jax.fitting._start import as_tol
+from diffkm_jax.fitting._state import SPECS, FitResult, State, initial_state
 from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step
 from diffkm_jax.initializers import kmeans_plus_plus
 from diffkm_jax.statistics import embedded
@@ -48,6 +50,7 @@ def fit_restarts(
     empty: str | EmptyPolicy = "keep",
     derivative: str = "implicit",
     block_size: int | None = None,
+    axis_name: Axis = None,
 ) -> FitResult:
     """The best of several fits, each from its own random start, as one program.
 
@@ -62,7 +65,8 @@ def fit_restarts(
         k: Number of centroids, static, at most n.
         num_restarts: Number of fits, static.
         initializer: Function (key, points, k, *, weights) of centroids [k, d], static
-            by identity.
+            by identity; of sharded points it is given `axis_name` too, and sees the
+            rows of one device.
         optimizer: As in `fit`.
         weights: As in `fit`, and in the drawing of the starts.
         temperature: As in `fit`.
@@ -72,6 +76,7 @@ def fit_restarts(
         empty: As in `fit`.
         derivative: As in `fit`.
         block_size: As in `fit`.
+        axis_name: As in `fit`.
 
     Returns:
         The `FitResult` of smallest finite loss; the first, if no loss is finite.
@@ -93,26 +98,41 @@ def fit_restarts(
     """
     check_key(key)
     points = as_points(points)
-    n = len(points)
-    check_integer("k", k, minimum=1, maximum=n, why=" (the number of points)")
     check_integer("num_restarts", num_restarts, minimum=1)
     check_integer("max_steps", max_steps, minimum=0)
     algorithm, problem, _ = as_algorithm(
         points,
-        points[:1],
+        jnp.ones((1, points.shape[1]), points.dtype),
         optimizer=optimizer,
         weights=weights,
         temperature=temperature,
         distance=distance,
         empty=empty,
         block_size=block_size,
+        axis_name=axis_name,
     )
+    n = number_of(algorithm.plan, problem.points)
+    check_integer("k", k, minimum=1, maximum=n, why=" (the number of points)")
     check_derivative(derivative, problem)
+    check_initializer(initializer, algorithm.plan)
     static = algorithm, derivative, max_steps, k, num_restarts, initializer
     return best_fit(*static, key, problem, as_tol(tol, problem))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def check_initializer(initializer: Callable[..., jax.Array], plan: Plan) -> None:
+    """Raises TypeError unless a function can be called as an initializer is."""
+    check_callable("initializer", initializer)
+    if plan.axis_name is None:
+        return
+    parameters = inspect.signature(initializer).parameters.values()
+    if not any(p.name == "axis_name" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise TypeError(
+            "initializer must take axis_name, as kmeans_plus_plus does, where points "
+            f"are sharded, got {shown(initializer)}"
+        )
+
+
+@over_rows(6, SPECS)
 def best_fit(
     algorithm: Algorithm,
     derivative: str,
@@ -128,7 +148,9 @@ def best_fit(
 
     def draw(key: jax.Array, problem: Problem) -> jax.Array:
         rows = embedded(problem, problem.points)
-        return initializer(key, rows, k, weights=problem.weights)
+        axis = algorithm.plan.axis_name
+        on_mesh = {} if axis is None else {"axis_name": axis}
+        return initializer(key, rows, k, weights=problem.weights, **on_mesh)
 
     def start(key: jax.Array, problem: Problem) -> State:
         c = draw(key, problem)

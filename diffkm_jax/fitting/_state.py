@@ -14,6 +14,7 @@ from diffkm_jax._checks import as_points_and_centroids
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import hinted
 from diffkm_jax._problem import Problem
+from diffkm_jax._sharding import specs_of
 from diffkm_jax.distances._forms import form_of
 from diffkm_jax.optimizers import newton
 
@@ -124,6 +125,8 @@ class FitResult(NamedTuple):
 
 
 export.register_namedtuple_serialization(FitResult, serialized_name="diffkm.FitResult")
+# Where each is on a mesh.
+SPECS = specs_of(FitResult, "labels")
 
 
 @hinted

@@ -14,9 +14,10 @@ from jax import lax
 from diffkm_jax._checks import as_scalar
 from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted, shown
-from diffkm_jax._mesh import check_replicated, vary_as
+from diffkm_jax._mesh import vary_as
 from diffkm_jax._pass import has_means, total_loss
-from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._problem import Axis, Plan, Problem
+from diffkm_jax._sharding import check_replicated, over_rows
 from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._empty import (
@@ -70,7 +71,7 @@ def update(
     distance: Distance = squared_euclidean,
     empty: str | EmptyPolicy = "keep",
     block_size: int | None = None,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> tuple[State, Statistics]:
     """One pass over the points and one step of the optimizer.
 
@@ -100,7 +101,8 @@ def update(
             those of largest cost, that returns centroids. A row that is set has its
             optimizer state zeroed and derivative zero.
         block_size: Points in a block, static; None chooses it by shape.
-        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded.
+        axis_name: Mesh axis inside `jax.shard_map` over which points are sharded; or
+            under `jax.jit`, where an Auto mesh hides it, the `NamedSharding` of points.
 
     Returns:
         The new state, and the `Statistics` at where the state given stood, its
@@ -143,11 +145,11 @@ def update(
         axis_name=axis_name,
     )
     check_state(state, algorithm.optimizer)
-    check_replicated(problem, state, axis_name)
+    check_replicated(algorithm.plan, problem, state)
     return _update(algorithm, problem, state)
 
 
-@partial(jax.jit, static_argnums=0)
+@over_rows(1)
 def _update(
     algorithm: Algorithm, problem: Problem, state: State
 ) -> tuple[State, Statistics]:

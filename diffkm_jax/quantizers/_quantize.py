@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from diffkm_jax._blocks import fill_inert, fill_rows, finite_costs, rows_of, weigh
+from diffkm_jax._blocks import (
+    fill_inert,
+    fill_rows,
+    finite_costs,
+    psum,
+    rows_of,
+    weigh,
+)
 from diffkm_jax._checks import as_floating, check_callable, check_shape
 from diffkm_jax._geometry import centered
 from diffkm_jax._given import as_problem
@@ -18,6 +24,7 @@ from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import polar
 from diffkm_jax._pass import sums_and_labels
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._sharding import ROWS, SAME, over_rows
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.distances._pairwise import evaluate
 from diffkm_jax.quantizers._vector_maps import straight_through_vector
@@ -196,7 +203,7 @@ def nsvq(
     return Quantized(values.astype(points.dtype), *others)
 
 
-@partial(jax.jit, static_argnums=0)
+@over_rows(1, (ROWS, ROWS, ROWS, SAME, SAME))
 def _encode(plan: Plan, problem: Problem, centroids: jax.Array):
     """Points and nearest centroids [n, d], labels [n], and the two losses."""
     # The value of both losses is the same; each holds one side of it constant.
@@ -212,4 +219,5 @@ def _encode(plan: Plan, problem: Problem, centroids: jax.Array):
 
     finite = x if w is None else fill_rows(x, w, costs(x), fixed)
     commitment_loss = jnp.sum(weigh(w, finite_costs(costs(finite), w)))
+    commitment_loss = psum(commitment_loss, plan.axis_name)
     return x, nearest, labels, codebook_loss, commitment_loss

@@ -93,7 +93,8 @@ def _initializer(name: str, x: Any, w: Any) -> dict:
 
 
 INITIALIZERS = {
-    name: partial(_initializer, name) for name in ("kmeans_plus_plus", "random_points")
+    name: partial(_initializer, name)
+    for name in ("kmeans_parallel", "kmeans_plus_plus", "random_points")
 }
 IN_JAX = measured(dk) | only_jax()
 IN_TORCH = measured(dt)

@@ -48,11 +48,12 @@ NOT_NEGATIVE = {"tol", "gap", "eta", "weights"}
 
 # What moves centroids, or measures where they rest.
 MOVING = {
-    *("fit", "fit_minibatch", "fit_restarts", "certificate", "init", "update"),
+    *("fit", "fit_minibatch", "fit_restarts", "fit_sharded"),
+    *("certificate", "init", "update"),
     *("newton", "macqueen", "ema"),
 }
 # Their NaN is a flag where squares overflow.
-FLAGGED = MOVING | {"kmeans_plus_plus"}
+FLAGGED = MOVING | {"kmeans_parallel", "kmeans_plus_plus"}
 
 
 def in_domain(name: str, value: float) -> bool:

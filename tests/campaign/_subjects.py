@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 import diffkm_jax as dk
 import diffkm_torch as dt
@@ -29,6 +30,7 @@ PROMISES = dict(promises())
 CLASSES = {
     "Certificate": "certificate",
     "FitResult": "fit",
+    "fit_specs": "fit",
     "Quantized": "quantize",
     "Report": "evaluate",
     "State": "init",
@@ -45,7 +47,7 @@ NO_DIFFERENCES = {
     "fit_minibatch",
 }
 # Results in the dtype of the input are rounded to it before others are made of them.
-FITS = "fit", "fit_minibatch", "fit_restarts"
+FITS = "fit", "fit_minibatch", "fit_restarts", "fit_sharded"
 ROUNDED_INSIDE = {*FITS, "certificate", "assigned_loss"}
 STEPS = {*FITS, "update", "newton", "macqueen", "ema"}
 MAX_STEPS = 25
@@ -60,7 +62,7 @@ class Subject:
         function: Of arrays by keyword, to a tree.
         arrays: Its arguments, float64, bool or integer.
         smooth: What of the tree a derivative is of; all that is floating, by default.
-        sharded: Whether it has an `axis_name`.
+        sharded: Whether it has an `axis_name` and with it the same result.
     """
 
     name: str
@@ -203,12 +205,25 @@ def _minibatch(points: Any, centroids: Any, weights: Any) -> Any:
     return found._replace(history=found.history[:2], residual=None)
 
 
-def _restarts(points: Any, weights: Any) -> Any:
+def _restarts(points: Any, weights: Any, **options: Any) -> Any:
     return _fit(
-        partial(dk.fit_restarts, KEY, k=3, num_restarts=2, tol=0.0),
+        partial(dk.fit_restarts, KEY, k=3, num_restarts=2, tol=0.0, **options),
         points=points,
         weights=weights,
     )
+
+
+def _start(initializer: Callable) -> Callable:
+    def draw(points: Any, weights: Any, **options: Any) -> Any:
+        return initializer(KEY, points, 3, weights=weights, **options)
+
+    return draw
+
+
+def _sharded(points: Any, centroids: Any, weights: Any) -> Any:
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    fit = partial(dk.fit_sharded, mesh=mesh, tol=0.0)
+    return _fit(fit, points=points, centroids=centroids, weights=weights)
 
 
 # Without a twin in torch: function, and the names of its arrays.
@@ -222,14 +237,10 @@ OTHERS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "is_discrete": (_is_discrete, ("logits", "tau")),
     "fit_minibatch": (_minibatch, ("points", "centroids", "weights")),
     "fit_restarts": (_restarts, ("points", "weights")),
-    "kmeans_plus_plus": (
-        lambda points, weights: dk.kmeans_plus_plus(KEY, points, 3, weights=weights),
-        ("points", "weights"),
-    ),
-    "random_points": (
-        lambda points, weights: dk.random_points(KEY, points, 3, weights=weights),
-        ("points", "weights"),
-    ),
+    "fit_sharded": (_sharded, ("points", "centroids", "weights")),
+    "kmeans_parallel": (_start(dk.kmeans_parallel), ("points", "weights")),
+    "kmeans_plus_plus": (_start(dk.kmeans_plus_plus), ("points", "weights")),
+    "random_points": (_start(dk.random_points), ("points", "weights")),
     "estimators.Estimator": (_own_estimator, ("logits", "noise", "scale")),
 }
 # Called otherwise than in `_calls`, to see all that is returned.
@@ -238,6 +249,7 @@ SMOOTH = {
     "fit": _at_rest,
     "fit_minibatch": _at_rest,
     "fit_restarts": _at_rest,
+    "fit_sharded": _at_rest,
     # The losses hold points or centroids constant, on purpose.
     "nsvq": lambda quantized: quantized.values,
     "update": lambda pair: (pair[0].centroids, *pair[1]),
@@ -275,6 +287,8 @@ def _subject(name: str, function: Callable, given: dict) -> Subject:
     base = name.partition("(")[0]
     public = getattr(dk, base, None)
     sharded = public is not None and "axis_name" in inspect.signature(public).parameters
+    # Its batches are other ones there.
+    sharded &= base != "fit_minibatch"
     smooth = SMOOTH.get(base, lambda tree: tree)
     return Subject(name, function, given, smooth, sharded)
 

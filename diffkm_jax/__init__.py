@@ -72,6 +72,7 @@ from diffkm_jax.quantizers import (
 )
 from diffkm_jax.sharding import fit_sharded, fit_specs
 from diffkm_jax.statistics import Statistics, assign, statistics
+from diffkm_jax.streaming import StreamResult, fit_stream
 
 __version__ = version("diffkm")
 
@@ -83,6 +84,7 @@ __all__ = [
     "State",
     "Statistics",
     "Status",
+    "StreamResult",
     "assign",
     "assigned_loss",
     "blackbox",
@@ -101,6 +103,7 @@ __all__ = [
     "fit_restarts",
     "fit_sharded",
     "fit_specs",
+    "fit_stream",
     "gapped_straight_through",
     "gumbel_rao",
     "gumbel_softmax",

@@ -175,7 +175,7 @@ def blocked(
     if differentiable:
         # The cotangent of scanned rows costs O(n), that of a slice O(n) per block.
         (total, _), others = lax.scan(
-            lambda carry, piece: _add(carry, f(*piece)),
+            lambda carry, piece: compensated(carry, f(*piece)),
             carry,
             jax.tree.map(lambda a: a[head:].reshape(count, block, *a.shape[1:]), rows),
         )
@@ -186,7 +186,7 @@ def blocked(
             piece = jax.tree.map(
                 lambda a: lax.dynamic_slice_in_dim(a, start, block), rows
             )
-            return _add(carry, f(*piece))
+            return compensated(carry, f(*piece))
 
         (total, _), others = lax.scan(step, carry, jnp.arange(count))
 
@@ -211,14 +211,14 @@ def _padded(f: Callable, block: int, rows: Any) -> tuple[Any, Any]:
         lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, *map(shapes, rows))
     )
     (total, _), stacked = lax.scan(
-        lambda carry, piece: _add(carry, f(*piece)),
+        lambda carry, piece: compensated(carry, f(*piece)),
         (zeros, zeros),
         jax.tree.map(pieces, rows),
     )
     return total, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], stacked)
 
 
-def _add(carry: tuple[Any, Any], block: tuple[Any, Any]) -> tuple[Any, Any]:
+def compensated(carry: tuple[Any, Any], block: tuple[Any, Any]) -> tuple[Any, Any]:
     """Kahan's sum: the total with a block, and what rounding has put in too much."""
     (total, excess), (part, stacked) = carry, block
     less = jax.tree.map(jnp.subtract, part, excess)

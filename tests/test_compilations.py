@@ -57,6 +57,11 @@ def number():
     return float(next(NUMBERS))
 
 
+def smaller():
+    """A batch, and another of fewer rows, of other ones at every call."""
+    return [X, X[: 1 + int(number()) % (len(X) - 1)]]
+
+
 def cost(rows):
     return jnp.sum(rows**2 * DATA["target"][..., : rows.shape[-1]], (-2, -1))
 
@@ -90,6 +95,8 @@ CALLS = {
         X[:5], C, mesh=MESH, weights=number() * W[:5]
     ),
     "fit_specs": dk.fit_specs,
+    "fit_stream": lambda: dk.fit_stream(smaller(), number() * C),
+    "fit_stream, passes": lambda: dk.fit_stream(smaller(), number() * C, passes=3),
     "is_discrete": lambda: dk.is_discrete(KEY, cost, LOGITS, es.reinmax(tau=number())),
     "kmeans_parallel": lambda: dk.kmeans_parallel(KEY, X, 3, weights=number() * W),
     "kmeans_plus_plus": lambda: dk.kmeans_plus_plus(KEY, X, 3, weights=number() * W),

@@ -1,5 +1,7 @@
 """The parts of a fit, each called alone: the stop rule, one advance, the variance."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from diffkm_jax._blocks import _in_pieces, block_for
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import squared_euclidean
 from diffkm_jax.fitting._conjugate_residuals import conjugate_residuals
-from diffkm_jax.fitting._empty import fill_farthest, set_rows
+from diffkm_jax.fitting._empty import costliest, fill_farthest, set_rows
 from diffkm_jax.fitting._loop import (
     Progress,
     StopRule,
@@ -162,7 +164,8 @@ def as_if_filled(weights):
     plan, problem = Plan(), Problem(x, SQUARED, weights)
     problem = problem._replace(remainder=jnp.zeros_like(c))
     stats = statistics_of(plan, problem, c)
-    return fill_farthest(plan, problem, c, stats), stats
+    costly = partial(costliest, plan, problem, c)
+    return fill_farthest(plan, problem, c, stats, costly), stats
 
 
 def test_statistics_are_those_of_the_points_in_the_clusters_they_filled():

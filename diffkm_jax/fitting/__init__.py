@@ -4,7 +4,7 @@ from diffkm_jax.fitting._fit import fit
 from diffkm_jax.fitting._minibatch import fit_minibatch
 from diffkm_jax.fitting._restarts import fit_restarts
 from diffkm_jax.fitting._state import FitResult, State, Status, init
-from diffkm_jax.fitting._step import update
+from diffkm_jax.fitting._update import update
 
 __all__ = [
     "FitResult",

@@ -8,6 +8,7 @@ optimizer, on the new centroids.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +24,31 @@ from diffkm_jax.statistics import Statistics, embedded, statistics_of
 EmptyPolicy = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+class Costliest(NamedTuple):
+    """Points in the order of their costs, the largest first.
+
+    Attributes:
+        rows: [m, d].
+        costs: [m], −∞ for a point of weight zero.
+        weights: [m].
+    """
+
+    rows: jax.Array
+    costs: jax.Array
+    weights: jax.Array
+
+
 def is_empty(counts: jax.Array, active: jax.Array | None) -> jax.Array:
     """Which active clusters have no weight, [k]."""
     return where_active(active, counts == 0, jnp.zeros_like(counts, bool))
 
 
 def fill_farthest(
-    plan: Plan, problem: Problem, c: jax.Array, stats: Statistics
+    plan: Plan,
+    problem: Problem,
+    c: jax.Array,
+    stats: Statistics,
+    costly: Callable[[], Costliest],
 ) -> tuple[Statistics, jax.Array, jax.Array]:
     """Gives the i-th empty cluster the i-th costliest point, and takes it elsewhere.
 
@@ -39,7 +58,7 @@ def fill_farthest(
     empty = is_empty(stats.counts, problem.active)
 
     def move() -> tuple[Statistics, jax.Array, jax.Array]:
-        rows, costs, weights = costliest(plan, problem, c)
+        rows, costs, weights = costly()
         rank = jnp.cumsum(empty) - 1
         i = jnp.clip(rank, 0, len(rows) - 1)
         # A point that costs nothing sits on a centroid: moving it would go on for ever.
@@ -71,28 +90,21 @@ def fill_farthest(
 
 def rows_of_policy(
     policy: EmptyPolicy,
-    plan: Plan,
-    problem: Problem,
-    c: jax.Array,
+    costly: Costliest,
     new: jax.Array,
     counts: jax.Array,
+    active: jax.Array | None,
 ) -> jax.Array:
     """The centroids that a function of the new ones, [k, d], makes of them.
 
-    The costliest points that it is shown are those at `c`, before the step.
+    The costliest points that it is shown are those before the step.
     """
-    rows, costs, _ = costliest(plan, problem, c)
-    rows = policy(new, counts, rows, costs).astype(new.dtype)
-    return where_active(problem.active, rows, new)
+    rows = policy(new, counts, costly.rows, costly.costs).astype(new.dtype)
+    return where_active(active, rows, new)
 
 
-def costliest(
-    plan: Plan, problem: Problem, c: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The k points of largest cost [k, d], their costs and weights [k].
-
-    Fewer than k, where there are fewer points. A point of weight zero costs −∞.
-    """
+def costliest(plan: Plan, problem: Problem, c: jax.Array) -> Costliest:
+    """The k points of largest cost; fewer, where there are fewer points."""
     x, n = problem.points, problem.points.shape[0]
     costs = problem.distance(x, c[nearest_labels(plan, problem, c)])
     weights = problem.weights
@@ -100,14 +112,18 @@ def costliest(
     costs = jnp.where(weights == 0, -jnp.inf, costs)
     # Before any mesh: no device has more than k of the k costliest points.
     costs, index = lax.top_k(costs, min(len(c), n))
-    found = x[index], costs, weights[index]
+    found = Costliest(x[index], costs, weights[index])
     if plan.axis_name is None:
         return found
-    rows, costs, weights = (
-        a.reshape(-1, *a.shape[2:]) for a in gather(found, plan.axis_name)
-    )
-    costs, index = lax.top_k(costs, min(len(c), len(costs)))
-    return rows[index], costs, weights[index]
+    every = gather(found, plan.axis_name)
+    every = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), every)
+    return costliest_of(every, len(c))
+
+
+def costliest_of(found: Costliest, k: int) -> Costliest:
+    """The k of largest cost, at most, of those found."""
+    costs, index = lax.top_k(found.costs, min(k, len(found.costs)))
+    return Costliest(found.rows[index], costs, found.weights[index])
 
 
 def set_rows(

@@ -23,16 +23,17 @@ from diffkm_jax.fitting._derivative import (
     differentiate_means,
 )
 from diffkm_jax.fitting._empty import EmptyPolicy, is_empty
-from diffkm_jax.fitting._loop import Progress, StopRule, rounding_of, run, tolerance
+from diffkm_jax.fitting._loop import Progress, StopRule, is_at_rest, run
 from diffkm_jax.fitting._start import as_start, as_tol, rows_of
 from diffkm_jax.fitting._state import (
     SPECS,
     FitResult,
     State,
-    Status,
+    status_of,
 )
-from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step
+from diffkm_jax.fitting._step import Algorithm, at_step
 from diffkm_jax.fitting._units import counts_in_true_unit, counts_in_unit
+from diffkm_jax.fitting._update import as_algorithm
 from diffkm_jax.statistics import Statistics, residual_of
 
 if TYPE_CHECKING:
@@ -233,23 +234,19 @@ def result_of(
     failed = progress.failed | ~jnp.isfinite(loss)
     if problem.temperature is not None:
         failed |= ~(lax.stop_gradient(problem.temperature) > 0)
-    at_rest = progress.converged
+    stopped, rests = progress.converged & ~failed, jnp.zeros((), bool)
     if rule is not None:
-        # Where rounding to `dtype` moves a centroid, its mean moves too, by no more.
-        wide, eps = lax.stop_gradient(c).astype(residual.dtype), jnp.finfo(dtype).eps
-        bound = tolerance(rule, problem, wide, weighty)
-        bound += rounding_of(problem, wide, wide, weighty, float(eps))
-        at_rest &= residual <= bound
-    flags = {
-        Status.CONVERGED: at_rest & ~failed,
-        Status.MAX_STEPS: ~progress.converged & ~failed,
-        Status.NON_FINITE: failed,
-        Status.EMPTY_CLUSTER: empty,
-        Status.LINEAR_SOLVE: ~solved,
-        Status.DOMAIN: out_of_domain(plan, problem, start.centroids, centroids, labels),
-        Status.NOT_AT_REST: progress.converged & ~at_rest & ~failed,
-    }
-    status = sum(jnp.where(on, flag.value, 0) for flag, on in flags.items())
+        rests = is_at_rest(rule, problem, c, dtype, residual, weighty)
+    status = status_of(
+        CONVERGED=stopped & rests,
+        MAX_STEPS=~progress.converged & ~failed,
+        NON_FINITE=failed,
+        EMPTY_CLUSTER=empty,
+        LINEAR_SOLVE=~solved,
+        DOMAIN=out_of_domain(plan, problem, start.centroids, centroids, labels),
+        NOT_AT_REST=stopped & ~rests & (rule is not None),
+        NO_IMPROVEMENT=stopped & (rule is None),
+    )
     return FitResult(
         centroids=centroids,
         labels=labels,
@@ -258,7 +255,7 @@ def result_of(
         residual=residual,
         history=jnp.where(taken, history, loss),
         num_steps=num_steps,
-        status=jnp.asarray(status, jnp.int32),
+        status=status,
         temperature=problem.temperature,
         state=state._replace(
             centroids=c,

@@ -130,6 +130,24 @@ def has_converged(
     return rests & (problem.temperature == rule.temperature)
 
 
+def is_at_rest(
+    rule: StopRule,
+    problem: Problem,
+    c: jax.Array,
+    dtype: Any,
+    residual: jax.Array,
+    weighty: jax.Array,
+) -> jax.Array:
+    """Whether centroids rest where they are returned, rounded to a dtype.
+
+    Where rounding moves a centroid, its mean moves too, by no more.
+    """
+    wide, eps = lax.stop_gradient(c).astype(residual.dtype), jnp.finfo(dtype).eps
+    bound = tolerance(rule, problem, wide, weighty)
+    bound += rounding_of(problem, wide, wide, weighty, float(eps))
+    return residual <= bound
+
+
 def advance(
     algorithm: Algorithm, problem: Problem, rule: StopRule, now: Progress
 ) -> Progress:
@@ -187,15 +205,35 @@ def run(
     return lax.scan(body, begin, length=max_steps)[0], rule
 
 
+class Moments(NamedTuple):
+    """Of points less an origin, embedded as the distance takes them.
+
+    Attributes:
+        mass: Σ w, [].
+        first: Σ w (x − m), [1, d], m the origin of a pass at the start.
+        spread: Σ w D(x, mean), [], about the mean of these points.
+    """
+
+    mass: jax.Array
+    first: jax.Array
+    spread: jax.Array
+
+
 def mean_variance(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Array:
     """The weighted variance of the features, averaged over them, [], in two passes.
 
     Of a distance that has means it is the mean distance to the mean, over d.
     """
+    found = moments(plan, problem, centroids)
+    every = jax.tree.map(lambda a: a[None], found)
+    return variance_of(problem, centroids, every)
+
+
+def moments(plan: Plan, problem: Problem, centroids: jax.Array) -> Moments:
+    """The moments of the points of a problem, in two passes."""
     form = form_of(problem.distance) or Form()
-    centroids = form.embed(centroids)
-    _, origin = centered(problem, centroids)
-    acc, d = origin.dtype, origin.shape[1]
+    _, origin = centered(problem, form.embed(centroids))
+    acc = origin.dtype
     weights = problem.weights
     weights = jnp.ones(problem.points.shape[0], acc) if weights is None else weights
     problem = problem._replace(weights=weights)
@@ -211,7 +249,7 @@ def mean_variance(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Arr
             total = jnp.sum(weigh(w, values), axis=0, keepdims=True)
             return (w.sum(), total), None
 
-        found, _ = over_points(block, problem, block_for(1, d), origin)
+        found, _ = over_points(block, problem, block_for(1, origin.shape[1]), origin)
         return psum(found, plan.axis_name)
 
     def to_mean(y: jax.Array) -> jax.Array:
@@ -219,7 +257,25 @@ def mean_variance(plan: Plan, problem: Problem, centroids: jax.Array) -> jax.Arr
         # would be rounded.
         if form.is_invariant:
             return form.cost(y, first / mass)
-        return form.cost(y + origin, form.retract(origin + first / mass, origin))
+        return form.cost(y + origin, origin + first / mass)
 
     mass, first = total(lambda y: y)
-    return jnp.sum(total(to_mean)[1]) / (mass * max(1, d))
+    return Moments(mass, first, jnp.sum(total(to_mean)[1]))
+
+
+def variance_of(problem: Problem, centroids: jax.Array, parts: Moments) -> jax.Array:
+    """The mean distance to the mean of all, over d, [], of the moments of parts.
+
+    Σ w D(x, m) = Σ_b (Σ_{x in b} w D(x, m_b) + W_b D(m_b, m)), whatever divergence D.
+    """
+    form = form_of(problem.distance) or Form()
+    _, origin = centered(problem, form.embed(centroids))
+    mass, mean = parts.mass.sum(), parts.first.sum(axis=0) / parts.mass.sum()
+    some = jnp.where(parts.mass > 0, parts.mass, 1)[:, None]
+    means = jnp.where(parts.mass[:, None] > 0, parts.first[:, 0] / some, mean)
+    if form.is_invariant:
+        apart = form.cost(means, mean)
+    else:
+        apart = form.cost(means + origin, form.retract(origin + mean, origin))
+    total = jnp.sum(parts.spread + jnp.where(parts.mass > 0, parts.mass * apart, 0))
+    return total / (mass * max(1, origin.shape[1]))

@@ -23,8 +23,9 @@ from diffkm_jax.fitting._fit import result_of
 from diffkm_jax.fitting._loop import Progress, after, begun, goes_on
 from diffkm_jax.fitting._start import as_start, rows_of
 from diffkm_jax.fitting._state import SPECS, FitResult, State
-from diffkm_jax.fitting._step import Algorithm, as_algorithm, step
+from diffkm_jax.fitting._step import Algorithm, step
 from diffkm_jax.fitting._units import counts_in_unit
+from diffkm_jax.fitting._update import as_algorithm
 from diffkm_jax.optimizers import ema
 
 if TYPE_CHECKING:

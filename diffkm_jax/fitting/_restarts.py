@@ -24,7 +24,8 @@ from diffkm_jax.fitting._fit import fit_from, result_of
 from diffkm_jax.fitting._loop import Progress, StopRule, run
 from diffkm_jax.fitting._start import as_tol
 from diffkm_jax.fitting._state import SPECS, FitResult, State, initial_state
-from diffkm_jax.fitting._step import Algorithm, as_algorithm, at_step
+from diffkm_jax.fitting._step import Algorithm, at_step
+from diffkm_jax.fitting._update import as_algorithm
 from diffkm_jax.initializers import kmeans_plus_plus
 from diffkm_jax.statistics import embedded
 

@@ -35,6 +35,16 @@ def as_start(
     known = problem.active is None and (plan.axis_name is None or plan.mesh is not None)
     if known and not export.is_symbolic_dim(n):
         check_number(k, n)
+    return start_of(algorithm, problem, centroids, rows)
+
+
+def start_of(
+    algorithm: Algorithm,
+    problem: Problem,
+    centroids: ArrayLike | State,
+    rows: jax.Array,
+) -> tuple[State, Any]:
+    """The same, of whatever number of points."""
     if isinstance(centroids, State):
         check_state(centroids, algorithm.optimizer)
         state = centroids._replace(remainder=remainder_of(centroids))
@@ -43,10 +53,10 @@ def as_start(
     return initial_state(wide, algorithm.optimizer, problem.active), rows.dtype
 
 
-def check_number(k: int, n: int) -> None:
+def check_number(k: int, n: int, points: str = "the points") -> None:
     """Raises ValueError where there are more centroids than points."""
     if k > n:
-        raise ValueError(f"centroids must be at most n = {n} (the points), got k = {k}")
+        raise ValueError(f"centroids must be at most n = {n} ({points}), got k = {k}")
 
 
 def as_tol(tol: ArrayLike, problem: Problem) -> jax.Array:

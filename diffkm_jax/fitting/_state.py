@@ -76,6 +76,10 @@ class Status(enum.IntFlag):
             centroids after it do not: a point changed its cluster, or momentum or the
             rounding to their dtype took them on. Go on from `state`, or take a smaller
             `tol` or data nearer the origin.
+        NO_IMPROVEMENT: It stopped because the smoothed loss of its batches had not
+            become smaller for `patience` steps.
+        INTERRUPTED: It stopped because its caller did: `callback` returned True, or
+            Ctrl-C.
     """
 
     CONVERGED = 1
@@ -85,10 +89,18 @@ class Status(enum.IntFlag):
     LINEAR_SOLVE = 16
     DOMAIN = 32
     NOT_AT_REST = 64
+    NO_IMPROVEMENT = 128
+    INTERRUPTED = 256
 
     def __str__(self) -> str:
         """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""
         return self.name or "0"
+
+
+def status_of(**flags: jax.Array) -> jax.Array:
+    """The flags that are on, by name, as one number, [], int32."""
+    status = sum(jnp.where(on, Status[name].value, 0) for name, on in flags.items())
+    return jnp.asarray(status, jnp.int32)
 
 
 class FitResult(NamedTuple):

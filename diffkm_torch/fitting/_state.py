@@ -38,6 +38,8 @@ class Status(enum.IntFlag):
     LINEAR_SOLVE = 16
     DOMAIN = 32
     NOT_AT_REST = 64
+    NO_IMPROVEMENT = 128
+    INTERRUPTED = 256
 
     def __str__(self) -> str:
         """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""

@@ -1,0 +1,60 @@
+"""What a caller sees of a stream while it runs: a bar, a function, Ctrl-C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from diffkm_jax.fitting._state import State
+from diffkm_jax.statistics import Statistics
+
+
+class Watch:
+    """Counts steps; shows them; and asks a function whether to go on.
+
+    Args:
+        callback: Function of state and statistics, or None.
+        progress: Whether to show a bar, on a terminal.
+        total: Steps, if known.
+    """
+
+    def __init__(
+        self,
+        callback: Callable[[State, Statistics], Any] | None,
+        progress: bool,
+        total: int | None,
+    ) -> None:
+        self.callback, self.num_steps, self.bar = callback, 0, None
+        if progress:
+            self.bar = _tqdm()(total=total, disable=None, unit="step")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def stops(self, state: State, stats: Statistics) -> bool:
+        """Counts a step, and says whether the caller ends the fit with it."""
+        self.num_steps += 1
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{float(stats.loss):.6g}", refresh=False)
+            self.bar.update()
+        return self.callback is not None and self.callback(state, stats) is True
+
+
+def _tqdm() -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError(
+            "progress needs tqdm: pip install 'diffkm[progress]', or pass a callback"
+        ) from error
+    return tqdm

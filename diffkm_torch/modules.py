@@ -18,7 +18,7 @@ estimator of a gradient, a cost) runs under the autocast that it is called in.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,10 @@ from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._hints import shown
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.distances._forms import WITH_MEANS, form_of
-from diffkm_torch.fitting import State, update
+from diffkm_torch.fitting._codebook import averaged
+from diffkm_torch.fitting._processes import check_group
 from diffkm_torch.losses import kmeans_loss, soft_kmeans_loss
-from diffkm_torch.optimizers import EmaState, ema
+from diffkm_torch.optimizers import ema
 from diffkm_torch.quantizers import (
     Method,
     Quantized,
@@ -45,6 +46,9 @@ from diffkm_torch.quantizers import (
     quantize,
     straight_through_vector,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["KMeansLoss", "VectorQuantizer"]
 
@@ -138,10 +142,15 @@ class VectorQuantizer(nn.Module):
 
     With `decay` the centroids are a buffer without gradient, and so are the moving
     averages `counts`, [k]: a call in training mode, once it has its values, does one
-    `update(points, state, optimizer=ema(decay), distance=distance)`, in every process
-    by its own points; under `cosine` the codebook is of unit rows then, from the start.
-    Points and weights that are not finite have no part in it (a call with no others
-    changes nothing), but stay in the losses, which say so.
+    `update(points, state, optimizer=ema(decay), distance=distance)`; under `cosine` the
+    codebook is of unit rows then, from the start. Points and weights that are not
+    finite have no part in it (a call with no others changes nothing), but stay in the
+    losses, which say so.
+
+    Where `torch.distributed` is initialized, that update is by the points of all
+    processes, so that codebooks which start alike stay equal. They exchange counts and
+    shifts, never points, and wait for each other: all must call the layer as often, in
+    the same mode and with the same dtypes, but each with any number of points.
 
     Args:
         centroids: Where to start, [k, d], real, in data units; copied. With
@@ -152,6 +161,8 @@ class VectorQuantizer(nn.Module):
         decay: None, or the share that moving averages keep, at least 0 and below 1.
         distance: A function of points and centroids, as `squared_euclidean`, of which a
             mean is the minimizer if there is a `decay`.
+        process_group: Of the processes that share the updates of `decay`; None is all.
+            A group of one, `torch.distributed.new_subgroups(1)[0]`, leaves it alone.
 
     Returns:
         From `forward(points, *, weights=None, noise=None)`, of points [..., d], weights
@@ -160,7 +171,8 @@ class VectorQuantizer(nn.Module):
 
     Raises:
         TypeError: A tensor is not real, `noise` is not floating, `method` or
-            `distance` is not a function, or `decay` no number.
+            `distance` is not a function, `decay` no number, or `process_group` no
+            group that the process is in.
         ValueError: `centroids` is not [k, d], `points` not [..., d], either has no row,
             `weights` is not [...], `noise` is not of the shape of the points or is for
             another method, `decay` is out of range or the distance has no mean for it,
@@ -186,12 +198,14 @@ class VectorQuantizer(nn.Module):
         method: Method | Callable[..., Quantized] = straight_through_vector,
         decay: float | None = None,
         distance: Distance = squared_euclidean,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         """Checks its arguments and copies the centroids."""
         super().__init__()
         centroids = _as_centroids(centroids)
         check_callable("method", method)
         check_callable("distance", distance)
+        check_group(process_group)
         start = centroids.detach().clone()
         if callable(decay):
             raise TypeError(
@@ -208,6 +222,7 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("counts", self._optimizer.init(start).counts)
         self.method: Callable = method
         self.decay = decay
+        self.process_group = process_group
         self.distance = distance
 
     def forward(
@@ -227,7 +242,7 @@ class VectorQuantizer(nn.Module):
             method = straight_through_vector if self.method is nsvq else self.method
             out = quantize(x, self.centroids, method=method, **options)
         if self._optimizer is not None and self.training:
-            self._update(x, w)
+            self._update(x, w, self._optimizer)
         labels = out.labels.reshape(points.shape[:-1])
         return out._replace(values=out.values.reshape(points.shape), labels=labels)
 
@@ -243,21 +258,11 @@ class VectorQuantizer(nn.Module):
             noise = torch.randn(points.shape, dtype=dtype, device=points.device)
         return noise
 
-    @torch.no_grad()
-    def _update(self, x: Tensor, w: Tensor | None) -> None:
-        acc = accumulation_dtype(self.centroids)
-        c, n = self.centroids.to(acc), self.counts.to(acc)
-        w = x.new_ones(len(x)) if w is None else w
-        usable = x.isfinite().all(1) & w.isfinite()
-        x, w = torch.where(usable[:, None], x, 0), torch.where(usable, w, 0)
-        state = State(c, EmaState(n), 0)
-        options = {"optimizer": self._optimizer, "distance": self.distance}
-        state, _ = update(x, state, weights=w, **options)
-        new_c, new_n = state.centroids, state.opt_state.counts
-        # A sum of finite rows may overflow, and one of no rows is no step.
-        moves = usable.any() & new_c.isfinite().all(1) & new_n.isfinite()
-        self.centroids.copy_(torch.where(moves[:, None], new_c, c))
-        self.counts.copy_(torch.where(moves, new_n, n))
+    def _update(self, x: Tensor, w: Tensor | None, optimizer: Any) -> None:
+        held = self.centroids, self.counts
+        new = averaged(x, w, *held, optimizer, self.distance, self.process_group)
+        for buffer, values in zip(held, new, strict=True):
+            buffer.copy_(values)
 
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""

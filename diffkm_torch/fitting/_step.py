@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from diffkm_torch.fitting._empty import (
     rows_of_policy,
     set_rows,
 )
+from diffkm_torch.fitting._processes import summed
 from diffkm_torch.fitting._state import (
     State,
     check_state,
@@ -43,6 +44,9 @@ from diffkm_torch.statistics import (
     statistics_of,
 )
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 Schedule = Callable[[int], float | Tensor]
 Temperature = float | Tensor | Schedule | None
 
@@ -55,11 +59,14 @@ class Algorithm(NamedTuple):
         empty: What becomes of clusters without weight, as in `update`.
         schedule: Temperature as a function of the step, or None where the temperature
             of the problem holds at every step.
+        group: Processes by all of whose points a step is, or None for this one alone;
+            with no derivative, and no rule for the empty.
     """
 
     optimizer: GradientTransformation
     empty: str | EmptyPolicy
     schedule: Schedule | None
+    group: ProcessGroup | None = None
 
 
 @hinted
@@ -92,7 +99,14 @@ def update(
         block_size=block_size,
     )
     check_state(state, algorithm.optimizer)
-    optimizer, problem = algorithm.optimizer, in_unit(problem, state.centroids)
+    return updated(algorithm, in_unit(problem, state.centroids), state)
+
+
+def updated(
+    algorithm: Algorithm, problem: Problem, state: State
+) -> tuple[State, Statistics]:
+    """A step of a problem that has its unit; state and statistics are in the true."""
+    optimizer = algorithm.optimizer
     opt_state = counts_in_unit(optimizer, state.opt_state, problem)
     state, stats, *_ = step(algorithm, problem, state._replace(opt_state=opt_state))
     opt_state = counts_in_true_unit(optimizer, state.opt_state, problem)
@@ -119,13 +133,13 @@ class Step(NamedTuple):
 
 def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
     """One step, of a state that has its remainder."""
-    optimizer, empty, _ = algorithm
+    optimizer, empty = algorithm.optimizer, algorithm.empty
     old = state
     state = retracted(problem, state, state)
     c, active = state.centroids, problem.active
     problem = at_step(algorithm, problem, state.step)
     problem = problem._replace(remainder=state.remainder)
-    stats = used = statistics_of(problem, c)
+    stats = used = summed(statistics_of(problem, c), algorithm.group)
     filled, rows, weights = None, c, torch.zeros_like(stats.counts)
     if empty == "farthest":
         used, filled, rows = fill_farthest(problem, c, stats)

@@ -11,18 +11,20 @@ from diffkm_torch._problem import Problem
 from diffkm_torch.optimizers import GradientTransformation, is_per_count
 
 
-def in_unit(problem: Problem, centroids: Tensor) -> Problem:
+def in_unit(
+    problem: Problem, centroids: Tensor, largest: Tensor | None = None
+) -> Problem:
     """The problem with weights in a unit in which products with them are normal.
 
     A power of two, by which nothing rounds: 1, unless the largest weight is near an end
     of the range, and no nearer to it than it must be, because the derivative in the
-    weights is divided by it.
+    weights is divided by it. The largest is that of the problem, if it is not given.
     """
     if problem.weights is None:
         return problem
     dtype = problem.dtype(centroids)
     weights = problem.weights.to(dtype)
-    largest = weights.detach().max()
+    largest = weights.detach().max() if largest is None else largest
     usable = (largest > 0) & largest.isfinite()
     exponent = torch.where(usable, largest, 1).frexp().exponent
     # 2⁶⁴ is half of float32's range.

@@ -54,6 +54,7 @@ from diffkm_jax.fitting import (
     fit_minibatch,
     fit_restarts,
     init,
+    reassign,
     update,
 )
 from diffkm_jax.initializers import (
@@ -125,6 +126,7 @@ __all__ = [
     "perturbed_argmax",
     "quantize",
     "random_points",
+    "reassign",
     "reinmax",
     "rotation_trick",
     "sampled_straight_through",

@@ -40,7 +40,15 @@ from diffkm_torch.distances import (
     pairwise,
     squared_euclidean,
 )
-from diffkm_torch.fitting import FitResult, State, Status, fit, init, update
+from diffkm_torch.fitting import (
+    FitResult,
+    State,
+    Status,
+    fit,
+    init,
+    reassign,
+    update,
+)
 from diffkm_torch.losses import assigned_loss, kmeans_loss, soft_kmeans_loss
 from diffkm_torch.modules import KMeansLoss, VectorQuantizer
 from diffkm_torch.optimizers import ema, macqueen, newton, sgd
@@ -92,6 +100,7 @@ __all__ = [
     "pairwise",
     "perturbed_argmax",
     "quantize",
+    "reassign",
     "reinmax",
     "rotation_trick",
     "sampled_straight_through",

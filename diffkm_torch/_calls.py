@@ -57,8 +57,10 @@ NO_ARRAYS = {
     "num_iters",
     "num_samples",
     "one_hot",
+    "index",
     "optimizer",
     "phi",
+    "ratio",
     "state",
 }
 # Noise that is not one draw of Gumbel for every logit.
@@ -67,6 +69,7 @@ NOISE = {"gumbel_rao": "draws", "nsvq": "normal", "perturbed_argmax": "draws"}
 BESIDE = {
     "bregman": ("x", "y"),
     "mahalanobis": ("x", "y"),
+    "reassign": ("points", "centroids"),
     "update": ("points", "centroids"),
     **dict.fromkeys(optimizers.__all__, ("points", "centroids")),
 }
@@ -232,6 +235,19 @@ def _update(
     return state.centroids, *stats
 
 
+def _reassign(
+    module: ModuleType, function: Callable, points: Any, centroids: Any, **kwargs: Any
+) -> tuple:
+    optimizer = module.macqueen()
+    state, _ = module.update(
+        points, module.init(centroids, optimizer=optimizer), optimizer=optimizer
+    )
+    # Any rows: each is one of those that are first in the data.
+    index = module.assign(points, centroids)
+    state = function(points, state, index, ratio=0.9, **kwargs)
+    return state.centroids, state.opt_state.counts
+
+
 # How a function is called; the others with their arguments as they are, and factories
 # of estimators by `_estimate`.
 CALLS = {
@@ -242,6 +258,7 @@ CALLS = {
     "bregman": _bregman,
     "init": _init,
     "mahalanobis": _mahalanobis,
+    "reassign": _reassign,
     "update": _update,
     **dict.fromkeys(optimizers.__all__, _optimizer),
 }

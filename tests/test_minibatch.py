@@ -231,3 +231,146 @@ def test_what_cannot_be_meant_is_said():
     other = {"optimizer": dk.macqueen()}
     raises(ValueError, "^state must be of the optimizer", KEY, X, part.state, **other)
     raises(TypeError, "pass result.state", KEY, X, part)
+
+
+def test_epochs_take_every_row_once_or_the_rows_as_they_are():
+    """90 rows, batches of 20: what is left out of one order is in another."""
+    optimizer, steps = dk.macqueen(), 9
+    for sampling in ("shuffled", "sequential"):
+        state = dk.init(C, optimizer=optimizer)
+        for t in range(steps):
+            if sampling == "shuffled":
+                order = jax.random.permutation(jax.random.fold_in(KEY, t // 4), 90)
+                i = order[t % 4 * 20 :][:20]
+            else:
+                first = min(t % 5 * 20, 70)
+                i = jnp.arange(first, first + 20)
+            state, _ = dk.update(X[i], state, optimizer=optimizer)
+        options = {"batch_size": 20, "sampling": sampling, "optimizer": optimizer}
+        found = dk.fit_minibatch(KEY, X, C, num_steps=steps, **options)
+        np.testing.assert_allclose(found.centroids, state.centroids, rtol=1e-12)
+        # In the middle of an epoch, too.
+        half = dk.fit_minibatch(KEY, X, C, num_steps=6, **options)
+        rest = dk.fit_minibatch(KEY, X, half.state, num_steps=3, **options)
+        np.testing.assert_array_equal(rest.centroids, found.centroids)
+
+
+def test_patience_ends_a_fit_whose_smoothed_loss_does_not_fall():
+    """The rule of scikit-learn, of the losses in the history."""
+    size, patience = 30, 4
+    options = {"batch_size": size, "optimizer": dk.macqueen(), "num_steps": 200}
+    every = dk.fit_minibatch(KEY, X, C, **options).history
+    mean, least, waited, steps = None, np.inf, 0, 0
+    for t, loss in enumerate(every[:200]):
+        steps = t + 1
+        if t == 0:
+            continue
+        rate = 2 * size / (len(X) + 1)
+        mean = loss if mean is None else (1 - rate) * mean + rate * loss
+        waited = 0 if mean < least else waited + 1
+        least = min(least, mean)
+        if waited == patience:
+            break
+    found = dk.fit_minibatch(KEY, X, C, patience=patience, **options)
+    assert 5 < steps < 200
+    assert int(found.num_steps) == steps
+    assert dk.Status(int(found.status)) == dk.Status.NO_IMPROVEMENT
+    np.testing.assert_allclose(found.history[:steps], every[:steps], rtol=1e-12)
+    one = dk.fit_minibatch(KEY, X, C, patience=patience, **options | {"num_steps": 3})
+    assert dk.Status(int(one.status)) == dk.Status.MAX_STEPS
+
+
+def refilled(counts, ratio, half):
+    """Which clusters scikit-learn's rule sets, and their counts then."""
+    low = counts < ratio * counts.max()
+    if low.sum() > half:
+        low[np.argsort(counts, kind="stable")[half:]] = False
+    return low, np.where(low, counts[~low].min(), counts)
+
+
+LOW = np.array([5.0, 0.0, 100.0, 0.5, 40.0, 0.9])
+
+
+@pytest.mark.parametrize("rows", [12, 4])
+def test_clusters_with_low_counts_are_set_to_rows_of_the_batch(rows):
+    points, c = np.asarray(X[:rows]), np.asarray(X[20:26])
+    state = dk.init(c, optimizer=dk.macqueen())
+    state = state._replace(opt_state=state.opt_state._replace(counts=jnp.asarray(LOW)))
+    index = jnp.arange(rows)[::-1]
+    found = dk.reassign(points, state, index)
+    low, counts = refilled(LOW, 0.01, rows // 2)
+    assert low.sum() == min(3, rows // 2)
+    np.testing.assert_array_equal(found.opt_state.counts, counts)
+    expected = c.copy()
+    expected[low] = points[np.asarray(index)[: low.sum()]]
+    np.testing.assert_array_equal(found.centroids, expected)
+    # A number for each is enough; those without one stay.
+    one = dk.reassign(points, state, index[:1])
+    assert (np.asarray(one.centroids) != c).any(axis=1).sum() == 1
+    for other in ({"ratio": 0.0}, {"active": jnp.asarray(LOW > 1)}):
+        same = dk.reassign(points, state, index, **other)
+        np.testing.assert_array_equal(same.centroids, c)
+
+
+def test_a_fit_refills_clusters_that_get_no_points():
+    far = jnp.concatenate([C[:3], jnp.full((2, 3), 99.0)])
+    options = {"num_steps": 30, "batch_size": 30, "optimizer": dk.macqueen()}
+    without = dk.fit_minibatch(KEY, X, far, **options)
+    assert dk.Status.EMPTY_CLUSTER in dk.Status(int(without.status))
+    for weights in (None, W):
+        option = {"weights": weights, "reassignment_ratio": 0.1}
+        found = dk.fit_minibatch(KEY, X, far, **options, **option)
+        assert dk.Status(int(found.status)) == dk.Status.MAX_STEPS
+        assert jnp.abs(found.centroids).max() < 4
+        half = dk.fit_minibatch(KEY, X, far, **options | {"num_steps": 11}, **option)
+        rest = options | {"num_steps": 19}
+        rest = dk.fit_minibatch(KEY, X, half.state, **rest, **option)
+        np.testing.assert_allclose(rest.centroids, found.centroids, rtol=1e-12)
+
+
+def test_rows_without_weight_are_never_what_a_cluster_is_set_to():
+    bad = X.at[::2].set(jnp.nan)
+    weights = jnp.ones(90).at[::2].set(0)
+    far = jnp.concatenate([X[1:4:2], jnp.full((3, 3), 99.0)])
+    options = {"num_steps": 20, "batch_size": 8, "optimizer": dk.ema(0.9)}
+    options |= {"weights": weights, "reassignment_ratio": 0.5}
+    found = dk.fit_minibatch(KEY, bad, far, **options)
+    assert jnp.isfinite(found.centroids).all()
+    assert int(found.num_steps) == 20
+
+
+OPTIONS = {"num_steps": 3, "batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling": "random"}, "^sampling must be 'replacement', 'shuffled' or"),
+        ({"sampling": "shuffled", "batch_size": 91}, "^batch_size must be at most n ="),
+        ({"patience": 0}, "^patience must be at least 1"),
+        ({"patience": 1.5}, "^patience must be a Python integer"),
+        ({"reassignment_ratio": -1}, "^reassignment_ratio must be finite and not neg"),
+        (
+            {"reassignment_ratio": 0.1, "optimizer": optax.sgd(0.1)},
+            r"^optimizer must keep running counts for a reassignment, as macqueen\(\)",
+        ),
+    ],
+)
+def test_what_an_option_cannot_be(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        dk.fit_minibatch(KEY, X, C, **OPTIONS | options)
+
+
+def test_what_cannot_be_reassigned_is_said():
+    state = dk.init(C, optimizer=dk.macqueen())
+    with pytest.raises(TypeError, match=r"^state must be a State"):
+        dk.reassign(X, C, jnp.arange(3))
+    with pytest.raises(TypeError, match=r"^index must be integers \[j\], got shape"):
+        dk.reassign(X, state, jnp.arange(3.0))
+    with pytest.raises(ValueError, match=r"^ratio must be finite"):
+        dk.reassign(X, state, jnp.arange(3), ratio=-1)
+    with pytest.raises(ValueError, match=r"^state must be of the"):
+        dk.reassign(X, state, jnp.arange(3), optimizer=dk.ema())
+    newton = dk.init(C)
+    with pytest.raises(ValueError, match=r"^optimizer must keep running"):
+        dk.reassign(X, newton, jnp.arange(3), optimizer=dk.newton())

@@ -2,6 +2,7 @@
 
 from diffkm_jax.fitting._fit import fit
 from diffkm_jax.fitting._minibatch import fit_minibatch
+from diffkm_jax.fitting._reassign import reassign
 from diffkm_jax.fitting._restarts import fit_restarts
 from diffkm_jax.fitting._state import FitResult, State, Status, init
 from diffkm_jax.fitting._update import update
@@ -14,5 +15,6 @@ __all__ = [
     "fit_minibatch",
     "fit_restarts",
     "init",
+    "reassign",
     "update",
 ]

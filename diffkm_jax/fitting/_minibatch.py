@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from diffkm_jax._checks import check_integer, check_key
+from diffkm_jax._checks import as_scalar, check_integer, check_key
 from diffkm_jax._hints import hinted
-from diffkm_jax._mesh import size_of, vary_as
+from diffkm_jax._mesh import vary_as
 from diffkm_jax._problem import Axis, Problem
-from diffkm_jax._sharding import check_replicated, over_rows
+from diffkm_jax._sharding import check_replicated, number_of, over_rows
 from diffkm_jax._units import in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._batches import Batches, check_batches
-from diffkm_jax.fitting._empty import EmptyPolicy
+from diffkm_jax.fitting._empty import EmptyPolicy, is_empty
 from diffkm_jax.fitting._fit import result_of
 from diffkm_jax.fitting._loop import Progress, after, begun, goes_on
+from diffkm_jax.fitting._reassign import counts_of, refill
 from diffkm_jax.fitting._start import as_start, rows_of
 from diffkm_jax.fitting._state import SPECS, FitResult, State
 from diffkm_jax.fitting._step import Algorithm, step
@@ -42,6 +43,8 @@ def fit_minibatch(
     num_steps: int,
     batch_size: int = 2048,
     sampling: str = "replacement",
+    patience: int | None = None,
+    reassignment_ratio: ArrayLike | None = None,
     optimizer: optax.GradientTransformation | None = None,
     weights: Float[ArrayLike, " n"] | None = None,
     active: Bool[ArrayLike, " k"] | None = None,
@@ -80,6 +83,13 @@ def fit_minibatch(
             through the rows in a new random order, of which it leaves out the rest.
             `"sequential"`: in epochs through the rows as they are, the last batch of
             which ends with the last row and overlaps the one before it.
+        patience: Steps, static, after which it ends if the smoothed loss of batches has
+            not become smaller in them, as in scikit-learn: their exponential mean, with
+            a rate of 2 `batch_size` / (n + 1), from the second on. None is no rule.
+        reassignment_ratio: Non-negative scalar, no unit: every 10 k rows, and after
+            every step before which a cluster had had no point, clusters whose running
+            count is below that share of the largest are set to rows of the batch, as
+            `reassign` says; for an optimizer that counts. None is never.
         optimizer: Any optax transformation, static by identity, of gradients that are
             sums over a batch; None is the one above.
         weights: Non-negative, [n], any unit; a row of weight 0 is inert, but is drawn
@@ -95,13 +105,18 @@ def fit_minibatch(
     Returns:
         A `FitResult` of all points, by one pass over them. `history` has, for every
         step, the loss of its batch before it, times n / `batch_size`, and at the end
-        `loss`. `status` says MAX_STEPS, because no rule ends it; NON_FINITE where a
-        batch or a step was not finite, at which it ends, with the centroids before it.
+        `loss`. `status` says MAX_STEPS, or NO_IMPROVEMENT where `patience` ended it; or
+        NON_FINITE where a batch or a step was not finite, at which it ends, with the
+        centroids before it.
 
     Raises:
-        TypeError: As in `fit`, or `key` is no random key, or `num_steps` or
-            `batch_size` no integer.
-        ValueError: As in `fit`, or `num_steps` is negative or `batch_size` below 1; or
+        TypeError: As in `fit`, or `key` is no random key, or `num_steps`,
+            `batch_size` or `patience` no integer.
+        ValueError: As in `fit`, or `num_steps` is negative or `batch_size` or
+            `patience` below 1; `sampling` is unknown, or `batch_size` above n, where
+            it is not with replacement, or no multiple of the devices that points are
+            sharded over; there is a `reassignment_ratio` and an optimizer without
+            counts; or
             `optimizer` is None for a `State`, as a schedule of an earlier call has
             ended.
 
@@ -140,8 +155,15 @@ def fit_minibatch(
     state, dtype = as_start(algorithm, problem, centroids, start)
     check_replicated(algorithm.plan, problem, (state, key))
     check_batches(sampling, batch_size, algorithm.plan, problem.points)
-    static = algorithm, num_steps, batch_size, sampling, dtype
-    return _fit_minibatch(*static, key, problem, state)
+    if patience is not None:
+        check_integer("patience", patience, minimum=1)
+    ratio = None
+    if reassignment_ratio is not None:
+        counts_of(state.opt_state, len(start))
+        given = reassignment_ratio, problem.points, problem.weights
+        ratio = as_scalar("reassignment_ratio", *given, zero=True)
+    static = algorithm, num_steps, batch_size, sampling, patience, dtype
+    return _fit_minibatch(*static, key, problem, state, ratio)
 
 
 @cache
@@ -155,35 +177,77 @@ def _settling(num_steps: int) -> optax.GradientTransformation:
     return ema(decay)
 
 
-@over_rows(5, SPECS)
+class Smoothed(NamedTuple):
+    """The losses of batches, smoothed as scikit-learn does, and their least.
+
+    Attributes:
+        loss: Their exponentially weighted mean, [].
+        least: The least that this has been, [].
+        waited: Steps since then, [], int32.
+    """
+
+    loss: jax.Array
+    least: jax.Array
+    waited: jax.Array
+
+    def after(self, loss: jax.Array, rate: float, is_first: jax.Array) -> Smoothed:
+        """With another loss; the first, of the start, does not count."""
+        mean = self.loss + rate * (loss - self.loss)
+        loss = jnp.where(jnp.isinf(self.loss), loss, mean)
+        waited = jnp.where(loss < self.least, 0, self.waited + 1)
+        new = Smoothed(loss, jnp.minimum(loss, self.least), waited)
+        return jax.tree.map(lambda a, b: jnp.where(is_first, a, b), self, new)
+
+
+@over_rows(6, SPECS)
 def _fit_minibatch(
     algorithm: Algorithm,
     num_steps: int,
     batch_size: int,
     sampling: str,
+    patience: int | None,
     dtype: Any,
     key: jax.Array,
     problem: Problem,
     start: State,
+    ratio: jax.Array | None,
 ) -> FitResult:
-    plan = algorithm.plan
+    plan, optimizer = algorithm.plan, algorithm.optimizer
     problem = in_unit(plan, problem, start.centroids)
-    opt_state = counts_in_unit(algorithm.optimizer, start.opt_state, problem)
+    opt_state = counts_in_unit(optimizer, start.opt_state, problem)
     start = start._replace(opt_state=opt_state)
-    held = lax.stop_gradient(problem)
+    held, k = lax.stop_gradient(problem), len(start.centroids)
     batches = Batches(sampling, plan, key, held, batch_size)
-    share = batches.rows * size_of(plan.axis_name) / batch_size
+    n, acc = number_of(plan, held.points), problem.dtype(start.centroids)
+    # Every 10 k rows, and where a cluster had none before the step.
+    period = max(1, 10 * k // batch_size)
 
-    def advance(carry: tuple[Progress, Any]) -> tuple[Progress, Any]:
-        now, order = carry
+    def refilled(batch: Problem, now: State, before: State, ratio: Any) -> State:
+        counts = counts_of(before.opt_state, k)
+        due = (before.step + 1) % period == 0
+        due |= is_empty(counts, problem.active).any()
+        given = key, batch, now, ratio
+        return lax.cond(due, lambda: refill(algorithm, *given), lambda: now)
+
+    def advance(carry: tuple[Progress, Smoothed, Any]):
+        now, smoothed, order = carry
         batch, order = batches.at(now.state.step, order)
         found = step(algorithm, batch, now.state)
-        loss = found.stats.loss * share
-        return lax.stop_gradient(after(now, found, loss, now.converged)), order
+        loss = found.stats.loss * (n / batch_size)
+        if ratio is not None:
+            state = refilled(batch, found.state, now.state, ratio)
+            state = jax.tree.map(partial(jnp.where, found.finite), state, found.state)
+            found = found._replace(state=state)
+        if patience is not None:
+            rate = min(1.0, 2 * batch_size / (n + 1))
+            smoothed = smoothed.after(loss, rate, now.num_steps == 0)
+        rests = now.converged if patience is None else smoothed.waited >= patience
+        return lax.stop_gradient((after(now, found, loss, rests), smoothed, order))
 
-    begin = begun(start, num_steps, problem.dtype(start.centroids))
+    inf = jnp.full((), jnp.inf, acc)
+    begin = begun(start, num_steps, acc), Smoothed(inf, inf, jnp.zeros((), jnp.int32))
     # As in `run`: a fit per device, where any of these varies.
     begin = vary_as(lax.stop_gradient(begin), key, held, start, but=plan.axis_name)
     order = vary_as(batches.order(start.step), key, held, start)
-    end, _ = lax.while_loop(lambda carry: goes_on(carry[0]), advance, (begin, order))
-    return result_of(algorithm, "none", dtype, problem, start, end, None)
+    end = lax.while_loop(lambda carry: goes_on(carry[0]), advance, (*begin, order))
+    return result_of(algorithm, "none", dtype, problem, start, end[0], None)

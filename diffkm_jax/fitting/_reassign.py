@@ -1,0 +1,148 @@
+"""Clusters that have had few points, set to rows of a batch."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffkm_jax._blocks import gather
+from diffkm_jax._checks import as_active, as_array, as_points_and_centroids, as_scalar
+from diffkm_jax._hints import hinted, shown
+from diffkm_jax._problem import Problem
+from diffkm_jax.fitting._empty import set_rows
+from diffkm_jax.fitting._state import State
+from diffkm_jax.fitting._step import Algorithm, check_state
+from diffkm_jax.initializers._rows import take
+from diffkm_jax.optimizers import macqueen
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Bool, Float, Int
+
+
+@hinted
+def reassign(
+    points: Float[ArrayLike, "m d"],
+    state: State,
+    index: Int[ArrayLike, " j"],
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    ratio: ArrayLike = 0.01,
+    active: Bool[ArrayLike, " k"] | None = None,
+) -> State:
+    """Sets clusters that have had few points to rows of a batch.
+
+    Those are the clusters whose running count is below `ratio` times the largest, the
+    lowest m/2 of them at most. The i-th takes row `index[i]`, with the smallest running
+    count of the others; what an optimizer knows of it else is as at the start. The
+    gradient is the identity in the other centroids, and zero in those that are set.
+
+    Args:
+        points: A batch, [m, d], real, in data units.
+        state: The `State` after an update by this optimizer.
+        index: Rows of the batch, different ones and in random order, [j], integers;
+            clusters beyond the j-th stay. `jax.random.permutation(key, m)` is enough.
+        optimizer: One that keeps counts, as `macqueen()`, which None is, or `ema()`.
+        ratio: Non-negative scalar, no unit; 0 sets none.
+        active: Clusters that exist, [k], bool; None is all.
+
+    Returns:
+        The `State`, of the same step.
+
+    Raises:
+        TypeError: An array is not real, `index` no integers, or `state` no `State`.
+        ValueError: A shape does not fit, `ratio` is a negative number, or the state is
+            not of the optimizer, or has no counts.
+
+    Example:
+        >>> x, optimizer = jnp.array([[0.0], [1.0], [9.0]]), dk.macqueen()
+        >>> state = dk.init(jnp.array([[3.0], [99.0]]), optimizer=optimizer)
+        >>> state, _ = dk.update(x, state, optimizer=optimizer)
+        >>> dk.reassign(x, state, jnp.array([2, 0, 1])).centroids[1].tolist()
+        [9.0]
+
+    Source: the rule of scikit-learn's MiniBatchKMeans,
+        https://scikit-learn.org/stable/modules/clustering.html#mini-batch-kmeans
+    """
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a State, as of update, got {shown(state)}")
+    optimizer = macqueen() if optimizer is None else optimizer
+    points, centroids = as_points_and_centroids(points, state.centroids)
+    active = as_active(active, len(centroids))
+    index = as_array("index", index)
+    if not jnp.issubdtype(index.dtype, jnp.integer) or index.ndim != 1:
+        got = f"shape {index.shape}, dtype {index.dtype}"
+        raise TypeError(f"index must be integers [j], got {got}")
+    ratio = as_scalar("ratio", ratio, points, centroids, zero=True)
+    check_state(state, optimizer)
+    rows = points[index[: len(centroids)]].astype(centroids.dtype)
+    return reassigned(optimizer, len(points) // 2, state, rows, ratio, active)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def reassigned(
+    optimizer: optax.GradientTransformation,
+    limit: int,
+    state: State,
+    rows: jax.Array,
+    ratio: jax.Array,
+    active: jax.Array | None,
+    usable: jax.Array | None = None,
+) -> State:
+    """The state with at most `limit` clusters set to the first usable rows, [j, d]."""
+    k = len(state.centroids)
+    counts = counts_of(state.opt_state, k)
+    exists = jnp.ones(k, bool) if active is None else active
+    largest = jnp.max(counts, where=exists, initial=0)
+    low = exists & (counts < ratio.astype(counts.dtype) * largest) & (counts < largest)
+    order = jnp.argsort(jnp.where(low, counts, jnp.inf))
+    low &= jnp.zeros(k, bool).at[order[:limit]].set(True)
+    which = jnp.cumsum(low, dtype=jnp.int32) - 1
+    low &= which < (len(rows) if usable is None else usable)
+    if len(rows) == 0:
+        return state
+    least = jnp.min(counts, where=exists & ~low, initial=jnp.inf)
+    rows = rows[jnp.clip(which, 0, len(rows) - 1)]
+    weights = jnp.full(k, least)
+    return set_rows(low, rows, weights, state, optimizer, active)
+
+
+def refill(
+    algorithm: Algorithm,
+    key: jax.Array,
+    batch: Problem,
+    state: State,
+    ratio: jax.Array,
+) -> State:
+    """The state after a step by a batch, with clusters set to random rows of it."""
+    axis, k = algorithm.plan.axis_name, len(state.centroids)
+    usable = jnp.ones(len(batch.points), bool)
+    if batch.weights is not None:
+        usable = batch.weights > 0
+    usable = gather(usable, axis).reshape(-1)
+    limit = len(usable) // 2
+    # After the step, so that its number is not that of a batch.
+    key = jax.random.fold_in(jax.random.fold_in(key, state.step), k)
+    noise = jax.random.uniform(key, usable.shape, jnp.float32)
+    index = jnp.argsort(jnp.where(usable, noise, 2))[: min(k, limit)]
+    rows = take(batch.points, index.astype(jnp.int32), axis)
+    given = rows.astype(state.centroids.dtype), ratio, batch.active
+    return reassigned(
+        algorithm.optimizer, limit, state, *given, usable.sum(dtype=jnp.int32)
+    )
+
+
+def counts_of(opt_state: Any, k: int) -> jax.Array:
+    """The running counts in the state of an optimizer, [k]."""
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    for path, leaf in leaves:
+        named = getattr(path[-1], "name", None) if path else None
+        if named == "counts" and jnp.shape(leaf) == (k,):
+            return leaf
+    raise ValueError(
+        "optimizer must keep running counts for a reassignment, as macqueen() or ema()"
+    )

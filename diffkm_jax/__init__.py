@@ -73,6 +73,7 @@ from diffkm_jax.quantizers import (
 )
 from diffkm_jax.sharding import fit_sharded, fit_specs
 from diffkm_jax.statistics import Statistics, assign, statistics
+from diffkm_jax.storage import load, save
 from diffkm_jax.streaming import StreamResult, fit_stream
 
 __version__ = version("diffkm")
@@ -117,6 +118,7 @@ __all__ = [
     "kmeans_loss",
     "kmeans_parallel",
     "kmeans_plus_plus",
+    "load",
     "macqueen",
     "mahalanobis",
     "manhattan",
@@ -130,6 +132,7 @@ __all__ = [
     "reinmax",
     "rotation_trick",
     "sampled_straight_through",
+    "save",
     "sinkhorn",
     "soft_kmeans_loss",
     "softmax",

@@ -24,7 +24,7 @@ from diffkm_jax._files import (
     check_out,
     read_points,
     with_output,
-    write_whole,
+    write_npz,
 )
 
 HELP = """\
@@ -205,7 +205,7 @@ def write_result(out: Path, result: dk.FitResult) -> None:
     names = SAVED if result.temperature is None else [*SAVED, "temperature"]
     arrays = {name: getattr(result, name) for name in names}
     steps = int(result.num_steps)
-    write_whole(out, arrays | {"history": result.history[: steps + 1]})
+    write_npz(out, arrays | {"history": result.history[: steps + 1]})
 
 
 def say(message: str) -> None:

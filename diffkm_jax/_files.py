@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
-import signal
-import stat
 import sys
 import tempfile
-import threading
 import zipfile
 from array import array
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from diffkm_jax._writing import write_whole
 
 
 class DataError(Exception):
@@ -122,62 +120,12 @@ def check_out(out: Path, file: Path) -> None:
         raise DataError(f"{out}: cannot write to its folder: {error}") from error
 
 
-def write_whole(out: Path, arrays: dict[str, Any]) -> None:
-    """Writes a .npz file whole or not at all, with the access of what it replaces."""
-    out, came = out.resolve(), []
-
-    def stop(number: int, frame: Any) -> None:
-        came.append(number)
-        raise KeyboardInterrupt
-
+def write_npz(out: Path, arrays: dict[str, Any]) -> None:
+    """Writes the arrays of a result, or says why not."""
     try:
-        # A signal waits while the folder is made and removed, and ends the writing.
-        with on_termination(lambda number, frame: came.append(number)):
-            # Beside the output, because a rename is atomic inside a file system only;
-            # nobody else can enter it.
-            folder = tempfile.mkdtemp(dir=out.parent, prefix=".diffkm-")
-            try:
-                with on_termination(stop):
-                    part = Path(folder, out.name)
-                    with part.open("xb") as file:
-                        np.savez(file, **arrays)
-                    if out.exists():
-                        copy_access(out, part)
-                    part.replace(out)
-            finally:
-                shutil.rmtree(folder)
+        write_whole(out, arrays)
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error}") from error
-    finally:
-        if came:
-            signal.raise_signal(came[0])
-
-
-@contextmanager
-def on_termination(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Handles what would end the process at once, in the main thread."""
-    old = {}
-    try:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-                if number not in old and signal.getsignal(number) != signal.SIG_IGN:
-                    old[number] = signal.signal(number, handler)
-        yield
-    finally:
-        for number, before in old.items():
-            signal.signal(number, before)
-
-
-def copy_access(old: Path, new: Path) -> None:
-    """Gives a file the group and the permissions of another, or fewer."""
-    status = old.stat()
-    mode = stat.S_IMODE(status.st_mode)
-    if new.stat().st_gid != status.st_gid:
-        try:
-            os.chown(new, -1, status.st_gid)
-        except OSError:
-            mode &= ~stat.S_IRWXG  # What its group may do, another may not.
-    new.chmod(mode)
 
 
 def with_output(run: Callable[[], int]) -> int:

@@ -15,7 +15,7 @@ import pytest
 
 import diffkm_jax as dk
 from diffkm_jax import __main__ as command_line
-from diffkm_jax import _files
+from diffkm_jax import _writing
 
 ROOT = Path(__file__).parents[1]
 POINTS = np.random.default_rng(0).normal(size=(60, 3)) + 5.0 * np.eye(3)[[0, 1, 2] * 20]
@@ -664,7 +664,7 @@ def test_permissions_of_a_group_are_not_given_to_another(fit, monkeypatch):
     new.write_text("new")
     monkeypatch.setattr(os, "chown", chown)
     old = type("Old", (), {"stat": lambda self: Other})()
-    _files.copy_access(old, new)
+    _writing.copy_access(old, new)
     assert stat.S_IMODE(new.stat().st_mode) == 0o600
 
 

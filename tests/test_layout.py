@@ -15,7 +15,7 @@ import diffkm_torch
 
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
-    ["_dtypes", "_hints", "_leaves", "_mesh", "_numerics", "_tangents"],
+    ["_dtypes", "_hints", "_leaves", "_mesh", "_numerics", "_tangents", "_writing"],
     ["_problem"],
     ["_checks", "_blocks", "_products", "_units", "agreement", "bridge"],
     ["_sharding"],
@@ -29,6 +29,7 @@ LEVELS = [
     ["losses", "initializers", "optimizers", "quantizers", "estimators"],
     ["fitting", "diagnostics"],
     ["modules", "sharding", "streaming"],
+    ["storage"],
     ["__init__"],
     ["_calls"],
     ["_parity", "_arguments", "_files"],
@@ -48,6 +49,8 @@ ONLY_JAX = {
     "StreamResult",
     "is_discrete",
     "kmeans_parallel",
+    "load",
+    "save",
     "kmeans_plus_plus",
     "random_points",
 }

@@ -33,8 +33,8 @@ def save(path: str | os.PathLike, value: State | FitResult | StreamResult) -> No
     """Writes a state or a result to one file, an .npz of NumPy's.
 
     The file is there as a whole or not at all: what is under that name stays until the
-    new one is on the disk, also where the process is killed. Files have no gradient,
-    and numbers of the file are those of the value, bit for bit, in their units.
+    new one is on the disk, also where the process is killed. Its numbers are those of
+    the value, bit for bit; a file has no gradient.
 
     Args:
         path: Where to; the name is taken as it is, as `"fit.npz"`.
@@ -43,7 +43,7 @@ def save(path: str | os.PathLike, value: State | FitResult | StreamResult) -> No
             same on each, on one of them.
 
     Returns:
-        None.
+        None; numbers keep their units.
 
     Raises:
         TypeError: `value` is none of these, or holds what is no array.
@@ -73,7 +73,9 @@ def save(path: str | os.PathLike, value: State | FitResult | StreamResult) -> No
 
 
 @hinted
-def load(path: str | os.PathLike, like: Any = None) -> Any:
+def load(
+    path: str | os.PathLike, like: State | FitResult | StreamResult | None = None
+) -> State | FitResult | StreamResult:
     """Reads what `save` has written.
 
     Args:

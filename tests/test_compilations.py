@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import tempfile
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -23,6 +24,7 @@ X, C, W, LOGITS = (DATA[name] for name in ("points", "centroids", "weights", "lo
 KEY = jax.random.key(0)
 MESH = jax.make_mesh((2,), ("data",))
 STATE = dk.init(C)
+COUNTED = dk.init(C, optimizer=dk.macqueen())
 MOMENTUM = optax.sgd(0.01, momentum=0.9)
 SCHEDULE = optax.exponential_decay(1.0, 3, 0.5, end_value=0.3)
 NUMBERS = iter(np.linspace(0.3, 0.9, 1000))
@@ -59,7 +61,14 @@ def number():
 
 def smaller():
     """A batch, and another of fewer rows, of other ones at every call."""
-    return [X, X[: 1 + int(number()) % (len(X) - 1)]]
+    return [X, X[: 1 + int(1000 * number()) % (len(X) - 1)]]
+
+
+def saved(value):
+    """A value, from a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        dk.save(f"{folder}/value", value)
+        return dk.load(f"{folder}/value")
 
 
 def cost(rows):
@@ -100,6 +109,9 @@ CALLS = {
     "is_discrete": lambda: dk.is_discrete(KEY, cost, LOGITS, es.reinmax(tau=number())),
     "kmeans_parallel": lambda: dk.kmeans_parallel(KEY, X, 3, weights=number() * W),
     "kmeans_plus_plus": lambda: dk.kmeans_plus_plus(KEY, X, 3, weights=number() * W),
+    "load": lambda: saved(dk.update(X, STATE)[0]),
+    "reassign": lambda: dk.reassign(X, COUNTED, jnp.arange(4), ratio=number()),
+    "save": lambda: saved(dk.fit(X, C, tol=number())),
     "random_points": lambda: dk.random_points(KEY, X, 3),
     "fit, no step": lambda: dk.fit(X, C, max_steps=0),
     "fit, a schedule": lambda: dk.fit(X, C, temperature=SCHEDULE, max_steps=9),

@@ -29,7 +29,8 @@ TORCH_NAMES = {"torch": torch, "dt": dt}
 SECTIONS = ("Args", "Returns", "Raises", "Example", "Source", "Attributes")
 ARRAY = re.compile(r"\b(Float|Int|Bool)\[|\bArrayLike\b|\bTensor\b")
 # Documented where they are defined, field by field.
-RECORD = re.compile(r"\b(State|Statistics|FitResult|Certificate|Quantized|Report)\b")
+RECORDS = "State Statistics FitResult StreamResult Certificate Quantized Report"
+RECORD = re.compile(rf"\b({'|'.join(RECORDS.split())})\b")
 AXIS = r"[\w*.]+( \+ \w+)?"
 WORD = r"\b([Ss]calar|number|any shape)\b"
 SHAPE = re.compile(rf"\[({AXIS}(, {AXIS})*)?\]|{WORD}")
@@ -97,7 +98,9 @@ def faults(function):
     missing["no gradient"] = not re.search("gradient|derivative", text)
     missing["no example"] = ">>> " not in found.get("Example", "")
     missing["no unit"] = not UNIT.search(" ".join([returns, *said.values()]))
-    missing["the result has no shape"] = not (record or SHAPE.search(returns))
+    nothing = str(signature.return_annotation) == "None"
+    shaped = record or nothing or SHAPE.search(returns)
+    missing["the result has no shape"] = not shaped
     for name, annotation in annotations.items():
         array, words = is_array(annotation), said[name]
         missing[f"{name} is not described"] = not words.strip()

@@ -44,8 +44,8 @@ def reassign(
     Args:
         points: A batch, [m, d], real, in data units.
         state: The `State` after an update by this optimizer.
-        index: Rows of the batch, different ones and in random order, [j], integers;
-            clusters beyond the j-th stay. `jax.random.permutation(key, m)` is enough.
+        index: Rows of the batch, different ones and in random order, [j], integers of
+            no unit: `jax.random.permutation(key, m)`. Clusters beyond the j-th stay.
         optimizer: One that keeps counts, as `macqueen()`, which None is, or `ema()`.
         ratio: Non-negative scalar, no unit; 0 sets none.
         active: Clusters that exist, [k], bool; None is all.

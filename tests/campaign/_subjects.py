@@ -30,7 +30,12 @@ PROMISES = dict(promises())
 CLASSES = {
     "Certificate": "certificate",
     "FitResult": "fit",
+    "StreamResult": "fit",
+    # No functions of arrays alone.
     "fit_specs": "fit",
+    "fit_stream": "fit",
+    "load": "init",
+    "save": "init",
     "Quantized": "quantize",
     "Report": "evaluate",
     "State": "init",

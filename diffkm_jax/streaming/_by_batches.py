@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffkm_jax._problem import Problem
+from diffkm_jax.fitting import State
 from diffkm_jax.fitting._start import check_number, start_of
 from diffkm_jax.fitting._step import Algorithm
 from diffkm_jax.streaming._parts import added, named, step_on
@@ -17,6 +18,22 @@ from diffkm_jax.streaming._result import StreamResult
 from diffkm_jax.streaming._watch import Watch
 
 Problems = Callable[[], Iterator[tuple[Batch, Algorithm, Problem]]]
+
+
+class Mark(NamedTuple):
+    """What is known after a step, which Ctrl-C finds whole, the old one or the new.
+
+    Attributes:
+        state: After it.
+        residual: Before it, [], or None before the first.
+        found: What was found of the points so far, or None before the first.
+        num_steps: Steps so far.
+    """
+
+    state: State
+    residual: Any = None
+    found: Any = None
+    num_steps: int = 0
 
 
 class ByBatches:
@@ -30,50 +47,49 @@ class ByBatches:
 
     def __init__(self, start: Any, rows: jax.Array, watch: Watch) -> None:
         self.start, self.rows, self.watch = start, rows, watch
-        # Where it is, and the dtype of what it returns; None before the first batch.
-        self.state: Any = None
+        # None before the first batch; and the dtype of what is returned.
+        self.mark: Mark | None = None
         self.dtype: Any = None
         self.bad: Batch | None = None
-        self.total: Any = None
-        self.residual: jax.Array | None = None
         self.history: list[float] = []
         self.interrupted = self.outside = False
 
     def run(self, problems: Problems) -> None:
         """Steps until the batches end, or the caller does."""
         for batch, algorithm, problem in problems():
-            if self.state is None:
+            if self.mark is None:
                 if problem.active is None:
                     check_number(len(self.rows), batch.number, "of the first batch")
-                self.state, self.dtype = start_of(
-                    algorithm, problem, self.start, self.rows
-                )
-            found, outside = step_on(algorithm, problem, self.state)
+                given = algorithm, problem, self.start, self.rows
+                state, self.dtype = start_of(*given)
+                self.mark = Mark(state)
+            mark = self.mark
+            found, outside = step_on(algorithm, problem, mark.state)
             if not bool(found.finite):
                 self.bad = batch
                 return
-            self.state, self.residual = found.state, found.residual
-            self.total = added(self.total, (found.stats.loss, found.stats.counts))
-            self.history.append(float(found.stats.loss))
+            total = added(mark.found, (found.stats.loss, found.stats.counts))
             self.outside |= bool(outside)
-            if self.watch.stops(self.state, found.stats):
+            self.history[mark.num_steps :] = [float(found.stats.loss)]
+            self.mark = Mark(found.state, found.residual, total, mark.num_steps + 1)
+            if self.watch.stops(found.state, found.stats):
                 self.interrupted = True
                 return
 
     def result(self) -> StreamResult:
         """What it has found so far."""
-        state, failed = self.state, self.bad is not None
-        acc = state.centroids.dtype
+        mark: Any = self.mark
+        failed, acc = self.bad is not None, mark.state.centroids.dtype
         nothing = jnp.zeros((), acc), jnp.zeros(len(self.rows), acc)
-        loss, counts = nothing if self.total is None else self.total[0]
+        loss, counts = nothing if mark.found is None else mark.found[0]
         nan = jnp.asarray(jnp.nan, acc)
         return StreamResult(
-            centroids=state.centroids.astype(self.dtype),
+            centroids=mark.state.centroids.astype(self.dtype),
             loss=loss,
             counts=counts,
-            residual=nan if self.residual is None else self.residual,
-            history=jnp.asarray(self.history, acc),
-            num_steps=self.watch.num_steps,
+            residual=nan if mark.residual is None else mark.residual,
+            history=jnp.asarray(self.history[: mark.num_steps], acc),
+            num_steps=mark.num_steps,
             status=named(
                 MAX_STEPS=not failed and not self.interrupted,
                 NON_FINITE=failed,
@@ -81,5 +97,5 @@ class ByBatches:
                 DOMAIN=self.outside,
                 INTERRUPTED=self.interrupted,
             ),
-            state=state,
+            state=mark.state,
         )

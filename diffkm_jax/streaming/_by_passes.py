@@ -12,10 +12,10 @@ import numpy as np
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.fitting._empty import Costliest
 from diffkm_jax.fitting._start import as_tol, check_number, start_of
-from diffkm_jax.fitting._state import Status
+from diffkm_jax.fitting._state import State, Status
 from diffkm_jax.fitting._step import Algorithm
 from diffkm_jax.statistics import Statistics
-from diffkm_jax.streaming._by_batches import Problems
+from diffkm_jax.streaming._by_batches import Mark, Problems
 from diffkm_jax.streaming._parts import (
     added,
     costliest_in,
@@ -51,53 +51,53 @@ class ByPasses:
         self.passes, self.tol = passes, tol
         # Of the start; where the fit is; the dtype of what it returns.
         self.first: Any = None
-        self.state: Any = None
+        self.mark: Mark | None = None
         self.dtype: Any = None
         # What a step needs but for points; the rule that ends it; rows of all batches.
         self.alone: Any = None
         self.rule: Any = None
         self.number: int | None = None
-        self.stats: Any = None
-        self.residual: Any = None
         self.status: Any = None
         self.history: list[float] = []
         self.bad: Batch | None = None
         self.interrupted = False
 
+    @property
+    def state(self) -> State:
+        """Where the fit is, once it has begun."""
+        mark: Any = self.mark
+        return mark.state
+
     def run(self, problems: Problems) -> None:
         """Steps until the centroids rest, or the caller ends it; then a last pass."""
-        rests = False
-        while self.watch.num_steps < self.passes and not rests and not self.interrupted:
-            stats = self._pass(
-                problems,
-                lambda algorithm, problem: statistics_on(
-                    algorithm, problem, self.state
-                ),
-            )
+        taken, rests = 0, False
+        while taken < self.passes and not rests and not self.interrupted:
+            stats = self._pass(problems, lambda *part: statistics_on(*part, self.state))
             if stats is None:
                 return
             costly = self._costliest(problems, stats)
             found, last = step_after(*self.alone, self.state, stats, costly, self.rule)
-            self.stats, self.residual = stats, found.residual
-            self.history.append(float(stats.loss))
             if not bool(found.finite):
                 self.status = named(NON_FINITE=True)
                 return
-            self.state, rests = found.state, bool(last)
+            rests = bool(last)
+            self.history[taken:] = [float(stats.loss)]
+            taken += 1
+            self.mark = Mark(found.state, found.residual, stats, taken)
             self.interrupted = self.watch.stops(self.state, stats)
-        self._end(problems, rests)
+        self._end(problems, taken, rests)
 
     def _pass(self, problems: Problems, of_part: Callable) -> Any:
         """The sum over all batches of what is found of each; None, if not finite.
 
         The first also makes the rule, of their moments.
         """
-        total, moments, number = None, [], 0
+        total, moments, number, before = None, [], 0, None
         for batch, algorithm, problem in problems():
-            if self.state is None:
+            if self.mark is None:
                 given = algorithm, problem, self.start, self.rows
                 self.first, self.dtype = start_of(*given)
-                self.state = self.first
+                self.mark = Mark(self.first)
                 bare = jnp.ones((1, self.rows.shape[1]), problem.points.dtype)
                 plan = Plan(algorithm.plan.block_size)
                 self.alone = (
@@ -105,12 +105,15 @@ class ByPasses:
                     problem._replace(points=bare, weights=None),
                 )
             part = of_part(algorithm, problem)
-            if not bool(jnp.isfinite(jax.tree.leaves(part)[0])):
-                self.status, self.bad = named(NON_FINITE=True), batch
+            # Looked at when the next is under way, so that nothing waits for it.
+            if self._fails(before):
                 return None
+            before = batch, part
             total, number = added(total, part), number + batch.number
             if self.rule is None:
                 moments.append(moments_on(algorithm, problem, self.first))
+        if self._fails(before):
+            return None
         self._check(number)
         if self.rule is None:
             algorithm, problem = self.alone
@@ -119,6 +122,13 @@ class ByPasses:
             self.rule = rule_of(algorithm, problem, self.first, every, tol, last)
         summed: Any = total
         return summed[0]
+
+    def _fails(self, found: tuple[Batch, Any] | None) -> bool:
+        """Whether what a batch gave is not finite."""
+        if found is None or bool(jnp.isfinite(jax.tree.leaves(found[1])[0])):
+            return False
+        self.status, self.bad = named(NON_FINITE=True), found[0]
+        return True
 
     def _check(self, number: int) -> None:
         """Raises ValueError unless a pass has read rows, as many as the one before."""
@@ -151,7 +161,7 @@ class ByPasses:
             found = part if found is None else costliest_in([found, part], k)
         return found
 
-    def _end(self, problems: Problems, rests: bool) -> None:
+    def _end(self, problems: Problems, taken: int, rests: bool) -> None:
         """A last pass, at the centroids as they are returned."""
 
         def of_part(algorithm: Algorithm, problem: Problem) -> Any:
@@ -162,26 +172,27 @@ class ByPasses:
         found = self._pass(problems, of_part)
         if found is None:
             return
-        self.stats, outside = found
+        stats, outside = found
         at_rest = rests, self.interrupted, outside > 0
         last = jnp.maximum(self.state.step - 1, self.first.step)
-        given = self.dtype, self.state, last, self.stats, self.rule, *at_rest
-        self.residual, status = ending_of(*self.alone, *given)
+        given = self.dtype, self.state, last, stats, self.rule, *at_rest
+        residual, status = ending_of(*self.alone, *given)
         self.status = Status(int(status))
+        self.mark = Mark(self.state, residual, stats, taken)
 
     def result(self) -> StreamResult:
         """What it has found so far."""
-        acc = self.state.centroids.dtype
+        mark: Any = self.mark
+        stats, n, acc = mark.found, mark.num_steps, mark.state.centroids.dtype
         nan, zeros = jnp.asarray(jnp.nan, acc), jnp.zeros(len(self.rows), acc)
-        known, n = self.stats is not None, self.watch.num_steps
-        loss = self.stats.loss if known else nan
+        loss = nan if stats is None else stats.loss
         return StreamResult(
-            centroids=self.state.centroids.astype(self.dtype),
+            centroids=mark.state.centroids.astype(self.dtype),
             loss=loss,
-            counts=self.stats.counts if known else zeros,
-            residual=self.residual if known else nan,
-            history=jnp.asarray([*self.history, float(loss)], acc)[: n + 1],
+            counts=zeros if stats is None else stats.counts,
+            residual=nan if stats is None else mark.residual,
+            history=jnp.asarray([*self.history[:n], float(loss)], acc),
             num_steps=n,
             status=self.status or named(INTERRUPTED=True),
-            state=self.state,
+            state=mark.state,
         )

@@ -69,10 +69,10 @@ class Reader:
         sharding: Any,
         multiple: int,
     ) -> None:
-        self.parts = parts_of(source, size)
+        self.parts, self.is_cut = parts_of(source, size)
         self.width, self.weighted = width, weighted
         self.sharding, self.multiple = sharding, multiple
-        self.rows = 0
+        self.rows, self.ones = 0, None
 
     def __iter__(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(1)
@@ -93,11 +93,18 @@ class Reader:
                 continue
             wanted = number + -number % self.multiple
             self.rows = max(self.rows, wanted)
-            # Copied, as who makes batches may use one buffer for all.
-            rows = np.zeros((self.rows, self.width), points.dtype)
-            rows[:number] = points
-            weights = np.pad(weights, (0, self.rows - number))
-            placed = jax.device_put((rows, weights), self.sharding)
+            if not self.is_cut or number < self.rows:
+                # Copied, as who makes batches may use one buffer for all.
+                rows = np.zeros((self.rows, self.width), points.dtype)
+                rows[:number] = points
+                points = rows
+            if number < self.rows or self.weighted:
+                weights = np.pad(weights, (0, self.rows - number))
+                placed = jax.device_put((points, weights), self.sharding)
+            else:
+                if self.ones is None or len(self.ones) < number:
+                    self.ones = jax.device_put(weights, self.sharding)
+                placed = jax.device_put(points, self.sharding), self.ones
             yield Batch(*placed, place=index, number=number)
 
     def _checked(self, part: Any, index: int) -> tuple[Any, Any]:
@@ -146,19 +153,22 @@ def _as_numbers(array: Any, where: str) -> np.ndarray:
     return found.astype(jnp.result_type(float))
 
 
-def parts_of(source: Any, size: int) -> Callable[[], Any]:
-    """The function that starts to read a source; raises TypeError if it is none."""
+def parts_of(source: Any, size: int) -> tuple[Callable[[], Any], bool]:
+    """The function that starts to read a source, and whether it cuts it.
+
+    Raises TypeError if it is none.
+    """
     source = [source] if isinstance(source, str | Path) else source
     if len(getattr(source, "shape", ())) == 2:
-        return lambda: _cut([source], size)
+        return lambda: _cut([source], size), True
     paths = source if isinstance(source, list | tuple) else ()
     if paths and all(isinstance(path, str | Path) for path in paths):
-        return lambda: _cut(map(_opened, paths), size)
+        return lambda: _cut(map(_opened, paths), size), True
     if callable(source):
-        return source
+        return source, False
     if not isinstance(source, Iterable) or hasattr(source, "shape"):
         raise TypeError(f"batches must be {KINDS}, got {shown(source)}")
-    return lambda: source
+    return lambda: source, False
 
 
 def is_read_once(source: Any) -> bool:
@@ -199,9 +209,14 @@ def _rows(array: Any, start: int, stop: int) -> np.ndarray:
     is_whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
     if not is_whole or not array.flags.c_contiguous or array.filename is None:
         return np.asarray(array[start:stop])
-    # By a map of these rows alone: pages of one map of all stay in memory.
-    offset = array.offset + start * array.shape[1] * array.itemsize
-    shape = (stop - start, array.shape[1])
-    return np.array(
-        np.memmap(array.filename, array.dtype, "r", offset=offset, shape=shape)
-    )
+    # From the file: pages of a map stay in memory, and are slower.
+    rows = np.empty((stop - start, array.shape[1]), array.dtype)
+    data: Any = rows.view(np.uint8)
+    left = memoryview(data).cast("B")
+    with open(array.filename, "rb", buffering=0) as file:
+        file.seek(array.offset + start * rows.shape[1] * rows.itemsize)
+        while left and (number := file.readinto(left)):
+            left = left[number:]
+    if left:
+        raise ValueError(f"batches must be whole files, got a part of {array.filename}")
+    return rows

@@ -161,14 +161,14 @@ def fit_stream(
         try:
             fit.run(problems)
         except KeyboardInterrupt:
-            if fit.state is None:
+            if fit.mark is None:
                 raise
             fit.interrupted = True
         except Exception as error:
-            if fit.state is not None:
+            if fit.mark is not None:
                 _with_result(error, fit.result())
             raise
-    if fit.state is None:
+    if fit.mark is None:
         raise ValueError("batches must have rows, got none")
     if fit.bad is not None:
         message = f"{fit.bad.fault()}: the fit ends with the state before it"

@@ -11,7 +11,7 @@ from diffkm_jax.statistics import Statistics
 
 
 class Watch:
-    """Counts steps; shows them; and asks a function whether to go on.
+    """Shows steps, and asks a function whether to go on.
 
     Args:
         callback: Function of state and statistics, or None.
@@ -25,7 +25,7 @@ class Watch:
         progress: bool,
         total: int | None,
     ) -> None:
-        self.callback, self.num_steps, self.bar = callback, 0, None
+        self.callback, self.bar = callback, None
         if progress:
             self.bar = _tqdm()(total=total, disable=None, unit="step")
 
@@ -42,8 +42,7 @@ class Watch:
             self.bar.close()
 
     def stops(self, state: State, stats: Statistics) -> bool:
-        """Counts a step, and says whether the caller ends the fit with it."""
-        self.num_steps += 1
+        """Whether the caller ends the fit with this step."""
         if self.bar is not None:
             self.bar.set_postfix(loss=f"{float(stats.loss):.6g}", refresh=False)
             self.bar.update()

@@ -31,7 +31,9 @@ def sums_by_label(labels: Tensor, k: int, *values: Tensor) -> tuple[Tensor, ...]
 
     def total(a: Tensor) -> Tensor:
         sums = a.new_zeros(pieces * k, *a.shape[1:]).index_add(0, index, a)
-        return sums if pieces == 1 else sums.reshape(pieces, k, *a.shape[1:]).sum(0)
+        # Not reshaped: the default backend of torch.compile, in torch 2.13, loses the
+        # last piece then, where it fuses these sums with what else reads the labels.
+        return sums if pieces == 1 else torch.stack(sums.split(k)).sum(0)
 
     return tuple(map(total, values))
 

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from functools import partial
+from shutil import which
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import diffkm_torch as dt
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script"),
 ]
 
 X, C, W, V = layer_data()
@@ -180,3 +181,18 @@ def test_a_fit_breaks_the_graph_and_keeps_its_values():
     torch.compiler.reset()
     program = torch.compile(ending, backend="aot_eager")
     close(program(X, C, max_steps=3), ending(X, C, max_steps=3))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("g++") is None, reason="the default backend needs a compiler")
+@pytest.mark.parametrize("rows", [1024, 4096])
+def test_the_default_backend_updates_a_codebook_by_all_points(rows):
+    """It lost the points after the first 910, in one graph with the labels."""
+    x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))
+    layer = dt.VectorQuantizer(x[:512].clone(), decay=0.9)
+    alone = deepcopy(layer)
+    alone(x)
+    torch.compile(layer, fullgraph=True)(x)
+    close(layer.counts, alone.counts)
+    close(layer.centroids, alone.centroids)
+    assert round(layer.counts.sum().item()) == rows

@@ -1,8 +1,6 @@
 """Fits to batches are those of all points, or loops of updates; and nothing is lost."""
 
-import os
 import signal
-import threading
 import time
 from functools import partial
 
@@ -145,6 +143,7 @@ SOURCES = {
     "tensors": lambda _: [torch.tensor(part) for part in pieces(X)],
     "loader": loader,
     "function": reused,
+    "other bytes": lambda _: [part.astype(">f8") for part in pieces(X)],
 }
 
 
@@ -223,31 +222,30 @@ def test_a_function_sees_every_step_and_may_end_it(passes):
     np.testing.assert_allclose(found.state.centroids, expected.centroids, rtol=1e-12)
 
 
-@pytest.mark.parametrize("passes", [None, 10**6])
+@pytest.mark.parametrize("passes", [None, 9])
 def test_ctrl_c_returns_where_it_is(passes):
-    started = threading.Event()
+    def interrupt(state, _):
+        if int(state.step) == 3:
+            signal.raise_signal(signal.SIGINT)
 
-    def batches():
-        while True:
-            started.set()
-            time.sleep(0.01)
-            yield X[:50]
-            if passes:
-                return
-
-    def interrupt():
-        started.wait()
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    dk.fit_stream([X[:50]], C, passes=passes and 1)
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    found = dk.fit_stream(batches, C, passes=passes, tol=0.0, optimizer=SGD)
-    thread.join()
+    options = {"passes": passes, "tol": 0.0}
+    found = dk.fit_stream(pieces(X), C, callback=interrupt, **options)
     assert dk.Status.INTERRUPTED in found.status
-    assert found.num_steps == int(found.state.step) > 0
+    assert found.num_steps == int(found.state.step) == 3
     np.testing.assert_array_equal(found.centroids, found.state.centroids)
+    whole = dk.fit_stream(pieces(X), C, **options)
+    np.testing.assert_array_equal(found.history[:3], whole.history[:3])
+
+
+@pytest.mark.parametrize("passes", [None, 9])
+def test_ctrl_c_before_the_first_batch_is_not_caught(passes):
+    def batches():
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.2)
+        yield X
+
+    with pytest.raises(KeyboardInterrupt):
+        dk.fit_stream(batches, C, passes=passes)
 
 
 @pytest.mark.parametrize("passes", [None, 3])
@@ -381,7 +379,11 @@ WRONG = {
         {},
         BATCHES + r"be \.npy files of whole arrays .*a\.npy: ",
     ),
-    "rank": (lambda f: [a_file(f, X[0])], {}, r"a\.npy: an array of shape \(3,\)$"),
+    "rank": (
+        lambda f: [a_file(f, X[0])],
+        {},
+        r"a\.npy: it holds an array of shape \(3,\), dtype float64$",
+    ),
     "batch_size": (lambda _: X, {"batch_size": 0}, "^batch_size must be at least 1"),
     "passes": (lambda _: X, {"passes": -1}, "^passes must be at least 0"),
     "callback": (lambda _: X, {"callback": 3}, "^callback must be a function, got 3"),

@@ -148,6 +148,8 @@ def _as_numbers(array: Any, where: str) -> np.ndarray:
         ) from error
     if not is_real(found.dtype):
         raise TypeError(f"batches must be real, got dtype {found.dtype} {where}")
+    if not found.dtype.isnative:
+        found = found.astype(found.dtype.newbyteorder("="))
     if jnp.issubdtype(found.dtype, jnp.floating):
         return found
     return found.astype(jnp.result_type(float))
@@ -179,8 +181,9 @@ def is_read_once(source: Any) -> bool:
 def _opened(path: str | Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        assert array.ndim == 2, f"an array of shape {array.shape}"
-    except (OSError, ValueError, EOFError, AssertionError, AttributeError) as error:
+        if len(getattr(array, "shape", ())) != 2:
+            raise ValueError(f"it holds {shown(array)}")
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(
             f"batches must be .npy files of whole arrays [n, d], got {path}: {error}"
         ) from error

@@ -87,6 +87,26 @@ def test_a_step_of_a_fit_exchanges_loss_counts_and_shifts(weighted):
     assert sum(bytes for _, bytes in steps[0]) == 4 * (K * D + K + 1)
 
 
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_work_memory_and_exchange_on_a_device_are_what_the_plan_says(devices):
+    """At n = 2^20, k = 256, d = 64: see "How far it goes" in docs/scale.md."""
+    n, k, d, block = 2**20, 256, 64, 8192
+    mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
+    where = NamedSharding(mesh, P("data"))
+    x = jax.ShapeDtypeStruct((n, d), jnp.float32, sharding=where)
+    program = compiled(dk.statistics, x, jax.ShapeDtypeStruct((k, d), jnp.float32))
+    text, cost = program.as_text(), program.cost_analysis()
+    # XLA counts the body of a loop once: the first block, and one of the others.
+    of_point = cost["flops"] / (2 * block)
+    assert 2 * k * d < of_point < 2 * k * d + 7 * (k + d)
+    assert f'"known_trip_count":{{"n":"{n // devices // block - 1}"' in text
+    exchanged = collectives(
+        computations(program), next(reversed(computations(program)))
+    )
+    assert sum(size for _, size in exchanged) == 4 * (k * d + k + 1)
+    assert program.memory_analysis().temp_size_in_bytes < 20e6
+
+
 def test_no_device_holds_the_points_of_others():
     many = jax.ShapeDtypeStruct((100 * 16384, D), jnp.float32, sharding=SHARDED)
     of_device = many.size // 4 * 4

@@ -21,6 +21,7 @@ TOPICS = (
     "distances",
     "fits",
     "quality",
+    "streams",
     "compiling",
     "estimators",
     "bridge",

@@ -147,3 +147,41 @@ def test_squared_distances_that_are_not_finite_give_no_start_but_at_weight_zero(
     assert jnp.isfinite(dk.kmeans_plus_plus(KEYS[0], x, 4, weights=w)).all()
     result = dk.fit_restarts(KEYS[0], x, 4, num_restarts=2)
     assert dk.Status.NON_FINITE in dk.Status(int(result.status))
+
+
+def test_candidates_of_k_means_parallel_count_for_the_points_nearest_to_them():
+    """One of 100 points is far: it is always a candidate, and rarely the one drawn."""
+    x = jnp.zeros((100, 1)).at[7].set(9.0)
+    keys = jax.random.split(jax.random.key(0), 60)
+    draw = jax.vmap(lambda key: dk.kmeans_parallel(key, x, 1)[0, 0])
+    assert int((draw(keys) == 9).sum()) <= 4
+
+
+def test_k_means_parallel_is_as_good_a_start_as_k_means_plus_plus():
+    rng = np.random.default_rng(0)
+    sizes = np.array([300, 100, 30, 10, 10, 5])
+    centers = 20 * rng.normal(size=(6, 2))
+    x = jnp.asarray(np.repeat(centers, sizes, axis=0) + rng.normal(size=(455, 2)))
+    keys = jax.random.split(jax.random.key(1), 20)
+
+    def losses(start, **options):
+        found = jax.vmap(lambda key: start(key, x, 6, **options))(keys)
+        return jax.vmap(lambda c: dk.kmeans_loss(x, c))(found)
+
+    expected = losses(dk.kmeans_plus_plus).mean()
+    assert losses(dk.kmeans_parallel).mean() < 1.2 * expected
+    few = losses(dk.kmeans_parallel, num_rounds=2, oversampling=4).mean()
+    assert few < 2 * expected < losses(dk.random_points).mean()
+
+
+def test_what_k_means_parallel_cannot_be_given_is_said():
+    x, key = jnp.zeros((9, 2)), jax.random.key(0)
+    message = (
+        r"^oversampling must be such that 2 rounds draw k = 9 rows or more, got 3$"
+    )
+    with pytest.raises(ValueError, match=message):
+        dk.kmeans_parallel(key, x, 9, num_rounds=2, oversampling=3)
+    for name in ("num_rounds", "oversampling", "block_size"):
+        with pytest.raises(ValueError, match=f"^{name} must be at least 1"):
+            dk.kmeans_parallel(key, x, 2, **{name: 0})
+    assert jnp.isnan(dk.kmeans_parallel(key, x.at[3].set(jnp.nan), 2)).all()

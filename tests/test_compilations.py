@@ -61,7 +61,8 @@ def number():
 
 def smaller():
     """A batch, and another of fewer rows, of other ones at every call."""
-    return [X, X[: 1 + int(1000 * number()) % (len(X) - 1)]]
+    rows = np.asarray(X)  # A slice of an array of JAX is a program.
+    return [rows, rows[: 1 + int(1000 * number()) % (len(rows) - 1)]]
 
 
 def saved(value):

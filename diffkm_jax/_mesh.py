@@ -48,11 +48,19 @@ def axes_of(axis_name: Any) -> frozenset:
     return frozenset([axis_name] if isinstance(axis_name, str) else axis_name)
 
 
+def is_axis(axis: Any) -> bool:
+    """Whether it is the name of a mesh axis, or a tuple of names."""
+    names = axis if isinstance(axis, tuple) else (axis,)
+    return bool(names) and all(isinstance(name, str) for name in names)
+
+
 def check_axis(axis_name: Any) -> None:
     """Raises ValueError unless a mesh axis is None or bound by what is around."""
     if axis_name is None:
         return
     try:
+        if not is_axis(axis_name):
+            raise NameError  # JAX takes a number for an axis of the array.
         lax.axis_size(axis_name)
     except NameError:
         bound = list(jax.sharding.get_abstract_mesh().manual_axes)

@@ -41,17 +41,21 @@ def as_plan(axis_name: Any, block_size: int | None, points: Any, weights: Any) -
     given = {"points": points, "weights": weights}
     shardings = {name: _sharding_of(array) for name, array in given.items()}
     for name, sharding in {"axis_name": axis_name, **shardings}.items():
-        if sharding is None:
-            continue
-        axis, *others = (*sharding.spec, None)
-        if any(other is not None for other in others):
-            rows = axis or sharding.mesh.axis_names[0]
-            raise ValueError(
-                f"{name} must be sharded over rows only, got {sharding.spec}: "
-                f"jax.device_put({name}, NamedSharding(mesh, P({rows!r})))"
-            )
-        return Plan(block_size, axis, sharding.mesh)
+        if sharding is not None:
+            return Plan(block_size, axis_of(name, sharding), sharding.mesh)
     return Plan(block_size)
+
+
+def axis_of(name: str, sharding: NamedSharding) -> Any:
+    """The axis over which a sharding has rows; ValueError if it has others."""
+    axis, *others = (*sharding.spec, None)
+    if any(other is not None for other in others):
+        rows = axis or sharding.mesh.axis_names[0]
+        raise ValueError(
+            f"{name} must be sharded over rows only, as by "
+            f"NamedSharding(mesh, P({rows!r})), got {sharding.spec}"
+        )
+    return axis
 
 
 def _sharding_of(array: Any) -> Any:

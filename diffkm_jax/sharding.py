@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,10 +13,10 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffkm_jax._checks import as_points, as_weights, check_shape
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import hinted, shown
-from diffkm_jax._mesh import axes_of
-from diffkm_jax._sharding import reshard, whole
+from diffkm_jax._mesh import axes_of, is_axis
+from diffkm_jax._problem import Plan
+from diffkm_jax._sharding import devices_of, reshard, whole
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting import FitResult, State, fit
 from diffkm_jax.fitting._empty import EmptyPolicy
@@ -96,20 +95,20 @@ def fit_sharded(
     if not isinstance(mesh, Mesh | AbstractMesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {shown(mesh)}")
     axis = mesh.axis_names if axis is None else axis
-    if not axes_of(axis) <= {*mesh.axis_names}:
+    if not is_axis(axis) or not axes_of(axis) <= {*mesh.axis_names}:
         raise ValueError(
             f"axis must be of the mesh, whose axes are {mesh.axis_names}, got {axis!r}"
         )
     rows: Any = points if isinstance(points, np.ndarray) else as_points(points)
     check_shape("points", rows, (None, None), "[n, d]")
-    n, devices = len(rows), math.prod(mesh.shape[name] for name in axes_of(axis))
     start: Any = rows_of(centroids)
-    k, missing = len(start), -n % devices
+    n, k = len(rows), len(start)
+    missing = -n % devices_of(Plan(axis_name=axis, mesh=mesh))
     if active is None:
         check_number(k, n)
     weights = as_weights(weights, n)
     if weights is None and missing:
-        weights = jnp.ones(n, accumulation_dtype(jnp.empty(0, rows.dtype)))
+        weights = jnp.ones(n, jnp.float32)
     sharding = NamedSharding(mesh, PartitionSpec(axis))
     result = fit(
         _placed(rows, missing, sharding),
@@ -173,6 +172,6 @@ def fit_specs(axis: Any = "data") -> FitResult:
 
     Source: https://docs.jax.dev/en/latest/notebooks/shard_map.html
     """
-    if not all(isinstance(name, str) for name in axes_of(axis)) or axis is None:
+    if not is_axis(axis):
         raise TypeError(f"axis must be the name of a mesh axis, got {shown(axis)}")
     return SPECS._replace(labels=PartitionSpec(axis))

@@ -63,7 +63,7 @@ def save(path: str | os.PathLike, value: State | FitResult | StreamResult) -> No
     Source: the .npy format,
         https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
     """
-    if type(value).__name__ not in KINDS or not isinstance(value, tuple):
+    if not isinstance(value, tuple(KINDS.values())):
         kinds = "a State, a FitResult or a StreamResult"
         raise TypeError(f"value must be {kinds}, got {shown(value)}")
     arrays: dict[str, np.ndarray] = {}
@@ -89,7 +89,7 @@ def load(
         There is no gradient, and units are those of what was saved.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        OSError: There is no such file, or it may not be read.
         ValueError: The file is not whole, not one of `save`, or of a later version; it
             holds float64 and JAX's x64 mode is off; the optimizer's state is of an
             unknown class and there is no `like`, or `like` is of another structure.
@@ -110,9 +110,7 @@ def load(
         with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             header = json.loads(str(file[HEADER]))
             arrays = {name: file[name] for name in file.files if name != HEADER}
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"path must be a whole file of save, got {path}") from error
     if header["format"] > FORMAT:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 from functools import partial
-from shutil import which
 
 import pytest
 import torch
@@ -184,7 +183,6 @@ def test_a_fit_breaks_the_graph_and_keeps_its_values():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(which("g++") is None, reason="the default backend needs a compiler")
 @pytest.mark.parametrize("rows", [1024, 4096])
 def test_the_default_backend_updates_a_codebook_by_all_points(rows):
     """It lost the points after the first 910, in one graph with the labels."""

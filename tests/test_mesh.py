@@ -55,6 +55,9 @@ def test_an_axis_that_is_not_bound(name):
         per_device(function, C)
     with pytest.raises(ValueError, match=r"^axis_name must be .*inside none; got 'j'$"):
         function(X[0], C)
+    for axis in (0, (), ("i", 0)):
+        with pytest.raises(ValueError, match=r"^axis_name must be an axis of the jax"):
+            WITH_AXIS[name](X[0], C, axis_name=axis)
 
 
 FORGOTTEN = {

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import load_digits
 
 import diffkm_jax as dk
+import diffkm_torch as dt
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -299,22 +301,52 @@ LOW = np.array([5.0, 0.0, 100.0, 0.5, 40.0, 0.9])
 @pytest.mark.parametrize("rows", [12, 4])
 def test_clusters_with_low_counts_are_set_to_rows_of_the_batch(rows):
     points, c = np.asarray(X[:rows]), np.asarray(X[20:26])
-    state = dk.init(c, optimizer=dk.macqueen())
-    state = state._replace(opt_state=state.opt_state._replace(counts=jnp.asarray(LOW)))
-    index = jnp.arange(rows)[::-1]
-    found = dk.reassign(points, state, index)
-    low, counts = refilled(LOW, 0.01, rows // 2)
-    assert low.sum() == min(3, rows // 2)
-    np.testing.assert_array_equal(found.opt_state.counts, counts)
-    expected = c.copy()
-    expected[low] = points[np.asarray(index)[: low.sum()]]
-    np.testing.assert_array_equal(found.centroids, expected)
-    # A number for each is enough; those without one stay.
-    one = dk.reassign(points, state, index[:1])
-    assert (np.asarray(one.centroids) != c).any(axis=1).sum() == 1
-    for other in ({"ratio": 0.0}, {"active": jnp.asarray(LOW > 1)}):
-        same = dk.reassign(points, state, index, **other)
-        np.testing.assert_array_equal(same.centroids, c)
+    index = np.arange(rows)[::-1].copy()
+
+    def found(module, array, number, **options):
+        """What a package makes of so many rows: centroids, counts."""
+        optimizer = module.macqueen()
+        state = module.init(array(c), optimizer=optimizer)
+        counts = state.opt_state._replace(counts=array(LOW))
+        given = array(points), state._replace(opt_state=counts), array(index[:number])
+        options = {key: array(value) for key, value in options.items()}
+        state = module.reassign(*given, **options)
+        return np.asarray(state.centroids), np.asarray(state.opt_state.counts)
+
+    for package in ((dk, jnp.asarray), (dt, torch.tensor)):
+        low, counts = refilled(LOW, 0.01, rows // 2)
+        assert low.sum() == min(3, rows // 2)
+        expected = c.copy()
+        expected[low] = points[index[: low.sum()]]
+        centroids, weights = found(*package, rows)
+        np.testing.assert_array_equal(centroids, expected)
+        np.testing.assert_array_equal(weights, counts)
+        # A row for each is enough; clusters without one stay.
+        one, _ = found(*package, 1)
+        assert (one != c).any(axis=1).sum() == 1
+        for other in ({"ratio": 0.0}, {"active": LOW > 1}):
+            np.testing.assert_array_equal(found(*package, rows, **other)[0], c)
+
+
+def test_a_fit_that_refills_is_the_loop_of_updates_and_reassignments():
+    """Every ⌈10 k / batch⌉ steps, and while a cluster has had no point."""
+    optimizer, k, size, steps = dk.macqueen(), 5, 12, 22
+    start, ratio, due = X[:k].at[0].set(9.0), 0.5, []
+    state = dk.init(start, optimizer=optimizer)
+    for t in range(steps):
+        batch = X[rows(KEY, t, size, len(X))]
+        before = state.opt_state.counts
+        state, _ = dk.update(batch, state, optimizer=optimizer)
+        # ⌈50 / 12⌉ = 5.
+        if (t + 1) % 5 == 0 or (before == 0).any():
+            due.append(t)
+            key = jax.random.fold_in(jax.random.fold_in(KEY, t + 1), k)
+            index = jnp.argsort(jax.random.uniform(key, (size,), jnp.float32))
+            state = dk.reassign(batch, state, index, ratio=ratio)
+    options = {"batch_size": size, "optimizer": optimizer, "reassignment_ratio": ratio}
+    found = dk.fit_minibatch(KEY, X, start, num_steps=steps, **options)
+    np.testing.assert_allclose(found.centroids, state.centroids, rtol=1e-12)
+    assert due == [0, 4, 9, 14, 19]
 
 
 def test_a_fit_refills_clusters_that_get_no_points():
@@ -366,16 +398,21 @@ def test_what_an_option_cannot_be(options, message):
         dk.fit_minibatch(KEY, X, C, **OPTIONS | options)
 
 
-def test_what_cannot_be_reassigned_is_said():
-    state = dk.init(C, optimizer=dk.macqueen())
+@pytest.mark.parametrize(
+    ("module", "array"), [(dk, jnp.asarray), (dt, torch.tensor)], ids=["jax", "torch"]
+)
+def test_what_cannot_be_reassigned_is_said(module, array):
+    x, c, index = (array(np.array(a)) for a in (X, C, np.arange(3)))
+    state = module.init(c, optimizer=module.macqueen())
     with pytest.raises(TypeError, match=r"^state must be a State"):
-        dk.reassign(X, C, jnp.arange(3))
-    with pytest.raises(TypeError, match=r"^index must be integers \[j\], got shape"):
-        dk.reassign(X, state, jnp.arange(3.0))
+        module.reassign(x, c, index)
+    for wrong in (array(np.arange(3.0)), index[:, None]):
+        with pytest.raises(TypeError, match=r"^index must be integers \[j\], got"):
+            module.reassign(x, state, wrong)
     with pytest.raises(ValueError, match=r"^ratio must be finite"):
-        dk.reassign(X, state, jnp.arange(3), ratio=-1)
+        module.reassign(x, state, index, ratio=-1)
     with pytest.raises(ValueError, match=r"^state must be of the"):
-        dk.reassign(X, state, jnp.arange(3), optimizer=dk.ema())
-    newton = dk.init(C)
+        module.reassign(x, state, index, optimizer=module.ema())
+    newton = module.init(c)
     with pytest.raises(ValueError, match=r"^optimizer must keep running"):
-        dk.reassign(X, newton, jnp.arange(3), optimizer=dk.newton())
+        module.reassign(x, newton, index, optimizer=module.newton())

@@ -160,6 +160,13 @@ def test_a_mesh_of_two_axes(kind, shape, spec):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_mesh_of_one_device(kind):
+    x = put(make_mesh(kind, (1,)), X)
+    for f in (dk.statistics, jax.jit(dk.fit), jax.jit(jax.grad(dk.kmeans_loss))):
+        assert_same(f(x, C), f(X, C), atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_else_is_on_the_mesh(kind):
     """Weights on all devices or alone sharded, sharded centroids, batches of fits."""
     mesh = make_mesh(kind)
@@ -286,15 +293,16 @@ def test_fits_inside_a_shard_map_and_their_specs():
 
 def test_what_cannot_be_meant_is_said():
     mesh = make_mesh("explicit", (2, 2), ("data", "model"))
-    rows = r"^points must be sharded over rows only, got .*device_put\(points, Named"
+    rows = r"^points must be sharded over rows only, as by NamedSharding\(mesh, P\('"
     wide = np.tile(X, (1, 2))
     for spec in (P(None, "model"), P("data", "model")):
         with pytest.raises(ValueError, match=rows):
             dk.fit(put(mesh, wide, spec), wide[:3])
     with pytest.raises(TypeError, match=r"^mesh must be a jax\.sharding\.Mesh, got 4"):
         dk.fit_sharded(X, C, mesh=4)
-    with pytest.raises(ValueError, match=r"^axis must be of the mesh, .*got 'rows'"):
-        dk.fit_sharded(X, C, mesh=mesh, axis="rows")
+    for axis in ("rows", ("data", "rows"), 3, ()):
+        with pytest.raises(ValueError, match=r"^axis must be of the mesh, .*got "):
+            dk.fit_sharded(X, C, mesh=mesh, axis=axis)
     with pytest.raises(ValueError, match=r"^centroids must be at most n = 3 .*k = 4"):
         dk.fit_sharded(X[:3], C, mesh=mesh)
     with pytest.raises(ValueError, match=r"^points must be \[n, d\], got shape \(3,\)"):
@@ -306,6 +314,13 @@ def test_what_cannot_be_meant_is_said():
         dk.fit(x, np.tile(X, (2, 1))[:41])
     with pytest.raises(ValueError, match=r"^k must be .*at most 40"):
         dk.kmeans_plus_plus(KEY, x, 41)
+
+    where = NamedSharding(mesh, P(None, "model"))
+    with pytest.raises(ValueError, match=r"^axis_name must be sharded over rows "):
+        dk.kmeans_loss(X, C, axis_name=where)
+    for axis in (None, 3, mesh, ()):
+        with pytest.raises(TypeError, match=r"^axis must be the name of a mesh axis, "):
+            dk.fit_specs(axis)
 
     def first(key, points, k, *, weights):
         return points[:k]

@@ -1,5 +1,6 @@
 """Fits to batches are those of all points, or loops of updates; and nothing is lost."""
 
+import io
 import signal
 import time
 from functools import partial
@@ -296,9 +297,34 @@ def test_points_outside_a_domain_are_said():
         assert dk.Status.DOMAIN in found.status
 
 
-def test_a_bar_shows_steps_on_a_terminal_only(capsys):
+class Terminal(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_bar_shows_steps_on_a_terminal_only(capsys, monkeypatch):
     dk.fit_stream(pieces(X), C, progress=True)
     assert capsys.readouterr() == ("", "")
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    dk.fit_stream(pieces(X), C, progress=True)
+    assert "6step" in terminal.getvalue()
+    assert "loss=" in terminal.getvalue()
+    before = terminal.getvalue()
+    dk.fit_stream(pieces(X), C, passes=2)
+    assert terminal.getvalue() == before
+
+
+def test_a_cluster_that_does_not_exist_is_not_empty():
+    active = np.array([True, True, False, True])
+    for passes in (None, 40):
+        found = dk.fit_stream(pieces(X), C, passes=passes, active=active)
+        assert dk.Status.EMPTY_CLUSTER not in found.status
+        assert found.counts[2] == 0
+    far = dk.fit_stream(pieces(X), FAR)
+    assert dk.Status.EMPTY_CLUSTER in far.status
 
 
 def test_without_tqdm_a_bar_is_refused_at_once(monkeypatch):
@@ -385,6 +411,16 @@ WRONG = {
         r"a\.npy: it holds an array of shape \(3,\), dtype float64$",
     ),
     "batch_size": (lambda _: X, {"batch_size": 0}, "^batch_size must be at least 1"),
+    "no sharding": (
+        lambda _: X,
+        {"sharding": "data"},
+        "^sharding must be a NamedSharding, got 'data'",
+    ),
+    "columns": (
+        lambda _: X,
+        {"sharding": NamedSharding(jax.make_mesh((2,), ("i",)), P(None, "i"))},
+        "^sharding must be sharded over rows only, as by NamedSharding",
+    ),
     "passes": (lambda _: X, {"passes": -1}, "^passes must be at least 0"),
     "callback": (lambda _: X, {"callback": 3}, "^callback must be a function, got 3"),
     "search": (

@@ -31,7 +31,7 @@ from diffkm_jax.fitting._state import (
     State,
     status_of,
 )
-from diffkm_jax.fitting._step import Algorithm, at_step
+from diffkm_jax.fitting._step import Algorithm, at_last
 from diffkm_jax.fitting._units import counts_in_true_unit, counts_in_unit
 from diffkm_jax.fitting._update import as_algorithm
 from diffkm_jax.statistics import Statistics, residual_of
@@ -215,8 +215,7 @@ def result_of(
     Without a rule there is none by which it could rest.
     """
     plan, state, active = algorithm.plan, progress.state, problem.active
-    # Of the last step taken; of the first, if none was.
-    problem = at_step(algorithm, problem, jnp.maximum(state.step - 1, start.step))
+    problem = at_last(algorithm, problem, start, state)
     exact = problem._replace(remainder=lax.stop_gradient(state.remainder))
     c, solved = differentiate(derivative, plan, exact, state.centroids)
     found, labels = sums_and_labels(plan, problem, c.astype(dtype))

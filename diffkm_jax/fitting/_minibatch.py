@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -18,10 +18,10 @@ from diffkm_jax._sharding import check_replicated, number_of, over_rows
 from diffkm_jax._units import in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._batches import Batches, check_batches
-from diffkm_jax.fitting._empty import EmptyPolicy, is_empty
+from diffkm_jax.fitting._empty import EmptyPolicy
 from diffkm_jax.fitting._fit import result_of
 from diffkm_jax.fitting._loop import Progress, after, begun, goes_on
-from diffkm_jax.fitting._reassign import counts_of, refill
+from diffkm_jax.fitting._reassign import counts_of, refilled
 from diffkm_jax.fitting._start import as_start, rows_of
 from diffkm_jax.fitting._state import SPECS, FitResult, State
 from diffkm_jax.fitting._step import Algorithm, step
@@ -216,18 +216,9 @@ def _fit_minibatch(
     problem = in_unit(plan, problem, start.centroids)
     opt_state = counts_in_unit(optimizer, start.opt_state, problem)
     start = start._replace(opt_state=opt_state)
-    held, k = lax.stop_gradient(problem), len(start.centroids)
+    held = lax.stop_gradient(problem)
     batches = Batches(sampling, plan, key, held, batch_size)
     n, acc = number_of(plan, held.points), problem.dtype(start.centroids)
-    # Every 10 k rows, and where a cluster had none before the step.
-    period = max(1, 10 * k // batch_size)
-
-    def refilled(batch: Problem, now: State, before: State, ratio: Any) -> State:
-        counts = counts_of(before.opt_state, k)
-        due = (before.step + 1) % period == 0
-        due |= is_empty(counts, problem.active).any()
-        given = key, batch, now, ratio
-        return lax.cond(due, lambda: refill(algorithm, *given), lambda: now)
 
     def advance(carry: tuple[Progress, Smoothed, Any]):
         now, smoothed, order = carry
@@ -235,9 +226,7 @@ def _fit_minibatch(
         found = step(algorithm, batch, now.state)
         loss = found.stats.loss * (n / batch_size)
         if ratio is not None:
-            state = refilled(batch, found.state, now.state, ratio)
-            state = jax.tree.map(partial(jnp.where, found.finite), state, found.state)
-            found = found._replace(state=state)
+            found = refilled(algorithm, batch_size, key, batch, now.state, found, ratio)
         if patience is not None:
             rate = min(1.0, 2 * batch_size / (n + 1))
             smoothed = smoothed.after(loss, rate, now.num_steps == 0)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from diffkm_jax._blocks import gather
 from diffkm_jax._checks import as_active, as_array, as_points_and_centroids, as_scalar
 from diffkm_jax._hints import hinted, shown
 from diffkm_jax._problem import Problem
-from diffkm_jax.fitting._empty import set_rows
+from diffkm_jax.fitting._empty import is_empty, set_rows
 from diffkm_jax.fitting._state import State
-from diffkm_jax.fitting._step import Algorithm, check_state
+from diffkm_jax.fitting._step import Algorithm, Step, check_state
 from diffkm_jax.initializers._rows import take
 from diffkm_jax.optimizers import macqueen
 
@@ -111,29 +112,41 @@ def reassigned(
     return set_rows(low, rows, weights, state, optimizer, active)
 
 
-def refill(
+def refilled(
     algorithm: Algorithm,
+    batch_size: int,
     key: jax.Array,
     batch: Problem,
-    state: State,
+    before: State,
+    found: Step,
     ratio: jax.Array,
-) -> State:
-    """The state after a step by a batch, with clusters set to random rows of it."""
-    axis, k = algorithm.plan.axis_name, len(state.centroids)
-    usable = jnp.ones(len(batch.points), bool)
-    if batch.weights is not None:
-        usable = batch.weights > 0
-    usable = gather(usable, axis).reshape(-1)
-    limit = len(usable) // 2
-    # After the step, so that its number is not that of a batch.
-    key = jax.random.fold_in(jax.random.fold_in(key, state.step), k)
-    noise = jax.random.uniform(key, usable.shape, jnp.float32)
-    index = jnp.argsort(jnp.where(usable, noise, 2))[: min(k, limit)]
-    rows = take(batch.points, index.astype(jnp.int32), axis)
-    given = rows.astype(state.centroids.dtype), ratio, batch.active
-    return reassigned(
-        algorithm.optimizer, limit, state, *given, usable.sum(dtype=jnp.int32)
-    )
+) -> Step:
+    """A step by a batch, with clusters set to random rows of it where that is due.
+
+    Every 10 k rows, and after a step before which a cluster had had no point.
+    """
+    axis, k = algorithm.plan.axis_name, len(before.centroids)
+    period = -(-10 * k // batch_size)
+    due = is_empty(counts_of(before.opt_state, k), batch.active).any()
+    due |= (before.step + 1) % period == 0
+
+    def refill() -> State:
+        usable = jnp.ones(len(batch.points), bool)
+        if batch.weights is not None:
+            usable = batch.weights > 0
+        usable = gather(usable, axis).reshape(-1)
+        limit = len(usable) // 2
+        # Of the step after this, and folded once more: no batch is drawn by that.
+        key_k = jax.random.fold_in(jax.random.fold_in(key, before.step + 1), k)
+        noise = jax.random.uniform(key_k, usable.shape, jnp.float32)
+        index = jnp.argsort(jnp.where(usable, noise, 2))[: min(k, limit)]
+        rows = take(batch.points, index.astype(jnp.int32), axis)
+        given = rows.astype(before.centroids.dtype), ratio, batch.active
+        number = usable.sum(dtype=jnp.int32)
+        return reassigned(algorithm.optimizer, limit, found.state, *given, number)
+
+    state = lax.cond(due & found.finite, refill, lambda: found.state)
+    return found._replace(state=state)
 
 
 def counts_of(opt_state: Any, k: int) -> jax.Array:

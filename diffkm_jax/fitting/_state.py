@@ -97,7 +97,7 @@ class Status(enum.IntFlag):
         return self.name or "0"
 
 
-def status_of(**flags: jax.Array) -> jax.Array:
+def status_of(**flags: jax.Array | bool) -> jax.Array:
     """The flags that are on, by name, as one number, [], int32."""
     status = sum(jnp.where(on, Status[name].value, 0) for name, on in flags.items())
     return jnp.asarray(status, jnp.int32)

@@ -187,6 +187,13 @@ def at_step(algorithm: Algorithm, problem: Problem, index: jax.Array) -> Problem
     return problem._replace(temperature=temperature)
 
 
+def at_last(
+    algorithm: Algorithm, problem: Problem, start: State, state: State
+) -> Problem:
+    """The problem at the last step taken between two states; the first, if none was."""
+    return at_step(algorithm, problem, jnp.maximum(state.step - 1, start.step))
+
+
 def check_state(state: State, optimizer: optax.GradientTransformation) -> None:
     """Raises unless the state is one of the optimizer."""
     expected = jax.tree.structure(jax.eval_shape(optimizer.init, state.centroids))

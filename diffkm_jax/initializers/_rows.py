@@ -65,11 +65,11 @@ def take(rows: jax.Array, index: jax.Array, axis_name: Any) -> jax.Array:
     """The rows at indices [m] of all devices' rows, [m, ...], the same on every one."""
     if axis_name is None:
         return rows[index]
-    mine, local = _mine(len(rows), index, axis_name)
+    local = index - len(rows) * index_on(axis_name)
+    mine = (local >= 0) & (local < len(rows))
     found = rows[jnp.where(mine, local, 0)]
-    return psum(
-        jnp.where(mine.reshape(-1, *(1,) * (rows.ndim - 1)), found, 0), axis_name
-    )
+    mine = mine.reshape(-1, *(1,) * (rows.ndim - 1))
+    return psum(jnp.where(mine, found, 0), axis_name)
 
 
 def draw(
@@ -101,9 +101,3 @@ def draw(
         return jnp.where(usable, index, where)
 
     return lax.cond(usable.all(), lambda: index, others)
-
-
-def _mine(n: int, index: jax.Array, axis_name: Any) -> tuple[jax.Array, jax.Array]:
-    """Which indices are of rows of this device, of n, and where they are there."""
-    local = index - n * index_on(axis_name)
-    return (local >= 0) & (local < n), local

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from diffkm_jax._problem import Problem
-from diffkm_jax.fitting import State
+from diffkm_jax.fitting import State, Status
+from diffkm_jax.fitting._empty import is_empty
 from diffkm_jax.fitting._start import check_number, start_of
+from diffkm_jax.fitting._state import status_of
 from diffkm_jax.fitting._step import Algorithm
-from diffkm_jax.streaming._parts import added, named, step_on
+from diffkm_jax.streaming._parts import added, step_on
 from diffkm_jax.streaming._reading import Batch
 from diffkm_jax.streaming._result import StreamResult
 from diffkm_jax.streaming._watch import Watch
@@ -50,6 +52,7 @@ class ByBatches:
         # None before the first batch; and the dtype of what is returned.
         self.mark: Mark | None = None
         self.dtype: Any = None
+        self.active: jax.Array | None = None
         self.bad: Batch | None = None
         self.history: list[float] = []
         self.interrupted = self.outside = False
@@ -62,7 +65,7 @@ class ByBatches:
                     check_number(len(self.rows), batch.number, "of the first batch")
                 given = algorithm, problem, self.start, self.rows
                 state, self.dtype = start_of(*given)
-                self.mark = Mark(state)
+                self.mark, self.active = Mark(state), problem.active
             mark = self.mark
             found, outside = step_on(algorithm, problem, mark.state)
             if not bool(found.finite):
@@ -83,6 +86,13 @@ class ByBatches:
         nothing = jnp.zeros((), acc), jnp.zeros(len(self.rows), acc)
         loss, counts = nothing if mark.found is None else mark.found[0]
         nan = jnp.asarray(jnp.nan, acc)
+        status = status_of(
+            MAX_STEPS=not failed and not self.interrupted,
+            NON_FINITE=failed,
+            EMPTY_CLUSTER=is_empty(counts, self.active).any(),
+            DOMAIN=self.outside,
+            INTERRUPTED=self.interrupted,
+        )
         return StreamResult(
             centroids=mark.state.centroids.astype(self.dtype),
             loss=loss,
@@ -90,12 +100,6 @@ class ByBatches:
             residual=nan if mark.residual is None else mark.residual,
             history=jnp.asarray(self.history[: mark.num_steps], acc),
             num_steps=mark.num_steps,
-            status=named(
-                MAX_STEPS=not failed and not self.interrupted,
-                NON_FINITE=failed,
-                EMPTY_CLUSTER=bool((counts == 0).any()),
-                DOMAIN=self.outside,
-                INTERRUPTED=self.interrupted,
-            ),
+            status=Status(int(status)),
             state=mark.state,
         )

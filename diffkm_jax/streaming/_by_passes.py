@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffkm_jax._problem import Plan, Problem
-from diffkm_jax.fitting._empty import Costliest
+from diffkm_jax.fitting._empty import Costliest, is_empty
 from diffkm_jax.fitting._start import as_tol, check_number, start_of
 from diffkm_jax.fitting._state import State, Status
 from diffkm_jax.fitting._step import Algorithm
@@ -23,7 +23,6 @@ from diffkm_jax.streaming._parts import (
     ending_of,
     ending_on,
     moments_on,
-    named,
     rule_of,
     statistics_on,
     step_after,
@@ -78,7 +77,7 @@ class ByPasses:
             costly = self._costliest(problems, stats)
             found, last = step_after(*self.alone, self.state, stats, costly, self.rule)
             if not bool(found.finite):
-                self.status = named(NON_FINITE=True)
+                self.status = Status.NON_FINITE
                 return
             rests = bool(last)
             self.history[taken:] = [float(stats.loss)]
@@ -127,7 +126,7 @@ class ByPasses:
         """Whether what a batch gave is not finite."""
         if found is None or bool(jnp.isfinite(jax.tree.leaves(found[1])[0])):
             return False
-        self.status, self.bad = named(NON_FINITE=True), found[0]
+        self.status, self.bad = Status.NON_FINITE, found[0]
         return True
 
     def _check(self, number: int) -> None:
@@ -146,11 +145,10 @@ class ByPasses:
         """The points of largest cost; batches are read for them if one is needed."""
         algorithm, problem = self.alone
         k, acc = len(self.rows), stats.counts.dtype
-        empty = stats.counts == 0
-        if problem.active is not None:
-            empty &= problem.active
-        some = algorithm.empty == "farthest" and bool(empty.any())
-        if not some and not callable(algorithm.empty):
+        is_needed = callable(algorithm.empty)
+        if algorithm.empty == "farthest":
+            is_needed = bool(is_empty(stats.counts, problem.active).any())
+        if not is_needed:
             zeros = jnp.zeros(k, acc)
             return Costliest(
                 jnp.zeros(self.rows.shape, problem.points.dtype), zeros, zeros
@@ -165,17 +163,14 @@ class ByPasses:
         """A last pass, at the centroids as they are returned."""
 
         def of_part(algorithm: Algorithm, problem: Problem) -> Any:
-            last = jnp.maximum(self.state.step - 1, self.first.step)
-            given = problem, self.first, self.state, last
-            return ending_on(algorithm, self.dtype, *given)
+            return ending_on(algorithm, self.dtype, problem, self.first, self.state)
 
         found = self._pass(problems, of_part)
         if found is None:
             return
         stats, outside = found
         at_rest = rests, self.interrupted, outside > 0
-        last = jnp.maximum(self.state.step - 1, self.first.step)
-        given = self.dtype, self.state, last, stats, self.rule, *at_rest
+        given = self.dtype, self.first, self.state, stats, self.rule, *at_rest
         residual, status = ending_of(*self.alone, *given)
         self.status = Status(int(status))
         self.mark = Mark(self.state, residual, stats, taken)
@@ -193,6 +188,6 @@ class ByPasses:
             residual=nan if stats is None else mark.residual,
             history=jnp.asarray([*self.history[:n], float(loss)], acc),
             num_steps=n,
-            status=self.status or named(INTERRUPTED=True),
+            status=self.status or Status.INTERRUPTED,
             state=mark.state,
         )

@@ -27,8 +27,15 @@ from diffkm_jax.fitting._loop import (
     moments,
     variance_of,
 )
-from diffkm_jax.fitting._state import State, Status, status_of
-from diffkm_jax.fitting._step import Algorithm, Step, at_step, prepared, step_by
+from diffkm_jax.fitting._state import State, status_of
+from diffkm_jax.fitting._step import (
+    Algorithm,
+    Step,
+    at_last,
+    at_step,
+    prepared,
+    step_by,
+)
 from diffkm_jax.fitting._update import updated
 from diffkm_jax.statistics import Statistics, residual_of, statistics_of
 
@@ -74,16 +81,11 @@ def costliest_on(algorithm: Algorithm, problem: Problem, state: State) -> Costli
 
 @over_rows(2)
 def ending_on(
-    algorithm: Algorithm,
-    dtype: Any,
-    problem: Problem,
-    start: State,
-    state: State,
-    last: jax.Array,
+    algorithm: Algorithm, dtype: Any, problem: Problem, start: State, state: State
 ) -> tuple[Statistics, jax.Array]:
     """Statistics of a part at the centroids that are returned, and `step_on`'s flag."""
     plan, c = algorithm.plan, state.centroids.astype(dtype)
-    problem = at_step(algorithm, problem, last)
+    problem = at_last(algorithm, problem, start, state)
     found = statistics_of(plan, problem, c)
     return found, _outside(plan, problem, start.centroids, c)
 
@@ -138,8 +140,8 @@ def ending_of(
     algorithm: Algorithm,
     problem: Problem,
     dtype: Any,
+    start: State,
     state: State,
-    last: jax.Array,
     stats: Statistics,
     rule: StopRule,
     stopped: jax.Array,
@@ -147,7 +149,7 @@ def ending_of(
     outside: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The residual and the status of a fit, of the statistics at what it returns."""
-    problem = at_step(algorithm, problem, last)
+    problem = at_last(algorithm, problem, start, state)
     c = state.centroids.astype(dtype)
     residual, weighty = residual_of(problem, c, stats), stats.counts > 0
     rests = is_at_rest(rule, problem, state.centroids, dtype, residual, weighty)
@@ -162,8 +164,3 @@ def ending_of(
         INTERRUPTED=interrupted,
     )
     return residual, status
-
-
-def named(**flags: Any) -> Status:
-    """The flags that are on, by name, of Python's booleans."""
-    return Status(sum(Status[name].value for name, on in flags.items() if on))

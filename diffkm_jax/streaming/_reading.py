@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffkm_jax._checks import is_real
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import shown
 
 KINDS = (
@@ -102,7 +101,7 @@ class Reader:
                 weights = np.pad(weights, (0, self.rows - number))
                 placed = jax.device_put((points, weights), self.sharding)
             else:
-                if self.ones is None or len(self.ones) < number:
+                if self.ones is None or len(self.ones) != number:
                     self.ones = jax.device_put(weights, self.sharding)
                 placed = jax.device_put(points, self.sharding), self.ones
             yield Batch(*placed, place=index, number=number)
@@ -126,11 +125,7 @@ class Reader:
         if points.ndim != 2 or shape[1] != d:
             wanted = f"[m, {d}] as centroids [k, {d}]"
             raise ValueError(f"batches must be {wanted}, got shape {shape} {where}")
-        weights = (
-            rest[0]
-            if rest
-            else np.ones(shape[0], accumulation_dtype(jnp.empty(0, points.dtype)))
-        )
+        weights = rest[0] if rest else np.ones(shape[0], np.float32)
         if weights.shape != shape[:1]:
             wanted = f"weights [{shape[0]}] with points {shape}"
             raise ValueError(

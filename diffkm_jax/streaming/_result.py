@@ -17,7 +17,8 @@ class StreamResult(NamedTuple):
         centroids: [k, d], in the dtype of the centroids given (of the points, if a
             `State` was), in data units.
         loss: If steps are of passes, the loss of all points at these centroids, [],
-            accumulation dtype; else the sum of the losses in `history`.
+            accumulation dtype, but after Ctrl-C or a bad batch that of the last whole
+            pass, before the last step, or NaN; else the sum of the losses in `history`.
         counts: Weight of every cluster, [k]: there, or as batches were met.
         residual: As in `FitResult`, of all points there, or of the last batch, [].
         history: If steps are of passes, the loss after t steps, [num_steps + 1]; else

@@ -10,9 +10,9 @@ import optax
 from jax.sharding import NamedSharding
 
 from diffkm_jax._checks import as_points_and_centroids, check_callable, check_integer
-from diffkm_jax._hints import hinted
-from diffkm_jax._problem import Problem
-from diffkm_jax._sharding import as_plan, devices_of
+from diffkm_jax._hints import hinted, shown
+from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._sharding import axis_of, devices_of
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._empty import EmptyPolicy
 from diffkm_jax.fitting._start import rows_of
@@ -97,11 +97,13 @@ def fit_stream(
 
     Raises:
         TypeError: As in `fit`, or `batches` is nothing that can be read, or of arrays
-            that are not real, or `batch_size` or `passes` no integer.
+            that are not real, `batch_size` or `passes` no integer, or `sharding` no
+            NamedSharding.
         ValueError: As in `fit`; `batches` has no row, another width than centroids,
             fewer rows than there are centroids (in the first batch, without `passes`),
             pairs that are not `weighted`, or can be read once only, or not the same on
-            every pass; `passes` is negative or `batch_size` below 1.
+            every pass; `passes` is negative or `batch_size` below 1; or `sharding` is
+            not over rows alone.
         ImportError: `progress` is true and tqdm is not installed.
 
     Example:
@@ -127,13 +129,19 @@ def fit_stream(
                 "batches must be there to be read again for passes, got an iterator: "
                 "pass a list, an array, or the function that makes it"
             )
+    plan = Plan(block_size)
+    if sharding is not None:
+        if not isinstance(sharding, NamedSharding):
+            raise TypeError(f"sharding must be a NamedSharding, got {shown(sharding)}")
+        axis = axis_of("sharding", sharding)
+        plan = Plan(block_size, axis, sharding.mesh)
     reader = Reader(
         batches,
         size=batch_size,
         width=rows.shape[1],
         weighted=weighted,
         sharding=sharding,
-        multiple=devices_of(as_plan(sharding, block_size, None, None)),
+        multiple=devices_of(plan),
     )
     if optimizer is None:
         optimizer = macqueen() if passes is None else newton()

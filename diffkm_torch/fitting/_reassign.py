@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,11 +44,16 @@ def reassign(
         raise TypeError(f"index must be integers [j], got {got}")
     limit = as_scalar("ratio", ratio, accumulation_dtype(points, centroids), zero=True)
     check_state(state, optimizer)
-    counts = _counts_of(state.opt_state, k)
+    counts = next(_counts_in(state.opt_state, k), None)
+    if counts is None:
+        raise ValueError(
+            "optimizer must keep running counts for a reassignment, as macqueen() or "
+            "ema()"
+        )
     exists = [j for j in range(k) if active is None or bool(active[j])]
     largest = max(counts[j].item() for j in exists)
     low = [j for j in exists if counts[j] < limit * largest and counts[j] < largest]
-    lowest = sorted(low, key=lambda j: counts[j].item())[: min(half, k)]
+    lowest = sorted(low, key=lambda j: counts[j].item())[:half]
     chosen = sorted(lowest)[: len(index)]
     if not chosen:
         return state
@@ -60,18 +66,12 @@ def reassign(
     )
 
 
-def _counts_of(opt_state: Any, k: int) -> Tensor:
-    """The running counts in the state of an optimizer, [k]."""
-    names = getattr(opt_state, "_fields", ())
-    parts = opt_state if isinstance(opt_state, tuple) else ()
-    for name, part in zip(names or ("",) * len(parts), parts, strict=True):
-        if name == "counts" and tuple(part.shape) == (k,):
-            return part
-        if isinstance(part, tuple):
-            try:
-                return _counts_of(part, k)
-            except ValueError:
-                continue
-    raise ValueError(
-        "optimizer must keep running counts for a reassignment, as macqueen() or ema()"
-    )
+def _counts_in(opt_state: Any, k: int) -> Iterator[Tensor]:
+    """The running counts in the state of an optimizer, each [k]."""
+    if not isinstance(opt_state, tuple):
+        return
+    names = getattr(opt_state, "_fields", ("",) * len(opt_state))
+    for name, part in zip(names, opt_state, strict=True):
+        if name == "counts" and part.shape == (k,):
+            yield part
+        yield from _counts_in(part, k)

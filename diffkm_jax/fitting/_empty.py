@@ -126,6 +126,12 @@ def costliest_of(found: Costliest, k: int) -> Costliest:
     return Costliest(found.rows[index], costs, found.weights[index])
 
 
+def is_counts(path: tuple, leaf: jax.Array, k: int) -> bool:
+    """Whether a leaf of an optimizer's state is the running counts, [k]."""
+    name = getattr(path[-1], "name", None) if path else None
+    return name == "counts" and jnp.shape(leaf) == (k,)
+
+
 def set_rows(
     filled: jax.Array,
     rows: jax.Array,
@@ -147,8 +153,7 @@ def set_rows(
     def forget(path: tuple, leaf: jax.Array, fresh: jax.Array) -> jax.Array:
         if leaf.shape[-2:] == shape:
             return jnp.where(on, fresh, leaf)
-        name = getattr(path[-1], "name", None) if path else None
-        if name == "counts" and leaf.shape == shape[:1]:
+        if is_counts(path, leaf, shape[0]):
             return jnp.where(filled, weights.astype(leaf.dtype), leaf)
         return leaf
 

@@ -14,7 +14,7 @@ from diffkm_jax._blocks import gather
 from diffkm_jax._checks import as_active, as_array, as_points_and_centroids, as_scalar
 from diffkm_jax._hints import hinted, shown
 from diffkm_jax._problem import Problem
-from diffkm_jax.fitting._empty import is_empty, set_rows
+from diffkm_jax.fitting._empty import is_counts, is_empty, set_rows
 from diffkm_jax.fitting._state import State
 from diffkm_jax.fitting._step import Algorithm, Step, check_state
 from diffkm_jax.initializers._rows import take
@@ -151,10 +151,8 @@ def refilled(
 
 def counts_of(opt_state: Any, k: int) -> jax.Array:
     """The running counts in the state of an optimizer, [k]."""
-    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    for path, leaf in leaves:
-        named = getattr(path[-1], "name", None) if path else None
-        if named == "counts" and jnp.shape(leaf) == (k,):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+        if is_counts(path, leaf, k):
             return leaf
     raise ValueError(
         "optimizer must keep running counts for a reassignment, as macqueen() or ema()"

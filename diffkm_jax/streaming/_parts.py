@@ -14,10 +14,9 @@ import jax.numpy as jnp
 
 from diffkm_jax._blocks import compensated
 from diffkm_jax._domain import out_of_domain
-from diffkm_jax._pass import nearest_labels
-from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._pass import nearest_labels, sums_and_labels
+from diffkm_jax._problem import Problem
 from diffkm_jax._sharding import over_rows
-from diffkm_jax.distances._forms import form_of
 from diffkm_jax.fitting._empty import Costliest, costliest, costliest_of, is_empty
 from diffkm_jax.fitting._loop import (
     Moments,
@@ -45,18 +44,11 @@ def step_on(
     algorithm: Algorithm, problem: Problem, state: State
 ) -> tuple[Step, jax.Array]:
     """A step by one batch, and whether a row of it is outside the domain, []."""
-    c = state.centroids
-    outside = _outside(algorithm.plan, problem, c, c)
-    return updated(algorithm, problem, state), outside
-
-
-def _outside(plan: Plan, problem: Problem, start: jax.Array, c: jax.Array) -> jax.Array:
-    """1 where points or centroids are outside the domain of their distance, else 0."""
-    form = form_of(problem.distance)
-    if form is None or not form.domain:
-        return jnp.zeros((), jnp.int32)
+    plan, c = algorithm.plan, state.centroids
+    # What is not read of the labels, most distances', is not computed.
     labels = nearest_labels(plan, problem, c)
-    return out_of_domain(plan, problem, start, c, labels).astype(jnp.int32)
+    outside = out_of_domain(plan, problem, c, c, labels)
+    return updated(algorithm, problem, state), outside
 
 
 @over_rows(1)
@@ -83,11 +75,12 @@ def costliest_on(algorithm: Algorithm, problem: Problem, state: State) -> Costli
 def ending_on(
     algorithm: Algorithm, dtype: Any, problem: Problem, start: State, state: State
 ) -> tuple[Statistics, jax.Array]:
-    """Statistics of a part at the centroids that are returned, and `step_on`'s flag."""
+    """Statistics of a part at the centroids that are returned; 1 if it is outside."""
     plan, c = algorithm.plan, state.centroids.astype(dtype)
     problem = at_last(algorithm, problem, start, state)
-    found = statistics_of(plan, problem, c)
-    return found, _outside(plan, problem, start.centroids, c)
+    found, labels = sums_and_labels(plan, problem, c)
+    outside = out_of_domain(plan, problem, start.centroids, c, labels)
+    return Statistics(*found), outside.astype(jnp.int32)
 
 
 @jax.jit

@@ -98,20 +98,28 @@ def as_points_and_centroids(
     points: ArrayLike, centroids: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
     """The two as arrays: floating, [n, d] and [k, d], n and k at least 1."""
-    points, centroids = as_points(points), as_real("centroids", centroids)
+    points = as_points(points)
     d = points.shape[1]
+    layout = f"[k, d] with d = {d} as in points {points.shape}"
+    return points, as_centroids(centroids, d, layout)
+
+
+def as_centroids(
+    centroids: ArrayLike, d: int | None = None, layout: str = "[k, d]"
+) -> jax.Array:
+    """The centroids as an array: floating, [k, d], k at least 1."""
+    centroids = as_real("centroids", centroids)
     if centroids.ndim == 0:
         raise ValueError(
             "centroids must be [k, d], got one number: to draw k of the points, "
             "kmeans_plus_plus(key, points, k); to fit them too, fit_restarts"
         )
-    layout = f"[k, d] with d = {d} as in points {points.shape}"
     check_shape("centroids", centroids, (None, d), layout)
     if centroids.shape[0] == 0:
         raise ValueError(
             f"centroids must have at least one row, got shape {centroids.shape}"
         )
-    return points, centroids
+    return centroids
 
 
 def as_points(points: ArrayLike) -> jax.Array:
@@ -221,12 +229,12 @@ def check_key(key: Any) -> None:
         )
 
 
-def as_logits(logits: ArrayLike) -> jax.Array:
+def as_logits(logits: ArrayLike, name: str = "logits") -> jax.Array:
     """The logits as an array: floating, [..., k], k at least 1."""
-    logits = as_floating("logits", logits)
+    logits = as_floating(name, logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         found = f"got shape {logits.shape}"
-        raise ValueError(f"logits must be [..., k] with k at least 1, {found}")
+        raise ValueError(f"{name} must be [..., k] with k at least 1, {found}")
     return logits
 
 

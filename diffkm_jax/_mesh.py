@@ -64,7 +64,12 @@ def check_axis(axis_name: Any) -> None:
         lax.axis_size(axis_name)
     except NameError:
         bound = list(jax.sharding.get_abstract_mesh().manual_axes)
-        where = f"among {bound}" if bound else "but this call is inside none"
+        where = (
+            f"among {bound}"
+            if bound
+            else "but this call is inside none: there it is read from the points, or "
+            "is their NamedSharding"
+        )
         raise ValueError(
             f"axis_name must be an axis of the jax.shard_map around the call, {where}; "
             f"got {axis_name!r}"

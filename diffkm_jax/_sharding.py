@@ -18,7 +18,14 @@ from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from diffkm_jax._checks import check_block_size
-from diffkm_jax._mesh import HAS_PCAST, axes_of, check_axis, size_of, varying_axes
+from diffkm_jax._mesh import (
+    HAS_PCAST,
+    axes_of,
+    check_axis,
+    index_on,
+    size_of,
+    varying_axes,
+)
 from diffkm_jax._problem import Plan, Problem
 
 # As it is called until jax 0.9.
@@ -37,6 +44,7 @@ def as_plan(axis_name: Any, block_size: int | None, points: Any, weights: Any) -
     check_block_size(block_size)
     if axis_name is not None and not isinstance(axis_name, NamedSharding):
         check_axis(axis_name)
+        _check_sharded(axis_name, points, weights)
         return Plan(block_size, axis_name)
     given = {"points": points, "weights": weights}
     shardings = {name: _sharding_of(array) for name, array in given.items()}
@@ -44,6 +52,21 @@ def as_plan(axis_name: Any, block_size: int | None, points: Any, weights: Any) -
         if sharding is not None:
             return Plan(block_size, axis_of(name, sharding), sharding.mesh)
     return Plan(block_size)
+
+
+def _check_sharded(axis_name: Any, *rows: Any) -> None:
+    """Raises ValueError where rows are the same on every device of an axis of sums.
+
+    Every point would count once for each of them. With `check_vma=False` no one knows.
+    """
+    known = varying_axes(index_on(axis_name))
+    missing = sorted((axes_of(axis_name) & known) - varying_axes(rows))
+    if missing:
+        raise ValueError(
+            f"axis_name must be an axis over which the points are sharded, but they "
+            f"are the same on every device of {missing[0]!r}: in_specs of the "
+            f"jax.shard_map with P({missing[0]!r}) for them, or no axis_name"
+        )
 
 
 def axis_of(name: str, sharding: NamedSharding) -> Any:

@@ -25,6 +25,8 @@ FORMAT = 1
 HEADER = "diffkm"
 KINDS = {kind.__name__: kind for kind in (State, FitResult, StreamResult)}
 CLASSES = KINDS | {kind.__name__: kind for kind in (EmaState, MacQueenState)}
+# What reading a file raises that is not one of `save`, or is no longer.
+_BROKEN = ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError
 NUMBERS = {"bool": bool, "int": int, "float": float, "Status": Status}
 
 
@@ -107,10 +109,14 @@ def load(
     """
     try:
         # NumPy leaves a file open that is no archive.
-        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        with Path(path).open("rb") as raw:
+            file: Any = np.load(raw, allow_pickle=False)
             header = json.loads(str(file[HEADER]))
             arrays = {name: file[name] for name in file.files if name != HEADER}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            missing = _names(header["tree"]) - {*arrays}
+            if missing:
+                raise KeyError(*missing)
+    except (*_BROKEN, zipfile.BadZipFile) as error:
         raise ValueError(f"path must be a whole file of save, got {path}") from error
     if header["format"] > FORMAT:
         raise ValueError(
@@ -129,6 +135,16 @@ def load(
             f"{expected}"
         )
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _names(tree: Any) -> set[str]:
+    """The names of all arrays of a tree."""
+    if tree is None:
+        return set()
+    if "name" in tree:
+        return {tree["name"]}
+    parts = [*tree["fields"].values()] if "fields" in tree else tree["parts"]
+    return set().union(*map(_names, parts))
 
 
 def _encoded(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -193,7 +209,8 @@ def _decoded(tree: Any, arrays: dict, leaves: list, path: Any, *, known: bool) -
     if made is None and known:
         raise ValueError(
             f"like must be given for {path}, which holds a {kind} of an optimizer: "
-            "init(centroids, optimizer=optimizer) of a State"
+            "init(centroids, optimizer=optimizer) of a State (of a result save "
+            "result.state, which is all that goes on)"
         )
     return tuple(fields.values()) if made is None else made(**fields)
 

@@ -291,6 +291,25 @@ def test_fits_inside_a_shard_map_and_their_specs():
     assert_same(found, dk.fit_minibatch(KEY, x, C, weights=w, **options))
 
 
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+@pytest.mark.parametrize("call", [dk.kmeans_loss, dk.statistics, dk.fit])
+def test_points_that_are_the_same_on_every_device_do_not_count_many_times(kind, call):
+    mesh = make_mesh(kind)
+
+    def on_device(x, c):
+        return jax.tree.leaves(call(x, c, axis_name="data"))[0]
+
+    run = jax.shard_map(on_device, mesh=mesh, in_specs=(P(), P()), out_specs=P())
+    with pytest.raises(ValueError, match=r"^axis_name must be .* device of 'data': in"):
+        run(X, C)
+    unchecked = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(P("data"), P()), out_specs=P(), check_vma=False
+    )
+    found = unchecked(put(mesh, X), C)
+    expected = jax.tree.leaves(call(X, C))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_what_cannot_be_meant_is_said():
     mesh = make_mesh("explicit", (2, 2), ("data", "model"))
     rows = r"^points must be sharded over rows only, as by NamedSharding\(mesh, P\('"

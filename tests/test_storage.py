@@ -127,6 +127,14 @@ def broken(tmp_path, what):
         path.write_bytes(path.read_bytes()[:-40])
     elif what == "other":
         np.savez(path, points=X)
+    elif what == "an array":
+        with path.open("wb") as file:
+            np.save(file, X)
+    elif what == "a part":
+        with np.load(path) as file:
+            arrays = dict(file)
+        arrays.pop("value.centroids")
+        np.savez(path, **arrays)
     elif what == "text":
         path.write_text("points")
     else:
@@ -143,6 +151,8 @@ def broken(tmp_path, what):
     [
         ("cut", "^path must be a whole file of save, got .*a.npz$"),
         ("other", "^path must be a whole file of save, got .*a.npz$"),
+        ("an array", "^path must be a whole file of save, got .*a.npz$"),
+        ("a part", "^path must be a whole file of save, got .*a.npz$"),
         ("text", "^path must be a whole file of save, got .*a.npz$"),
         ("later", "^path must be of format 1 or before, got 2 in .*: install the diff"),
     ],

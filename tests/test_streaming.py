@@ -224,6 +224,26 @@ def test_a_function_sees_every_step_and_may_end_it(passes):
 
 
 @pytest.mark.parametrize("passes", [None, 9])
+@pytest.mark.parametrize("answer", [np.True_, jnp.array(True), 1])
+def test_whatever_is_true_ends_it(passes, answer):
+    found = dk.fit_stream(
+        pieces(X), C, passes=passes, tol=0.0, callback=lambda *_: answer
+    )
+    assert (found.num_steps, found.status) == (1, dk.Status.INTERRUPTED)
+
+
+def test_a_state_goes_on_with_few_rows_and_with_none():
+    first, last = X[:100], X[100:]
+    state = dk.fit_stream([first], C).state
+    whole = dk.fit_stream([first, last], C)
+    found = dk.fit_stream([last], state)
+    np.testing.assert_array_equal(found.centroids, whole.centroids)
+    none = dk.fit_stream([], state)
+    np.testing.assert_array_equal(none.centroids, state.centroids)
+    assert (none.num_steps, none.status) == (0, dk.Status.MAX_STEPS)
+
+
+@pytest.mark.parametrize("passes", [None, 9])
 def test_ctrl_c_returns_where_it_is(passes):
     def interrupt(state, _):
         if int(state.step) == 3:
@@ -340,9 +360,9 @@ def searched(gradient, state, params, *, value_fn, **_):
 SEARCH = optax.GradientTransformationExtraArgs(lambda _: (), searched)
 
 
-def a_file(folder, array):
-    np.save(folder / "a.npy", array)
-    return folder / "a.npy"
+def a_file(folder, array, name="a"):
+    np.save(folder / f"{name}.npy", array)
+    return folder / f"{name}.npy"
 
 
 def truncated(folder):
@@ -394,6 +414,31 @@ WRONG = {
         BATCHES + r"have weights \[103\] with points \(103, 3\), got shape \(5,\)",
     ),
     "a number": (lambda _: 3, {}, BATCHES + r"be an array \[n, d\], paths of .npy"),
+    "a mask": (
+        lambda _: [np.ma.masked_greater(X, 5)],
+        {},
+        BATCHES + "be arrays without a mask, got an array .* in batch 0: fill it",
+    ),
+    "made of nothing": (
+        lambda _: lambda: None,
+        {},
+        BATCHES + r"be a function that returns .* of arrays \[m, d\], got None",
+    ),
+    "made of an array": (
+        lambda _: lambda: X,
+        {},
+        BATCHES + r"be a function that .* \[m, d\], not one array, got an array",
+    ),
+    "made of a path": (
+        lambda _: lambda: "a.npy",
+        {},
+        BATCHES + "be a function that returns an iterable .*, got 'a.npy'",
+    ),
+    "files of other widths": (
+        lambda folder: [a_file(folder, X), a_file(folder, X[:, :2], "b")],
+        {"batch_size": 200},
+        BATCHES + r"be \.npy files .*b\.npy: it has rows of 2, centroids of 3$",
+    ),
     "words": (lambda _: [np.array([["a"]])], {}, BATCHES + "be real, got dtype <U1"),
     "missing": (
         lambda folder: folder / "b.npy",
@@ -427,6 +472,28 @@ WRONG = {
         lambda _: X,
         {"passes": 1, "optimizer": SEARCH},
         "^optimizer must not search along a line",
+    ),
+    "tol": (lambda _: X, {"tol": -1.0}, "^tol must be finite and not negative"),
+    "one centroid": (lambda _: X, {"start": C[0]}, r"^centroids must be \[k, d\]"),
+    "a number of them": (
+        lambda _: X,
+        {"start": 4},
+        r"^centroids must be \[k, d\], got",
+    ),
+    "a result": (
+        lambda _: X,
+        {"start": dk.fit_stream([X], C)},
+        "^centroids must be an array or a State: pass result.state",
+    ),
+    "outside": (
+        lambda _: X,
+        {"distance": dk.kl_divergence},
+        "^centroids must have no number below 0",
+    ),
+    "no answer": (
+        lambda _: X,
+        {"callback": lambda state, _: state.centroids},
+        "^callback must return whether to stop, or None, got an array",
     ),
     "state": (
         lambda _: X,

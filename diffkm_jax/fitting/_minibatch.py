@@ -73,7 +73,7 @@ def fit_minibatch(
         points: Data, [n, d], real, in data units.
         centroids: Start, [k, d], real, in data units; or the `State` of an earlier
             result with the same optimizer, to go on from there: with the same key, as
-            if that had not stopped.
+            if that had not stopped; but the smoothed loss of `patience` begins anew.
         num_steps: Number of steps of this call, static; 0 evaluates the start.
         batch_size: Rows of a batch, static; ten times k or more, or small clusters
             find no point in most of them. Of sharded points every device takes as many

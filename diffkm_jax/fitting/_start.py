@@ -9,7 +9,7 @@ from jax import export
 
 from diffkm_jax._checks import as_scalar
 from diffkm_jax._problem import Problem
-from diffkm_jax.fitting._state import FitResult, State, initial_state, remainder_of
+from diffkm_jax.fitting._state import State, initial_state, remainder_of
 from diffkm_jax.fitting._step import Algorithm, check_state
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def rows_of(centroids: ArrayLike | State) -> ArrayLike:
     """The centroids of a start, which is an array or the State of another fit."""
-    if isinstance(centroids, FitResult):
+    if hasattr(centroids, "_fields") and hasattr(centroids, "state"):
         raise TypeError("centroids must be an array or a State: pass result.state")
     return centroids.centroids if isinstance(centroids, State) else centroids
 

@@ -78,8 +78,8 @@ class Status(enum.IntFlag):
             `tol` or data nearer the origin.
         NO_IMPROVEMENT: It stopped because the smoothed loss of its batches had not
             become smaller for `patience` steps.
-        INTERRUPTED: It stopped because its caller did: `callback` returned True, or
-            Ctrl-C.
+        INTERRUPTED: It stopped because its caller did: `callback` said so, or Ctrl-C,
+            or reading failed (of `error.result`).
     """
 
     CONVERGED = 1

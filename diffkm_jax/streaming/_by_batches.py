@@ -61,7 +61,7 @@ class ByBatches:
         """Steps until the batches end, or the caller does."""
         for batch, algorithm, problem in problems():
             if self.mark is None:
-                if problem.active is None:
+                if problem.active is None and not isinstance(self.start, State):
                     check_number(len(self.rows), batch.number, "of the first batch")
                 given = algorithm, problem, self.start, self.rows
                 state, self.dtype = start_of(*given)
@@ -78,6 +78,9 @@ class ByBatches:
             if self.watch.stops(found.state, found.stats):
                 self.interrupted = True
                 return
+        if self.mark is None and isinstance(self.start, State):
+            # It had read all there is.
+            self.mark, self.dtype = Mark(self.start), self.rows.dtype
 
     def result(self) -> StreamResult:
         """What it has found so far."""
@@ -89,7 +92,7 @@ class ByBatches:
         status = status_of(
             MAX_STEPS=not failed and not self.interrupted,
             NON_FINITE=failed,
-            EMPTY_CLUSTER=is_empty(counts, self.active).any(),
+            EMPTY_CLUSTER=mark.num_steps and is_empty(counts, self.active).any(),
             DOMAIN=self.outside,
             INTERRUPTED=self.interrupted,
         )

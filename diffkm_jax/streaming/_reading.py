@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ class Reader:
         sharding: Any,
         multiple: int,
     ) -> None:
-        self.parts, self.is_cut = parts_of(source, size)
+        self.parts, self.is_cut = parts_of(source, size, width)
         self.width, self.weighted = width, weighted
         self.sharding, self.multiple = sharding, multiple
         self.rows, self.ones = 0, None
@@ -135,6 +136,16 @@ class Reader:
 
 
 def _as_numbers(array: Any, where: str) -> np.ndarray:
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"batches must be arrays without a mask, got {shown(array)} {where}: fill "
+            "it, and give the rows that do not count weight 0 (weighted=True)"
+        )
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        raise ValueError(
+            f"batches must be on this process, got an array over several {where}: fit "
+            "takes such an array as it is"
+        )
     try:
         found = np.asarray(array)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -150,7 +161,7 @@ def _as_numbers(array: Any, where: str) -> np.ndarray:
     return found.astype(jnp.result_type(float))
 
 
-def parts_of(source: Any, size: int) -> tuple[Callable[[], Any], bool]:
+def parts_of(source: Any, size: int, width: int) -> tuple[Callable[[], Any], bool]:
     """The function that starts to read a source, and whether it cuts it.
 
     Raises TypeError if it is none.
@@ -160,9 +171,9 @@ def parts_of(source: Any, size: int) -> tuple[Callable[[], Any], bool]:
         return lambda: _cut([source], size), True
     paths = source if isinstance(source, list | tuple) else ()
     if paths and all(isinstance(path, str | Path) for path in paths):
-        return lambda: _cut(map(_opened, paths), size), True
+        return lambda: _cut((_opened(path, width) for path in paths), size), True
     if callable(source):
-        return source, False
+        return partial(_made, source), False
     if not isinstance(source, Iterable) or hasattr(source, "shape"):
         raise TypeError(f"batches must be {KINDS}, got {shown(source)}")
     return lambda: source, False
@@ -173,11 +184,28 @@ def is_read_once(source: Any) -> bool:
     return isinstance(source, Iterator)
 
 
-def _opened(path: str | Path) -> np.ndarray:
+def _made(source: Callable[[], Any]) -> Iterable:
+    """What a function has made of batches, checked."""
+    made = source()
+    if not isinstance(made, Iterable) or isinstance(made, str | Path | dict):
+        kinds = "arrays [m, d]"
+    elif len(getattr(made, "shape", ())) == 2:
+        kinds = "arrays [m, d], not one array"
+    else:
+        return made
+    raise TypeError(
+        f"batches must be a function that returns an iterable of {kinds}, got "
+        f"{shown(made)}"
+    )
+
+
+def _opened(path: str | Path, width: int) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if len(getattr(array, "shape", ())) != 2:
             raise ValueError(f"it holds {shown(array)}")
+        if array.shape[1] != width:
+            raise ValueError(f"it has rows of {array.shape[1]}, centroids of {width}")
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(
             f"batches must be .npy files of whole arrays [n, d], got {path}: {error}"

@@ -6,10 +6,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from diffkm_jax._checks import as_points_and_centroids, check_callable, check_integer
+from diffkm_jax._checks import (
+    as_centroids,
+    as_tree,
+    check_callable,
+    check_integer,
+    check_scalar,
+)
+from diffkm_jax._given import check_domain
 from diffkm_jax._hints import hinted, shown
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._sharding import axis_of, devices_of
@@ -82,7 +90,8 @@ def fit_stream(
         tol: As in `fit`, of passes; steps by batches are stopped by no rule.
         empty: As in `fit`; without `passes`, of a cluster without a point in a batch.
         callback: Function of the state after a step and the `Statistics` before it, as
-            to save the state; where it returns True, the fit stops. None is none.
+            to save the state; where it returns what is true, the fit stops, one batch
+            further on in an iterator than in `state.step`. None is none.
         progress: Whether a bar of `tqdm` shows the steps, on a terminal.
         sharding: Where the rows of batches go: a `NamedSharding` over rows, on whose
             devices a pass over a batch runs; None is the default device.
@@ -93,14 +102,17 @@ def fit_stream(
         where the fit is (INTERRUPTED). A batch with a row that is not finite ends it
         with the state before that batch, a warning that names batch and row, and
         NON_FINITE. Any other error in reading is raised as it is, with what the fit had
-        so far as its attribute `result`.
+        so far as its attribute `result`. From a `State` no batch at all is a result
+        of no step.
 
     Raises:
         TypeError: As in `fit`, or `batches` is nothing that can be read, or of arrays
             that are not real, `batch_size` or `passes` no integer, or `sharding` no
             NamedSharding.
-        ValueError: As in `fit`; `batches` has no row, another width than centroids,
-            fewer rows than there are centroids (in the first batch, without `passes`),
+        ValueError: As in `fit`, but that points outside the domain of a distance are
+            said in `status`; `batches` has no row, another width than centroids,
+            fewer rows than there are centroids (in the first batch, without `passes`
+            or a `State`),
             pairs that are not `weighted`, or can be read once only, or not the same on
             every pass; `passes` is negative or `batch_size` below 1; or `sharding` is
             not over rows alone.
@@ -118,7 +130,10 @@ def fit_stream(
         Bengio 1995, https://leon.bottou.org/papers/bottou-bengio-95
     """
     given = rows_of(centroids)
-    rows, _ = as_points_and_centroids(given, given)
+    rows = as_centroids(given)
+    check_callable("distance", distance)
+    check_domain(as_tree(distance), rows, None, given, active)
+    check_scalar("tol", tol, jnp.float32, zero=True)
     check_integer("batch_size", batch_size, minimum=1)
     if callback is not None:
         check_callable("callback", callback)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from diffkm_jax._hints import shown
 from diffkm_jax.fitting._state import State
 from diffkm_jax.statistics import Statistics
 
@@ -46,7 +47,15 @@ class Watch:
         if self.bar is not None:
             self.bar.set_postfix(loss=f"{float(stats.loss):.6g}", refresh=False)
             self.bar.update()
-        return self.callback is not None and self.callback(state, stats) is True
+        if self.callback is None:
+            return False
+        answer = self.callback(state, stats)
+        try:
+            return bool(answer)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"callback must return whether to stop, or None, got {shown(answer)}"
+            ) from error
 
 
 def _tqdm() -> Any:

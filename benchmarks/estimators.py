@@ -42,6 +42,10 @@ def lineup(baseline: Any) -> dict[str, Callable[[Any], es.Estimator]]:
         "reinforce, baseline": lambda _: es.reinforce(baseline=baseline),
         "rloo, 4 draws": lambda _: es.rloo(num_samples=4),
         "rebar": lambda tau: es.rebar(tau=tau),
+        "rodeo, 4 draws": lambda _: es.rodeo(),
+        "reinmax_rao": lambda tau: es.reinmax_rao(tau=tau),
+        "reinmax_cv": lambda tau: es.reinmax_cv(tau=tau),
+        "unordered_set, 4": lambda _: es.unordered_set(),
     }
 
 
@@ -146,6 +150,8 @@ def curves(size: str) -> Iterator[Record]:
             one = problem()
             expected = jax.jit(partial(es.exact().expect, one.cost))
             makers = lineup(expected(one.logits))
+            if one.logits.shape[-1] < 4:
+                makers.pop("unordered_set, 4")
             if small:
                 makers = {name: makers[name] for name in ("reinmax", "gumbel_softmax")}
             found = measured(one, makers, grid, num_samples)
@@ -160,7 +166,9 @@ def curves(size: str) -> Iterator[Record]:
             cost=lambda rows: three().cost(jnp.append(rows, 0)), logits=one.logits[:2]
         )
         binary = {
+            "arm": lambda _: es.arm(),
             "disarm": lambda _: es.disarm(),
+            "arms, 2 draws": lambda _: es.arms(num_samples=2),
             "rloo, 2 draws": lambda _: es.rloo(num_samples=2),
             "reinforce": lambda _: es.reinforce(),
         }

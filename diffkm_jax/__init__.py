@@ -22,6 +22,8 @@ from diffkm_jax.assignments import (
     implicit_mle,
     perturbed_argmax,
     reinmax,
+    reinmax_cv,
+    reinmax_rao,
     sampled_straight_through,
     sinkhorn,
     softmax,
@@ -34,6 +36,7 @@ from diffkm_jax.diagnostics import (
     certificate,
     evaluate,
     is_discrete,
+    tune,
 )
 from diffkm_jax.distances import (
     bregman,
@@ -130,6 +133,8 @@ __all__ = [
     "random_points",
     "reassign",
     "reinmax",
+    "reinmax_cv",
+    "reinmax_rao",
     "rotation_trick",
     "sampled_straight_through",
     "save",
@@ -141,5 +146,6 @@ __all__ = [
     "statistics",
     "straight_through",
     "straight_through_vector",
+    "tune",
     "update",
 ]

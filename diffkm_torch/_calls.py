@@ -24,6 +24,7 @@ from diffkm_torch import optimizers
 # default is another formula.
 VARIANTS: dict[str, tuple[Any, ...]] = {
     "derivative": ("one_step", "unrolled", "none"),
+    "distribution": ("normal",),
     "differentiable": (False, True),
     "empty": ("farthest",),
     "gap": (None,),
@@ -33,7 +34,9 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "temperature": (0.3,),
 }
 SCALARS = {
+    "alpha": 0.6,
     "baseline": 0.3,
+    "beta": 0.4,
     "eta": 0.8,
     "gap": 1.5,
     "scale": 0.8,
@@ -50,8 +53,10 @@ NO_ARRAYS = {
     "axis_name",
     "block_size",
     "column_weights",
+    "control",
     "decay",
     "distance",
+    "f",
     "max_configurations",
     "max_steps",
     "num_iters",
@@ -64,7 +69,15 @@ NO_ARRAYS = {
     "state",
 }
 # Noise that is not one draw of Gumbel for every logit.
-NOISE = {"gumbel_rao": "draws", "nsvq": "normal", "perturbed_argmax": "draws"}
+NOISE = {
+    "gumbel_rao": "draws",
+    "nsvq": "normal",
+    "perturbed_argmax": "draws",
+    "reinmax_cv": "draws",
+    "reinmax_rao": "draws",
+}
+# Estimators of two categories.
+BINARY = "estimators.arm", "estimators.arms", "estimators.disarm"
 # Arrays beside those that the parameters name.
 BESIDE = {
     "bregman": ("x", "y"),
@@ -111,6 +124,9 @@ def arrays() -> dict[str, np.ndarray]:
         "y": points[6:12],
         "precision": root @ root.T,
         "logits": logits,
+        "log_odds": logits,
+        "params": rng.normal(size=5),
+        "rows": logits,
         "costs": rng.normal(size=2),
         "gradient": rng.normal(size=logits.shape),
         "target": rng.normal(size=logits.shape),
@@ -135,12 +151,16 @@ def arguments(name: str, variant: dict[str, Any], data: dict) -> dict[str, Any]:
             found[key] = data[key]
         elif key not in NO_ARRAYS:
             raise TypeError(f"no argument is known for the parameter {key!r}")
-    if _call_of(name) is _estimate:
-        # DisARM is of two categories.
-        width = 2 if name == "estimators.disarm" else 5
-        num_draws = attrgetter(name)(diffkm_torch)().num_draws
+    if _call_of(name) in (_estimate, _relax):
+        factory = attrgetter(name)(diffkm_torch)
+        bound = {} if name != "estimators.relax" else {"control": sum, "params": ()}
+        num_draws = factory(**bound).num_draws
+        width = 2 if name in BINARY else 5
         found |= {key: data[key][..., :width] for key in ("logits", "target")}
         found["noise"] = data["gumbel"][:num_draws, ..., :width]
+        if name == "estimators.unordered_set":
+            # Of one row each.
+            found = {key: array[..., 0, :] for key, array in found.items()}
     return found
 
 
@@ -183,9 +203,24 @@ def _estimate(
     **settings: Any,
 ) -> Any:
     def cost(rows: Any) -> Any:
-        return ((rows - target[: len(rows)]) ** 3).sum((-2, -1))
+        costs = (rows - target[: len(rows)]) ** 3
+        return costs.sum((-2, -1)) if rows.ndim == 3 else costs.sum(-1)
 
     return function(**settings).expect(cost, logits, noise)
+
+
+def _relax(module: ModuleType, function: Callable, params: Any, **kwargs: Any) -> Any:
+    """The control variate is quadratic in the perturbed logits."""
+
+    def made(**settings: Any) -> Any:
+        return function(lambda w, z: (w * z**2).sum((-2, -1)), params, **settings)
+
+    return _estimate(module, made, **kwargs)
+
+
+def _bernoulli(module: ModuleType, function: Callable, log_odds: Any) -> Any:
+    cost, rows = function(lambda values: (values**2).sum((-2, -1)), log_odds)
+    return cost(module.softmax(rows))
 
 
 def _fit(module: ModuleType, function: Callable, **kwargs: Any) -> dict[str, Any]:
@@ -205,12 +240,6 @@ def _power(row: Any) -> Any:
 
 def _bregman(module: ModuleType, function: Callable, x: Any, y: Any) -> Any:
     return function(_power)(x, y)
-
-
-def _mahalanobis(
-    module: ModuleType, function: Callable, precision: Any, x: Any, y: Any
-) -> Any:
-    return function(precision)(x, y)
 
 
 def _optimizer(
@@ -254,10 +283,13 @@ CALLS = {
     "assigned_loss": _assigned_loss,
     "conditional_gumbel": _conditional_gumbel,
     "estimators.attach": _plain,
+    "estimators.bernoulli": _bernoulli,
+    "estimators.over_rows": lambda _, f, costs, rows: f(costs, rows) * rows,
+    "estimators.relax": _relax,
     "fit": _fit,
     "bregman": _bregman,
     "init": _init,
-    "mahalanobis": _mahalanobis,
+    "mahalanobis": lambda _, f, precision, x, y: f(precision)(x, y),
     "reassign": _reassign,
     "update": _update,
     **dict.fromkeys(optimizers.__all__, _optimizer),

@@ -170,13 +170,17 @@ def check_range(name: str, number: float, dtype: torch.dtype, *, zero: bool) -> 
     raise ValueError(f"{name} must be {kind}, got {number}")
 
 
-def check_integer(name: str, value: int, *, minimum: int) -> None:
+def check_integer(
+    name: str, value: int, *, minimum: int, maximum: int | None = None
+) -> None:
     """Raises TypeError unless `value` is an int, ValueError unless it is in range."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         kind = type(value).__name__
         raise TypeError(f"{name} must be a Python integer (static), got {kind}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value}")
 
 
 def check_callable(name: str, function: object) -> None:
@@ -191,12 +195,12 @@ def check_block_size(block_size: int | None) -> None:
         check_integer("block_size", block_size, minimum=1)
 
 
-def as_logits(logits: Tensor) -> Tensor:
+def as_logits(logits: Tensor, name: str = "logits") -> Tensor:
     """The logits, checked: floating, [..., k], k at least 1."""
-    check_floating("logits", logits)
+    check_floating(name, logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         found = f"got shape {tuple(logits.shape)}"
-        raise ValueError(f"logits must be [..., k] with k at least 1, {found}")
+        raise ValueError(f"{name} must be [..., k] with k at least 1, {found}")
     return logits
 
 

@@ -17,7 +17,7 @@ ONE_DRAW = [
     "reinmax",
     "implicit_mle",
 ]
-SEVERAL_DRAWS = ["gumbel_rao", "perturbed_argmax"]
+SEVERAL_DRAWS = ["gumbel_rao", "reinmax_rao", "reinmax_cv", "perturbed_argmax"]
 MAPS = [*DETERMINISTIC, "sinkhorn", "blackbox", *ONE_DRAW, *SEVERAL_DRAWS]
 
 # The scalar that softens each; `hard` has none.
@@ -34,6 +34,8 @@ DISCRETE = [
     "gapped_straight_through",
     "reinmax",
     "gumbel_rao",
+    "reinmax_rao",
+    "reinmax_cv",
     "implicit_mle",
     "blackbox",
 ]

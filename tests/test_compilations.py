@@ -134,6 +134,15 @@ CALLS = {
     ),
     "sinkhorn": lambda: dk.sinkhorn(LOGITS, tau=number()),
     "estimators.exact": lambda: es.exact().expect(cost, LOGITS),
+    "evaluate, a grid": lambda: dk.evaluate(
+        KEY,
+        cost,
+        LOGITS,
+        [es.reinmax(), es.gumbel_softmax()],
+        grid={"tau": [number(), 2.0]},
+        num_samples=9,
+    ),
+    "tune": lambda: dk.tune(KEY, cost, LOGITS, es.rebar(tau=number()), num_steps=2),
     "draw": lambda: es.rloo().draw(KEY, LOGITS.shape),
 }
 GRADIENTS = {

@@ -33,7 +33,18 @@ CASES = [
     ("rloo", {"num_samples": 3}, {}, 3),
     ("rebar", {}, {"tau": 0.6, "eta": 0.8}, 2),
     ("disarm", {}, {}, 1),
+    ("arm", {}, {}, 1),
+    ("arms", {"num_samples": 2}, {}, 2),
+    ("arms", {"num_samples": 5}, {}, 5),
+    ("reinmax_rao", {"num_samples": 3}, {"tau": 0.7}, 4),
+    ("reinmax_cv", {"num_samples": 3}, {"tau": 0.7, "eta": 0.6}, 4),
+    ("relax", {}, {"params": [0.4, -0.3, 0.8]}, 2),
+    ("rodeo", {"num_samples": 3}, {"alpha": 0.7, "beta": 0.4}, 3),
+    ("unordered_set", {"num_samples": 2}, {}, 1),
+    ("unordered_set", {"num_samples": 3}, {}, 1),
 ]
+BINARY_ONLY = "disarm", "arm", "arms"
+
 IDS = [f"{name}{i}" for i, (name, *_) in enumerate(CASES)]
 
 
@@ -42,14 +53,31 @@ def cost_of(module, scale):
     sin = jnp.sin if module is dk else torch.sin
 
     def cost(rows):
-        first, second = rows[:, 0], rows[:, 1]
-        return (scale * sin(2 * first) * (second + 0.5) ** 2).sum(-1)
+        # Of one row each, where the estimator takes no other.
+        pair = (rows[:, 0], rows[:, 1]) if rows.ndim == 3 else (rows, rows)
+        return (scale * sin(2 * pair[0]) * (pair[1] + 0.5) ** 2).sum(-1)
 
     return cost
 
 
+def make(module, name, static, settings):
+    """The record of a package."""
+    if name != "relax":
+        return getattr(module.estimators, name)(**static, **settings)
+    sin = jnp.sin if module is dk else torch.sin
+
+    def control(params, z):
+        weights = params[None, None] * (z * 0 + 1)
+        return (sin(z) * weights).sum((-2, -1))
+
+    params = settings["params"]
+    params = params if module is dk else torch.as_tensor(params)
+    return module.estimators.relax(control, params)
+
+
 def problem(name, num_draws, dtype):
-    logits = BINARY if name == "disarm" else LOGITS
+    logits = BINARY if name in BINARY_ONLY else LOGITS
+    logits = logits[:, 0] if name == "unordered_set" else logits
     noise = gumbel((num_draws, *logits.shape), 2)
     scale = TARGET[:, 0, : logits.shape[-1]]
     return [a.astype(dtype) for a in (logits, noise, scale)]
@@ -62,7 +90,7 @@ def test_costs_and_their_gradients_agree(name, static, scalars, num_draws, dtype
 
     def on(module):
         def f(logits, scale, noise=noise, **settings):
-            record = getattr(module.estimators, name)(**static, **settings)
+            record = make(module, name, static, settings)
             if module is dt:
                 noise = torch.as_tensor(noise)
             return record.expect(cost_of(module, scale), logits, noise)
@@ -79,7 +107,7 @@ def test_second_derivatives_agree(name, static, scalars, num_draws):
     logits, noise, scale = problem(name, num_draws, "float64")
 
     def ours(logits, scale, **settings):
-        record = getattr(dk.estimators, name)(**static, **settings)
+        record = make(dk, name, static, settings)
 
         def total(z):
             return record.expect(cost_of(dk, scale), z, noise).sum()
@@ -87,7 +115,7 @@ def test_second_derivatives_agree(name, static, scalars, num_draws):
         return (jax.grad(total)(logits) ** 2).sum()
 
     def theirs(logits, scale, **settings):
-        record = getattr(dt.estimators, name)(**static, **settings)
+        record = make(dt, name, static, settings)
         total = record.expect(cost_of(dt, scale), logits, torch.as_tensor(noise)).sum()
         (g,) = torch.autograd.grad(total, logits, create_graph=True)
         return (g**2).sum()
@@ -98,9 +126,9 @@ def test_second_derivatives_agree(name, static, scalars, num_draws):
 
 @pytest.mark.parametrize(("name", "static", "scalars", "num_draws"), CASES, ids=IDS)
 def test_records_agree_in_what_they_say(name, static, scalars, num_draws):
-    ours, theirs = (
-        getattr(module.estimators, name)(**static, **scalars) for module in (dk, dt)
-    )
+    settings = {key: np.asarray(v) for key, v in scalars.items()}
+    scalars = scalars if name != "relax" else settings
+    ours, theirs = (make(module, name, static, scalars) for module in (dk, dt))
     for field in ("name", "num_draws", "discrete"):
         assert getattr(ours, field) == getattr(theirs, field)
     assert set(ours.settings) == set(theirs.settings)

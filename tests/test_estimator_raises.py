@@ -255,9 +255,7 @@ def test_a_rule_may_evaluate_many_draws_at_once(package):
 def test_one_cluster_is_no_choice(package, name):
     record = getattr(package.module.estimators, name)()
     noise = gumbel((record.num_draws, 4, 1))
-    message = (
-        r"k at least 2 .*got shape \(4, 1\): for a Bernoulli .* \[..., 2\], θ and 0"
-    )
+    message = r"k at least 2 .*got shape \(4, 1\): those of Bernoulli .* made by"
     with pytest.raises(ValueError, match=message):
         package.expect(record, lambda r: r.sum(-1), LOGITS[:, :1], noise)
 
@@ -272,7 +270,9 @@ def test_costs_that_are_not_floating(package):
 @BOTH
 def test_binary_estimators_and_baselines(package):
     es = package.module.estimators
-    with pytest.raises(ValueError, match=r"binary logits \[..., 2\], got \(4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"^logits must be \[..., 2\] for disarm, got shape \(4, 3\)"
+    ):
         package.expect(es.disarm(), total, LOGITS, gumbel((1, 4, 3)))
     record = es.reinforce(baseline=package.convert(np.ones(3)))
     with pytest.raises(ValueError, match=r"of the costs \(4,\), got shape \(3,\)"):
@@ -327,7 +327,9 @@ def test_evaluate(function):
         dk.evaluate(KEY, total, LOGITS, [reinmax])
     with pytest.raises(TypeError, match="logits must be floating"):
         function(KEY, total, LOGITS.astype(int), reinmax())
-    with pytest.raises(ValueError, match=r"k at least 2 .*got shape \(4, 1\): for a B"):
+    with pytest.raises(
+        ValueError, match=r"k at least 2 .*got shape \(4, 1\): those of B"
+    ):
         function(KEY, total, LOGITS[:, :1], reinmax())
     with pytest.raises(TypeError, match="f must be a function, got 'f'"):
         function(KEY, "f", LOGITS, reinmax())

@@ -39,6 +39,14 @@ def crossed(rows):
     return jnp.sum(jnp.cos(3 * rows[0]) * rows[1]) ** 2 + linear(rows)
 
 
+def control(params, z):
+    return jnp.sin(jnp.where(jnp.isinf(z), 0, z)) @ params[: z.shape[-1]]
+
+
+def joint_control(params, z):
+    return jnp.sum(jnp.sin(z) * params)
+
+
 RECORDS = {
     "exact": es.exact(),
     "straight_through": es.straight_through(tau=0.7),
@@ -57,15 +65,24 @@ RECORDS = {
     "rloo": es.rloo(num_samples=3),
     "rebar": es.rebar(tau=0.7, eta=0.8),
     "disarm": es.disarm(),
+    "reinmax_rao": es.reinmax_rao(tau=0.7, num_samples=3),
+    "reinmax_cv": es.reinmax_cv(tau=0.7, eta=0.5, num_samples=3),
+    "relax": es.relax(control, MATRIX[0]),
+    "rodeo": es.rodeo(num_samples=3, alpha=0.8, beta=0.6),
+    "unordered_set": es.unordered_set(num_samples=2),
+    "arm": es.arm(),
+    "arms": es.arms(num_samples=3),
 }
-UNBIASED = ["reinforce", "rloo", "rebar", "disarm"]
+BINARIES = ["disarm", "arm", "arms"]
+UNBIASED = ["reinforce", "rloo", "rebar", "disarm", "relax", "rodeo", "unordered_set"]
+UNBIASED += ["arm", "arms"]
 ATTACHED = [*UNBIASED, "blackbox", "implicit_mle", "implicit_mle_scaled"]
 EVERY = pytest.mark.parametrize("name", RECORDS)
 
 
 def problem(name):
     """A cost per problem and logits that the estimator takes."""
-    if name == "disarm":
+    if name in BINARIES:
         return (lambda rows: jnp.sum(jnp.sin(rows) ** 2 * SLOPE, -1)), BINARY
     return quadratic, LOGITS
 
@@ -104,7 +121,18 @@ def test_enumerated_score_functions_are_unbiased(name, f):
 
 @pytest.mark.parametrize(
     "record",
-    [es.rebar(), es.rebar(tau=2.0, eta=0.3), es.disarm(), es.rloo(), es.reinforce()],
+    [
+        es.rebar(),
+        es.rebar(tau=2.0, eta=0.3),
+        es.disarm(),
+        es.rloo(),
+        es.reinforce(),
+        es.arm(),
+        es.arms(num_samples=2),
+        es.arms(num_samples=5),
+        es.rodeo(),
+        es.relax(joint_control, SLOPE),
+    ],
     ids=lambda record: record.name,
 )
 def test_sampled_estimates_are_unbiased_within_their_own_error(record):
@@ -240,7 +268,7 @@ def test_a_batch_is_vmap_over_its_problems(name):
     def one(z, g):
         return record.expect(lambda row: f(row[None])[0], z, g)
 
-    if name == "disarm":  # Its cost differs from problem to problem.
+    if name in BINARIES:  # Its cost differs from problem to problem.
         slopes = SLOPE
 
         def costs_of(z, g, slope):

@@ -48,6 +48,7 @@ ONLY_JAX = {
     "fit_stream",
     "StreamResult",
     "is_discrete",
+    "tune",
     "kmeans_parallel",
     "load",
     "save",

@@ -100,7 +100,7 @@ HARD = {
 }
 SLOW = [name for name in HARD if name != "sampled_straight_through"]
 # What is infinite, or no number.
-OTHERS = {"snr": 0.0, "enumerated": 0.0}
+OTHERS = {"snr": 0.0, "enumerated": 0.0, "label": 0.0}
 
 
 @pytest.mark.parametrize(

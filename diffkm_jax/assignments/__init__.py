@@ -7,12 +7,9 @@ row is one-hot with gradient zero. What −inf of one excludes, +inf of the othe
 bring back.
 """
 
-from diffkm_jax.assignments._gumbel import (
-    conditional_gumbel,
-    decoupled_gumbel_softmax,
-    gumbel_rao,
-    gumbel_softmax,
-)
+from diffkm_jax.assignments._conditional import conditional_gumbel, gumbel_rao
+from diffkm_jax.assignments._gumbel import decoupled_gumbel_softmax, gumbel_softmax
+from diffkm_jax.assignments._halfway import reinmax_cv, reinmax_rao
 from diffkm_jax.assignments._perturbed import blackbox, implicit_mle, perturbed_argmax
 from diffkm_jax.assignments._sinkhorn import sinkhorn
 from diffkm_jax.assignments._softmax import hard, softmax
@@ -36,6 +33,8 @@ __all__ = [
     "implicit_mle",
     "perturbed_argmax",
     "reinmax",
+    "reinmax_cv",
+    "reinmax_rao",
     "sampled_straight_through",
     "sinkhorn",
     "softmax",

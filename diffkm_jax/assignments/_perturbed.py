@@ -138,19 +138,22 @@ def perturbed_argmax(
     noise: Float[ArrayLike, "draws *batch k"],
     *,
     scale: ArrayLike = 1.0,
+    distribution: str = "gumbel",
 ) -> Float[Array, "*batch k"]:
     """The mean of m draws at perturbed logits: an argmax made smooth.
 
     The value is the mean over m of the one-hot y_m of argmax(logits + scale·noise_m).
-    In expectation it is softmax(logits/scale), and so are its derivatives, of every
-    order and in both modes, by the density of the noise: the Jacobian is the mean of
-    y_m (1 − exp(−noise_m))ᵀ/scale, unbiased for the smooth map at a variance like
-    1/(m·scale²). The gradient in `noise` and `scale` is zero.
+    In expectation, of Gumbel noise, it is softmax(logits/scale), and so are its
+    derivatives, of every order and in both modes, by the density of the noise: the
+    Jacobian is the mean of y_m (1 − exp(−noise_m))ᵀ/scale, or y_m noise_mᵀ/scale of
+    normal noise, unbiased for the smooth map at a variance like 1/(m·scale²). The
+    gradient in `noise` and `scale` is zero.
 
     Args:
         logits: Scores, [..., k], floating, no unit; −inf is never chosen.
-        noise: Standard Gumbel noise, [m, ..., k], floating, no unit, m at least 1.
+        noise: Standard noise, [m, ..., k], floating, no unit, m at least 1.
         scale: Positive scalar, in the unit of `logits`; may be traced.
+        distribution: Of the noise, "gumbel" or "normal"; static.
 
     Returns:
         Rows that sum to one, [..., k], in the dtype of `logits`.
@@ -158,7 +161,8 @@ def perturbed_argmax(
     Raises:
         TypeError: `logits` or `noise` is not floating, or `scale` not real.
         ValueError: `logits` is a scalar or has no cluster; `noise` does not fit;
-            `scale` is not a scalar, or a number and not positive.
+            `scale` is not a scalar, or a number and not positive; `distribution` is
+            neither.
 
     Example:
         >>> logits = jnp.array([1.0, 0.0])
@@ -170,6 +174,10 @@ def perturbed_argmax(
     """
     logits = as_logits(logits)
     noise = as_noise(noise, logits, draws=1)
+    if distribution not in ("gumbel", "normal"):
+        raise ValueError(
+            f"distribution must be 'gumbel' or 'normal', got {distribution!r}"
+        )
     dtype = accumulation_dtype(logits, noise)
     scale = lax.stop_gradient(as_scalar("scale", scale, logits, noise))
     noise = lax.stop_gradient(noise.astype(dtype))
@@ -180,8 +188,11 @@ def perturbed_argmax(
     # Noise that would make the same perturbed logits: its density carries the gradient.
     move = (lax.stop_gradient(z) - z) / scale
     g = jnp.where(jnp.isinf(noise), 0, noise) + move
-    # At noise of +inf only the first term is left, at −inf there is no limit.
-    log_density = jnp.where(jnp.isposinf(noise), -move, -g - jnp.exp(-g))
+    if distribution == "normal":
+        log_density = jnp.where(jnp.isinf(noise), 0, -0.5 * g**2)
+    else:
+        # At noise of +inf only the first term is left, at −inf there is no limit.
+        log_density = jnp.where(jnp.isposinf(noise), -move, -g - jnp.exp(-g))
     log_density = jnp.where(excluded | jnp.isneginf(noise), 0, log_density)
     log_density = jnp.sum(log_density, axis=-1, keepdims=True)
     ratio = jnp.exp(log_density - lax.stop_gradient(log_density))

@@ -234,18 +234,25 @@ def reinmax(
     logits = as_logits(logits)
     noise = as_noise(noise, logits)
     tau = as_scalar("tau", tau, logits, noise)
-    return declared(chosen, _second_order, logits, noise, tau)
+    return declared(chosen, _reinmax_rule, logits, noise, tau)
 
 
-def _second_order(
+def _reinmax_rule(
     cotangent: jax.Array, logits: jax.Array, noise: jax.Array, tau: jax.Array
 ) -> tuple[jax.Array, None, None]:
-    g = cotangent.astype(tau.dtype)
-    p = relaxed(logits, jnp.ones_like(tau))
-    q = 0.5 * (relaxed(logits, tau) + chosen(logits, noise).astype(tau.dtype))
-    gradient = 2 * covariance(q, g) - 0.5 * covariance(p, g)
+    g, drawn = cotangent.astype(tau.dtype), chosen(logits, noise)
+    gradient = second_order(g, logits, drawn, tau)
     gradient = jnp.where(jnp.isneginf(logits), 0, gradient)
     return gradient.astype(logits.dtype), None, None
+
+
+def second_order(
+    g: jax.Array, logits: jax.Array, drawn: jax.Array, tau: jax.Array
+) -> jax.Array:
+    """2 J(q) g − J(p) g / 2, q halfway between a softmax and the draw."""
+    p = relaxed(logits, jnp.ones_like(tau))
+    q = 0.5 * (relaxed(logits, tau) + drawn.astype(tau.dtype))
+    return 2 * covariance(q, g) - 0.5 * covariance(p, g)
 
 
 def covariance(p: jax.Array, g: jax.Array) -> jax.Array:

@@ -12,10 +12,16 @@ from jax import lax
 from diffkm_jax._checks import check_integer, check_key
 from diffkm_jax._hints import hinted
 from diffkm_jax.assignments import hard
+from diffkm_jax.diagnostics._draws import bare
 from diffkm_jax.diagnostics._estimates import estimate
 from diffkm_jax.diagnostics._settings import split_settings, with_settings
 from diffkm_jax.estimators._cost import Cost, TracedCost, traced_cost
-from diffkm_jax.estimators._estimator import Estimator, as_choices, check_estimator
+from diffkm_jax.estimators._estimator import (
+    Estimator,
+    as_choices,
+    check_estimator,
+    draw_gumbel,
+)
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -92,15 +98,23 @@ def is_discrete_at(
     key: jax.Array, cost: TracedCost, logits: jax.Array, record: Estimator
 ) -> jax.Array:
     """Whether random noise, and noise of the same argmax alone, estimate the same."""
-    noise = record.draw(key, logits.shape, logits.dtype)
+    noise = probes_of(key, logits, record.num_draws)
+    return alike(jax.vmap(lambda g: estimate(record, cost, logits, g))(noise))
+
+
+def probes_of(key: jax.Array, logits: jax.Array, num_draws: int) -> jax.Array:
+    """Random noise, and noise that says no more than its draws, [2, num_draws, ...]."""
+    noise = draw_gumbel(key, num_draws, logits.shape, logits.dtype)
     drawn = hard(logits.astype(noise.dtype)[None] + noise)
     if jnp.finfo(logits.dtype).bits < 32:
         # A rule may add in so few bits that the best would be tied.
         noise = noise + drawn
-    bare = jnp.where(drawn > 0, 0, -jnp.inf).astype(noise.dtype)
-    both = jax.vmap(lambda g: estimate(record, cost, logits, g))
-    pairs = both(jnp.stack([noise, bare]))
-    return jnp.stack([_close(*pair) for pair in pairs]).all()
+    return jnp.stack([noise, bare(drawn)])
+
+
+def alike(found: Any) -> jax.Array:
+    """Whether both entries of every array, [2, ...], are the same but for rounding."""
+    return jnp.stack([_close(*pair) for pair in found]).all()
 
 
 def _close(a: jax.Array, b: jax.Array) -> jax.Array:

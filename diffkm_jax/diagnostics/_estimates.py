@@ -15,7 +15,6 @@ from diffkm_jax._numerics import polar
 from diffkm_jax.assignments._declared import declared
 from diffkm_jax.estimators._attach import attach
 from diffkm_jax.estimators._cost import TracedCost
-from diffkm_jax.estimators._enumeration import configuration
 from diffkm_jax.estimators._estimator import Estimator, HashablePartial
 
 
@@ -116,22 +115,6 @@ def _unknown(settings: list, cotangents: tuple) -> tuple[tuple, list]:
 
 
 _without_slope.defvjp(lambda numbers, settings: (numbers, settings), _unknown)
-
-
-def joint_draw(
-    logits: jax.Array, kept: int, num: int, num_draws: int, code: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The probability of a draw by every noise row, [*batch], and such noise."""
-    acc = accumulation_dtype(logits)
-    weight = jnp.ones(logits.shape[:kept], acc)
-    rows = []
-    for i in range(num_draws):
-        drawn, probability = configuration(logits, kept, (code // num**i) % num)
-        weight *= probability
-        rows.append(jnp.where(drawn > 0, 0, -jnp.inf).astype(acc))
-    # Held constant, as in a sample: the gradient of the cost is the estimate already.
-    weight = jax.lax.stop_gradient(weight)
-    return weight, jnp.stack(rows) if rows else jnp.zeros((0, *logits.shape), acc)
 
 
 def judged(found: tuple, truth: tuple) -> Sample:

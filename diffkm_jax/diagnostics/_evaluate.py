@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, overload
 
 import jax
@@ -10,9 +10,9 @@ from jax.core import Tracer
 
 from diffkm_jax._checks import check_integer, check_key
 from diffkm_jax._hints import hinted
-from diffkm_jax.diagnostics._report import Report
+from diffkm_jax.diagnostics._report import Report, Reports, label_of
 from diffkm_jax.diagnostics._reports import Plan, reports_of
-from diffkm_jax.diagnostics._settings import split_settings
+from diffkm_jax.diagnostics._settings import groups_of, on_grid
 from diffkm_jax.estimators._cost import Cost, traced_cost
 from diffkm_jax.estimators._enumeration import num_configurations
 from diffkm_jax.estimators._estimator import Estimator, as_choices, check_estimator
@@ -34,7 +34,8 @@ def evaluate(
     *,
     num_samples: int | None = None,
     max_configurations: int = 4096,
-    chunk_size: int = 1024,
+    grid: Mapping[str, ArrayLike] | None = None,
+    chunk_size: int | None = None,
     enumerate_draws: bool = True,
 ) -> Report: ...
 
@@ -49,9 +50,10 @@ def evaluate(
     *,
     num_samples: int | None = None,
     max_configurations: int = 4096,
-    chunk_size: int = 1024,
+    grid: Mapping[str, ArrayLike] | None = None,
+    chunk_size: int | None = None,
     enumerate_draws: bool = True,
-) -> tuple[Report, ...]: ...
+) -> Reports: ...
 
 
 @hinted
@@ -63,9 +65,10 @@ def evaluate(
     *,
     num_samples: int | None = None,
     max_configurations: int = 4096,
-    chunk_size: int = 1024,
+    grid: Mapping[str, ArrayLike] | None = None,
+    chunk_size: int | None = None,
     enumerate_draws: bool = True,
-) -> Report | tuple[Report, ...]:
+) -> Report | Reports:
     """Measures an estimator against the exact gradient of E f(D), D ~ softmax(logits).
 
     The exact gradient is a sum over all draws of a problem, the axes of the logits that
@@ -86,20 +89,19 @@ def evaluate(
 
         run = jax.jit(lambda key, logits, e: dk.evaluate(key, f, logits, e))
 
-    A curve over tau is one call, and several estimators share its noise and its
-    compilation, which for small problems is most of the time:
+    Estimators of one kind, as a list over tau, are one program too, and so is a grid of
+    settings:
 
-        def at(tau):
-            records = [es.reinmax(tau=tau), es.gumbel_softmax(tau=tau)]
-            return dk.evaluate(key, f, logits, records)
-
-        curves = jax.vmap(at)(taus)
+        records = [es.reinmax(), es.gumbel_softmax(), es.rloo()]
+        curves = dk.evaluate(key, f, logits, records, grid={"tau": [0.5, 1.0, 2.0]})
+        print(curves)  # A table; curves[0].cosine is over tau.
 
     The squared length of a sampled bias is too large by the sum of `bias_error`².
 
     Args:
         key: A random key; sample i has the noise of `fold_in(key, i)`, whatever the
-            chunk.
+            chunk. Where all that are sampled are discrete, for their draws are too many
+            to enumerate, it has their draws instead, which takes fewer numbers.
         f: Cost, from rows [*batch, *rows, k] to costs [*batch], in any unit, as in
             `Estimator.expect`.
         logits: Unnormalized log-probabilities, [*batch, *rows, k], floating, no unit.
@@ -109,19 +111,25 @@ def evaluate(
         max_configurations: The most draws of a problem, k**r for its r rows, to
             enumerate; static. A discrete estimator of several draws with more joint
             ones is sampled.
-        chunk_size: Samples to hold in memory at once, static.
+        grid: Values of settings by name, each [size], in their units, for every
+            estimator that has them; reports have that axis first. None is no grid.
+        chunk_size: Samples to hold in memory at once, static; None is as many as make
+            four million numbers.
         enumerate_draws: False samples discrete estimators too; static.
 
     Returns:
-        A `Report`, or a tuple of them for a list.
+        A `Report`, of arrays [*batch] and [*batch, *rows, k], or a tuple of them for a
+        list; printed, a table.
 
     Raises:
         TypeError: `key` is no random key, `logits` or the costs are not floating, `f`
-            is no function, `estimator` no `Estimator`, or a number no integer.
+            is no function, `estimator` no `Estimator`, a number no integer, or `grid`
+            no mapping.
         ValueError: `logits` is a scalar or has fewer than two clusters; a problem has
             more than `max_configurations` draws; the shape of the costs is no prefix of
-            that of the logits; a number is out of range; the list is empty; an
-            estimator to enumerate is declared discrete and is not (inside a program
+            that of the logits; a number is out of range; the list is empty; `grid` has
+            arrays of unequal lengths, or a name that no estimator has; an estimator
+            whose draws are relied on is declared discrete and is not (inside a program
             its report is NaN instead).
 
     Example:
@@ -147,12 +155,17 @@ def evaluate(
     num_samples = DEFAULT_SAMPLES if num_samples is None else num_samples
     check_integer("num_samples", num_samples, minimum=2)
     check_integer("max_configurations", max_configurations, minimum=1)
-    check_integer("chunk_size", chunk_size, minimum=1)
+    if chunk_size is not None:
+        check_integer("chunk_size", chunk_size, minimum=1)
     cost = traced_cost(f, logits)
     num_configurations(logits, cost.num_axes, max_configurations)
-    plan = Plan(num_samples, max_configurations, chunk_size, bool(enumerate_draws))
-    settings, kind = split_settings(estimators)
-    reports, as_declared = reports_of(plan, kind, key, cost, logits, settings)
+    size = None
+    if grid is not None:
+        estimators, size = on_grid(estimators, grid)
+    flags = max_configurations, chunk_size, bool(enumerate_draws)
+    plan = Plan(num_samples, *flags, size)
+    groups, arrays = groups_of(estimators, tuple(grid or ()))
+    found, as_declared = reports_of(plan, tuple(groups), key, cost, logits, arrays)
     for record, fits in zip(estimators, as_declared, strict=True):
         # Inside a program it is not known, and the report is NaN.
         if not isinstance(fits, Tracer) and not fits:
@@ -160,4 +173,9 @@ def evaluate(
                 f"estimator {record.name} must not be declared discrete: its estimates "
                 "change with noise of the same argmax(logits + noise)"
             )
+    labels = [label_of(e, logits.shape, grid or {}) for e in estimators]
+    reports = Reports(
+        Report(**numbers, label=label)
+        for numbers, label in zip(found, labels, strict=True)
+    )
     return reports if several else reports[0]

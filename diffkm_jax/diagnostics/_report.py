@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import export
 
 from diffkm_jax._numerics import nonzero, safe_sqrt
 from diffkm_jax.diagnostics._estimates import Sample, cosine, norm
+from diffkm_jax.diagnostics._settings import ARRAYS
+from diffkm_jax.diagnostics._table import as_lists, table_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
+    from diffkm_jax.estimators._estimator import Estimator
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["settings"],
+    meta_fields=["name", "shape", "ranks"],
+)
+@dataclass(frozen=True, eq=False)
+class Label:
+    """Whose report it is.
+
+    Attributes:
+        name: Of the estimator.
+        settings: Its hyperparameters by name, as they were evaluated.
+        shape: Of the logits: axes of a report before those are of a grid.
+        ranks: Of the settings by name, without such axes.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    shape: tuple[int, ...]
+    ranks: tuple[tuple[str, int], ...]
+
+
+def label_of(record: Estimator, shape: tuple[int, ...], grid: Any) -> Label:
+    """The label of an estimator, of whose settings some have the axis of a grid."""
+    ranks = {
+        name: np.ndim(value) - (name in grid)
+        for name, value in record.settings.items()
+        if isinstance(value, ARRAYS)
+    }
+    return Label(record.name, record.settings, shape, tuple(ranks.items()))
+
 
 class Report(NamedTuple):
     """What `evaluate` found, of each independent problem of the batch.
+
+    Printed, it is a table, and so is a list of them. Over a grid of settings everything
+    has the axis of the grid first.
 
     Vectors have the shape of the logits, [*batch, *rows, k]; numbers that of the costs,
     [*batch], and speak of the gradient of one problem as one vector. Gradients, and so
@@ -40,6 +84,7 @@ class Report(NamedTuple):
         mean_value: The mean of the costs that the estimator returned.
         difference: mean − the mean of the first estimator of the list.
         difference_error: Its standard error, paired where both were sampled.
+        label: The estimator's name and settings, and the shape of the logits.
     """
 
     exact: Float[Array, "*batch_rows k"]
@@ -57,55 +102,96 @@ class Report(NamedTuple):
     mean_value: Float[Array, "*batch"]
     difference: Float[Array, "*batch_rows k"]
     difference_error: Float[Array, "*batch_rows k"]
+    label: Label
+
+    def __str__(self) -> str:
+        return table_of([self])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields by name as numbers and lists, for `json.dumps`.
+
+        Returns:
+            A dictionary of the estimator's `name` and `settings`, and of every field
+            above them. What is infinite or no number is a float all the same.
+
+        Raises:
+            ValueError: The report is traced.
+        """
+        fields = self._asdict()
+        label = fields.pop("label")
+        named = {"name": label.name, "settings": as_lists(label.settings)}
+        return named | as_lists(fields)
 
 
+class Reports(tuple[Report, ...]):
+    """Reports of a list of estimators, a tuple; printed, they are one table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return table_of(self)
+
+
+jax.tree_util.register_pytree_node(
+    Reports, lambda reports: (tuple(reports), None), lambda _, leaves: Reports(leaves)
+)
 export.register_namedtuple_serialization(Report, serialized_name="diffkm.Report")
+export.register_pytree_node_serialization(
+    Label,
+    serialized_name="diffkm.Label",
+    serialize_auxdata=lambda meta: json.dumps(meta).encode(),
+    deserialize_auxdata=lambda data: _meta(json.loads(data)),
+)
+export.register_pytree_node_serialization(
+    Reports,
+    serialized_name="diffkm.Reports",
+    serialize_auxdata=lambda _: b"",
+    deserialize_auxdata=lambda _: None,
+)
 
 
-def report_of(
-    found: Sample,
-    truth: tuple,
-    count: int | None,
-    num_samples: int,
-    first: Report | None,
-    paired: bool,
-) -> Report:
-    """The report of an estimator; `count` is None if it was sampled."""
+def _meta(found: list) -> tuple:
+    name, shape, ranks = found
+    return name, tuple(shape), tuple(map(tuple, ranks))
+
+
+def numbers_of(found: Sample, *, truth: tuple, count: int | None) -> dict[str, Any]:
+    """The fields of a report, by name; `count` is None if samples were drawn."""
     exact_value, exact_gradient = truth
     kept = exact_value.ndim
     bias = found.error.mean
     mean, squares = found.gradient.mean, found.gradient.squares
-    divisor = found.gradient.weight if count else found.gradient.weight - 1
-    variance = squares / divisor
+    num = found.gradient.weight
+    variance = squares / (num - 1 if count is None else num)
     total_variance = jnp.sum(variance, axis=tuple(range(kept, variance.ndim)))
     length = norm(mean, kept)
     deviation = safe_sqrt(total_variance)
     snr = jnp.where(deviation > 0, length / nonzero(deviation), jnp.inf)
-    bias_error = jnp.zeros_like(bias)
-    if count is None:
-        bias_error = safe_sqrt(variance / num_samples)
-    if first is None:
-        difference = difference_error = jnp.zeros_like(bias)
-    elif paired and count is None:
-        difference = found.difference.mean
-        difference_error = safe_sqrt(found.difference.squares / divisor / num_samples)
-    else:
-        difference = bias - first.bias
-        difference_error = safe_sqrt(bias_error**2 + first.bias_error**2)
-    return Report(
-        exact=exact_gradient,
-        mean=mean,
-        bias=bias,
-        bias_error=bias_error,
-        variance=variance,
-        total_variance=total_variance,
-        mse=found.squared_error.mean,
-        cosine=cosine(mean, exact_gradient, kept),
-        mean_cosine=found.cosine.mean,
-        snr=jnp.where(length == 0, 0, snr),
-        enumerated=jnp.asarray(count is not None),
-        exact_value=exact_value,
-        mean_value=found.cost.mean,
-        difference=difference,
-        difference_error=difference_error,
-    )
+    zero = jnp.zeros_like(bias)
+    paired = found.difference.squares / (num - 1) / num if count is None else zero
+    return {
+        "exact": exact_gradient,
+        "mean": mean,
+        "bias": bias,
+        "bias_error": safe_sqrt(variance / num) if count is None else zero,
+        "variance": variance,
+        "total_variance": total_variance,
+        "mse": found.squared_error.mean,
+        "cosine": cosine(mean, exact_gradient, kept),
+        "mean_cosine": found.cosine.mean,
+        "snr": jnp.where(length == 0, 0, snr),
+        "enumerated": jnp.asarray(count is not None),
+        "exact_value": exact_value,
+        "mean_value": found.cost.mean,
+        "difference": found.difference.mean,
+        "difference_error": safe_sqrt(paired),
+    }
+
+
+def difference_of(numbers: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    """The differences to the first estimator and their errors, of means not paired."""
+    squares = numbers["bias_error"] ** 2 + first["bias_error"][None] ** 2
+    return {
+        "difference": numbers["bias"] - first["bias"][None],
+        "difference_error": safe_sqrt(squares),
+    }

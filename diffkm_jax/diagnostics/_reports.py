@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from diffkm_jax.diagnostics._discrete import is_discrete_at
-from diffkm_jax.diagnostics._estimates import Sample, estimate, joint_draw, judged
+from diffkm_jax._dtypes import accumulation_dtype
+from diffkm_jax.diagnostics._discrete import alike, probes_of
+from diffkm_jax.diagnostics._draws import draw, joint_draw
+from diffkm_jax.diagnostics._estimates import Sample, estimate, judged
 from diffkm_jax.diagnostics._moments import moments
-from diffkm_jax.diagnostics._report import Report, report_of
-from diffkm_jax.diagnostics._settings import with_settings
+from diffkm_jax.diagnostics._report import difference_of, numbers_of
+from diffkm_jax.diagnostics._settings import Group
+from diffkm_jax.estimators._attach import over_rows
 from diffkm_jax.estimators._cost import TracedCost
 from diffkm_jax.estimators._enumeration import exact, num_configurations
 from diffkm_jax.estimators._estimator import Estimator
 
 
 class Plan(NamedTuple):
-    """What is static about an evaluation, as in `evaluate`."""
+    """What is static about an evaluation, as in `evaluate`; of a grid its size."""
 
     num_samples: int
     max_configurations: int
-    chunk_size: int
+    chunk_size: int | None
     enumerate_draws: bool
+    size: int | None
 
     def joint(self, record: Estimator, num: int) -> int | None:
         """How many draws to enumerate, of `num` for each noise row; None is sample."""
@@ -34,60 +38,118 @@ class Plan(NamedTuple):
         few = few and count <= min(self.max_configurations, 2**31 - 1)
         return count if few or not record.num_draws else None
 
+    def chunk(self, numbers: int) -> int:
+        """How many samples, each of so many numbers, to hold at a time."""
+        return self.chunk_size or max(1, min(1 << 15, (1 << 22) // max(1, numbers)))
+
 
 @partial(jax.jit, static_argnums=(0, 1))
 def reports_of(
     plan: Plan,
-    kind: Any,
+    groups: tuple[Group, ...],
     key: jax.Array,
     cost: TracedCost,
     logits: jax.Array,
-    settings: list,
-) -> tuple[tuple[Report, ...], list[jax.Array]]:
-    """A report of every record, and whether each is discrete where that is relied on.
+    arrays: list[list],
+) -> tuple[list[dict], list[jax.Array]]:
+    """The numbers of every record's report, and whether it is discrete.
 
-    A report that is not as its record declares is NaN.
+    That is known, and tested, where it is relied on. Numbers of a record that is not as
+    it declares are NaN.
     """
-    records, kept = with_settings(kind, settings), cost.num_axes
-    num = num_configurations(logits, kept)
+    num = num_configurations(logits, cost.num_axes)
+    problem = Problem(cost, logits, num, key)
     truth = estimate(exact(max_configurations=num), cost, logits, None)
-    counts = [plan.joint(record, num) for record in records]
-    sampled = [e for e, count in zip(records, counts, strict=True) if count is None]
-    paired = counts[0] is None
+    by_count: dict[int | None, list[int]] = {}
+    for i, group in enumerate(groups):
+        by_count.setdefault(plan.joint(group.record, num), []).append(i)
+    # That of the first record comes first: all others are compared with it.
+    order = sorted(by_count, key=lambda c: min(groups[i].members for i in by_count[c]))
+    found: dict[int, tuple[dict, jax.Array]] = {}
+    lead: dict = {}
+    for count in order:
+        chosen = [(groups[i], arrays[i]) for i in by_count[count]]
+        members = [m for group, _ in chosen for m in group.members]
+        leader = members.index(0) if 0 in members else None
+        samples, fits = _samples(plan, chosen, problem, truth, count, leader)
+        numbers = jax.vmap(jax.vmap(partial(numbers_of, truth=truth, count=count)))
+        of_class = numbers(samples)
+        if leader is not None:
+            lead = jax.tree.map(itemgetter(leader), of_class)
+        if count is not None or leader is None:
+            of_class |= difference_of(of_class, lead)
+        for j, member in enumerate(members):
+            at = j if plan.size else (j, 0)
+            one = jax.tree.map(itemgetter(at), of_class)
+            found[member] = one, fits[j].all()
+    ordered = [found[i] for i in range(len(found))]
+    return [numbers for numbers, _ in ordered], [fits for _, fits in ordered]
 
-    def sample(i: jax.Array) -> tuple[jax.Array, list[Sample]]:
-        most = max(sampled, key=lambda record: record.num_draws)
-        noise = most.draw(jax.random.fold_in(key, i), logits.shape, logits.dtype)
-        found = [
-            judged(estimate(e, cost, logits, noise[: e.num_draws]), truth)
-            for e in sampled
-        ]
-        if paired:
-            first = found[0].error
-            found = [s._replace(difference=s.error - first) for s in found]
-        return jnp.ones_like(found[0].cosine), found
 
-    def enumerated(record: Estimator, fits: jax.Array) -> Callable:
-        def at(code: jax.Array) -> tuple[jax.Array, list[Sample]]:
-            weight, noise = joint_draw(logits, kept, num, record.num_draws, code)
-            found = estimate(record, cost, logits, noise)
-            found = jax.tree.map(lambda a: jnp.where(fits, a, jnp.nan), found)
-            return weight, [judged(found, truth)]
+class Problem(NamedTuple):
+    """A cost and logits, how many draws they have, and the key of samples."""
 
-        return at
+    cost: TracedCost
+    logits: jax.Array
+    num: int
+    key: jax.Array
 
-    num_samples, chunk_size = plan.num_samples, plan.chunk_size
-    drawn = iter(moments(sample, num_samples, chunk_size) if sampled else [])
-    reports, as_declared = [], []
-    for record, count in zip(records, counts, strict=True):
-        fits = jnp.ones((), bool)
-        if count is None:
-            found = next(drawn)
+
+def _samples(
+    plan: Plan,
+    chosen: list[tuple[Group, list]],
+    problem: Problem,
+    truth: tuple,
+    count: int | None,
+    leader: int | None,
+) -> tuple[Sample, jax.Array]:
+    """The moments of samples [records, size, ...], and what is discrete as declared."""
+    cost, logits, num, key = problem
+    kept, records = cost.num_axes, [group.record for group, _ in chosen]
+    num_draws = max(record.num_draws for record in records)
+    size = plan.size or 1
+    shape = sum(len(group.members) for group, _ in chosen), size
+    # One axis for all of them, and none for one: XLA sums over axes of length 1 slowly.
+    entries = (shape[0] * size,) if shape != (1, 1) else ()
+    is_relied_on = plan.enumerate_draws and all(r.discrete for r in records)
+
+    def drawn(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if count is not None:
+            weight, noise = joint_draw(logits, kept, num, num_draws, i)
         else:
-            if record.num_draws:
-                fits = is_discrete_at(key, cost, logits, record)
-            (found,) = moments(enumerated(record, fits), count, chunk_size)
-        first = reports[0] if reports else None
-        reports.append(report_of(found, truth, count, num_samples, first, paired))
-        as_declared.append(fits)
-    return tuple(reports), as_declared
+            weight = jnp.ones(logits.shape[:kept], accumulation_dtype(logits))
+            noise = draw(jax.random.fold_in(key, i), logits, num_draws, is_relied_on)
+        return weight.reshape((1,) * len(entries) + weight.shape), noise
+
+    def sample(noise: jax.Array) -> Sample:
+        def of(record: Estimator) -> tuple[jax.Array, jax.Array]:
+            return estimate(record, cost, logits, noise[: record.num_draws])
+
+        each = [group.map(of, numbers, size) for group, numbers in chosen]
+        all_of = [jnp.concatenate(parts) for parts in zip(*each, strict=True)]
+        all_of = tuple(a.reshape(entries + a.shape[2:]) for a in all_of)
+        judge = partial(judged, truth=truth)
+        found = jax.vmap(judge)(all_of) if entries else judge(all_of)
+        if leader is None or count is not None or not entries:
+            return found
+        error = found.error.reshape(shape + found.error.shape[1:])
+        difference = (error - error[leader][None]).reshape(found.error.shape)
+        return found._replace(difference=difference)
+
+    probes = None
+    if num_draws and is_relied_on:
+        probes = probes_of(key, logits, num_draws)
+    total = plan.num_samples if count is None else count
+    chunk_size = plan.chunk((shape[0] * size + num_draws) * logits.size)
+    found, aside = moments(drawn, sample, total, chunk_size, probes=probes)
+    fits = jnp.ones(shape, bool)
+    if aside is not None:
+        pairs = aside.cost, aside.gradient
+        fits = (jax.vmap(alike, 1)(pairs) if entries else alike(pairs)).reshape(shape)
+
+    def whole(a: jax.Array) -> jax.Array:
+        a = jnp.broadcast_to(a, entries + a.shape[len(entries) :])
+        a = a.reshape(shape + a.shape[len(entries) :])
+        return jnp.where(over_rows(fits, a), a, jnp.nan)
+
+    return jax.tree.map(whole, found), fits

@@ -1,6 +1,8 @@
 """Gradient estimators as records: the cost at a draw, with an estimate as gradient."""
 
-from diffkm_jax.estimators._attach import attach
+from diffkm_jax.estimators._attach import attach, over_rows
+from diffkm_jax.estimators._binary import arm, arms, bernoulli, disarm
+from diffkm_jax.estimators._control_variates import rebar, relax
 from diffkm_jax.estimators._enumeration import exact
 from diffkm_jax.estimators._estimator import Estimator
 from diffkm_jax.estimators._perturbed import blackbox, implicit_mle
@@ -9,17 +11,24 @@ from diffkm_jax.estimators._reparameterized import (
     gumbel_rao,
     gumbel_softmax,
 )
-from diffkm_jax.estimators._score_function import disarm, rebar, reinforce, rloo
+from diffkm_jax.estimators._score_function import reinforce, rloo
+from diffkm_jax.estimators._stein import rodeo
 from diffkm_jax.estimators._straight_through import (
     gapped_straight_through,
     reinmax,
+    reinmax_cv,
+    reinmax_rao,
     sampled_straight_through,
     straight_through,
 )
+from diffkm_jax.estimators._unordered import unordered_set
 
 __all__ = [
     "Estimator",
+    "arm",
+    "arms",
     "attach",
+    "bernoulli",
     "blackbox",
     "decoupled_gumbel_softmax",
     "disarm",
@@ -28,10 +37,16 @@ __all__ = [
     "gumbel_rao",
     "gumbel_softmax",
     "implicit_mle",
+    "over_rows",
     "rebar",
     "reinforce",
     "reinmax",
+    "reinmax_cv",
+    "reinmax_rao",
+    "relax",
     "rloo",
+    "rodeo",
     "sampled_straight_through",
     "straight_through",
+    "unordered_set",
 ]

@@ -73,6 +73,35 @@ def _estimate(
     return cotangent, weight * gradient, None
 
 
-def over_rows(costs: jax.Array, rows: jax.Array) -> jax.Array:
-    """Costs [*batch] with axes of length 1 for those of the rows [*batch, *rows, k]."""
+def over_rows(
+    costs: Float[Array, "*batch"], rows: Float[Array, "*batch_rows k"]
+) -> Float[Array, ...]:
+    """Costs with an axis of length 1 for each that they lack of their rows.
+
+    So that a number per problem multiplies its rows, in a rule of one's own. The
+    gradient is exact, in both modes and at every order.
+
+    Args:
+        costs: Numbers, [*batch], in any unit.
+        rows: What they are for, [*batch, *rows, k], of no unit: only its shape counts.
+
+    Returns:
+        The costs, [*batch, 1, ...], in their dtype.
+
+    Raises:
+        ValueError: An axis of `costs` is neither that of `rows` nor of length 1.
+
+    Example:
+        >>> es.over_rows(jnp.ones(4), jnp.ones((4, 2, 3))).shape
+        (4, 1, 1)
+
+    Source: Schulman et al. 2015 (stochastic computation graphs),
+        https://arxiv.org/abs/1506.05254
+    """
+    pairs = list(zip(costs.shape, rows.shape, strict=False))
+    if costs.ndim > rows.ndim or any(size not in (1, full) for size, full in pairs):
+        raise ValueError(
+            f"costs must have the first axes of rows {rows.shape}, or 1 in their "
+            f"place, got shape {costs.shape}"
+        )
     return costs.reshape(costs.shape + (1,) * (rows.ndim - costs.ndim))

@@ -18,6 +18,19 @@ from diffkm_jax.assignments import hard
 Cost = Callable[[jax.Array], jax.Array]
 
 
+class HashablePartial(partial):
+    """A function with arguments fixed, equal to another of the same: static in jit."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HashablePartial) and self._held() == other._held()
+
+    def __hash__(self) -> int:
+        return hash(self._held())
+
+    def _held(self) -> tuple:
+        return self.func, self.args, frozenset(self.keywords.items())
+
+
 class CheckedCost:
     """A cost whose result is checked wherever it is evaluated, the shapes noted."""
 
@@ -53,8 +66,10 @@ class _Equations:
 
     def __init__(self, f: Cost, jaxpr: Jaxpr) -> None:
         self.f, self.jaxpr = f, jaxpr
-        # A method is a new object whenever it is looked up.
+        # A method is a new object whenever it is looked up, as a cost of bernoulli.
         function = getattr(f, "__func__", f), getattr(f, "__self__", None)
+        if isinstance(f, HashablePartial):
+            function = f.func, *f.args
         # Arrays inside a jitted part are in the program, but not in the text.
         self.held = [*function, *_inner_arrays(jaxpr)]
         self.key = tuple(map(id, self.held)), str(jaxpr)

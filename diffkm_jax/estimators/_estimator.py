@@ -18,26 +18,13 @@ from diffkm_jax._checks import (
     check_shape,
 )
 from diffkm_jax._hints import shown
-from diffkm_jax.estimators._cost import CheckedCost, Cost
+from diffkm_jax.estimators._cost import CheckedCost, Cost, HashablePartial
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike, DTypeLike
     from jaxtyping import Array, Float
 
 Rule = Callable[..., jax.Array]
-
-
-class HashablePartial(partial):
-    """A function with arguments fixed, equal to another of the same: static in jit."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, HashablePartial) and self._held() == other._held()
-
-    def __hash__(self) -> int:
-        return hash(self._held())
-
-    def _held(self) -> tuple:
-        return self.func, self.args, frozenset(self.keywords.items())
 
 
 @partial(
@@ -61,7 +48,8 @@ class Estimator:
         name: What to call it in a table.
         rule: Function (f, logits, noise, **settings) to costs, [*batch]; static by
             identity, so defined once, at module level.
-        settings: Its hyperparameters by name, each an array, a number or None.
+        settings: Its hyperparameters by name, each an array, a number, None or a tree
+            of arrays.
         num_draws: Rows of noise that one estimate takes.
         discrete: Whether the noise matters only through argmax(logits + noise[i]), so
             that `evaluate` may enumerate the draws; `is_discrete` tests it.
@@ -70,9 +58,9 @@ class Estimator:
         >>> def my_reinforce(f, logits, noise, *, scale):
         ...     row = dk.hard(logits + noise[0])
         ...     costs = f(row)
-        ...     weight = costs.reshape(costs.shape + (1,) * (row.ndim - costs.ndim))
         ...     score = row - jax.nn.softmax(logits)
-        ...     return es.attach(costs, logits, scale * weight * score)
+        ...     estimate = scale * es.over_rows(costs, row) * score
+        ...     return es.attach(costs, logits, estimate)
         >>> mine = es.Estimator("mine", my_reinforce, {"scale": 1.0}, discrete=True)
         >>> problem = jax.random.key(0), lambda row: row[0], jnp.zeros(2)
         >>> bool(dk.is_discrete(*problem, mine))
@@ -107,14 +95,7 @@ class Estimator:
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"dtype must be floating, got {dtype}")
-        dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
-        if not self.num_draws:
-            return jnp.zeros((0, *shape), dtype)
-
-        def row(i: jax.Array) -> jax.Array:
-            return jax.random.gumbel(jax.random.fold_in(key, i), shape, dtype)
-
-        return jax.vmap(row)(jnp.arange(self.num_draws))
+        return draw_gumbel(key, self.num_draws, shape, dtype)
 
     def expect(
         self,
@@ -167,14 +148,28 @@ class Estimator:
         return costs
 
 
+def draw_gumbel(
+    key: jax.Array, num_draws: int, shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
+    """Standard Gumbel noise, [num_draws, *shape], in float32 or float64."""
+    dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
+    if not num_draws:
+        return jnp.zeros((0, *shape), dtype)
+
+    def row(i: jax.Array) -> jax.Array:
+        return jax.random.gumbel(jax.random.fold_in(key, i), shape, dtype)
+
+    return jax.vmap(row)(jnp.arange(num_draws))
+
+
 def as_choices(logits: ArrayLike) -> jax.Array:
     """The logits as an array: floating, [..., k], k at least 2."""
     logits = as_logits(logits)
     if logits.shape[-1] == 1:
         raise ValueError(
             "logits must be [..., k] with k at least 2 (one cluster is no choice), got "
-            f"shape {logits.shape}: for a Bernoulli variable of log-odds θ they are "
-            "[..., 2], θ and 0"
+            f"shape {logits.shape}: those of Bernoulli variables are made by "
+            "estimators.bernoulli(f, log_odds)"
         )
     return logits
 
@@ -188,10 +183,25 @@ def check_estimator(record: object) -> None:
         )
 
 
-def setting(name: str, value: ArrayLike, *, zero: bool = False) -> jax.Array:
-    """A checked scalar as a leaf, always of one dtype, so that no value recompiles."""
+# Of a setting that is a number in range: whether it may be zero.
+RANGES = {
+    "tau": False,
+    "tau_backward": False,
+    "strength": False,
+    "gap": True,
+    "eta": True,
+}
+
+
+def check_setting(name: str, value: ArrayLike) -> None:
+    """Raises unless a setting is a real scalar and, if a plain number, in range."""
     # In float32, for logits may be that.
-    check_scalar(name, value, jnp.float32, zero=zero)
+    check_scalar(name, value, jnp.float32, zero=RANGES[name])
+
+
+def setting(name: str, value: ArrayLike) -> jax.Array:
+    """A checked scalar as a leaf, always of one dtype, so that no value recompiles."""
+    check_setting(name, value)
     return jnp.asarray(value).astype(jax.dtypes.canonicalize_dtype(float))
 
 

@@ -1,11 +1,12 @@
 """Maps from logits [..., k] to rows: the mirror of `diffkm_jax.assignments`."""
 
-from diffkm_torch.assignments._gumbel import (
+from diffkm_torch.assignments._conditional import (
     conditional_gumbel,
-    decoupled_gumbel_softmax,
     gumbel_rao,
-    gumbel_softmax,
+    reinmax_cv,
+    reinmax_rao,
 )
+from diffkm_torch.assignments._gumbel import decoupled_gumbel_softmax, gumbel_softmax
 from diffkm_torch.assignments._perturbed import blackbox, implicit_mle, perturbed_argmax
 from diffkm_torch.assignments._sinkhorn import sinkhorn
 from diffkm_torch.assignments._softmax import hard, softmax
@@ -29,6 +30,8 @@ __all__ = [
     "implicit_mle",
     "perturbed_argmax",
     "reinmax",
+    "reinmax_cv",
+    "reinmax_rao",
     "sampled_straight_through",
     "sinkhorn",
     "softmax",

@@ -70,11 +70,19 @@ def to_target(
 
 
 def perturbed_argmax(
-    logits: Tensor, noise: Tensor, *, scale: float | Tensor = 1.0
+    logits: Tensor,
+    noise: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    distribution: str = "gumbel",
 ) -> Tensor:
     """Mirrors `diffkm_jax.perturbed_argmax`: the mean of m draws, made smooth."""
     logits = as_logits(logits)
     noise = as_noise(noise, logits, draws=1).detach()
+    if distribution not in ("gumbel", "normal"):
+        raise ValueError(
+            f"distribution must be 'gumbel' or 'normal', got {distribution!r}"
+        )
     dtype = accumulation_dtype(logits, noise)
     scale = as_scalar("scale", scale, dtype).detach()
     noise = noise.to(dtype)
@@ -84,8 +92,11 @@ def perturbed_argmax(
     z = z.masked_fill(excluded, 0)
     move = (z.detach() - z) / scale
     g = noise.masked_fill(noise.isinf(), 0) + move
-    # At noise of +inf only the first term is left, at −inf there is no limit.
-    log_density = torch.where(noise.isposinf(), -move, -g - torch.exp(-g))
+    if distribution == "normal":
+        log_density = (-0.5 * g**2).masked_fill(noise.isinf(), 0)
+    else:
+        # At noise of +inf only the first term is left, at −inf there is no limit.
+        log_density = torch.where(noise.isposinf(), -move, -g - torch.exp(-g))
     log_density = log_density.masked_fill(excluded | noise.isneginf(), 0)
     log_density = log_density.sum(-1, keepdim=True)
     ratio = torch.exp(log_density - log_density.detach())

@@ -45,7 +45,14 @@ class _Attach(Function):
 
 
 def over_rows(costs: Tensor, rows: Tensor) -> Tensor:
-    """Costs [*batch] with axes of length 1 for those of the rows [*batch, *rows, k]."""
+    """Mirrors `diffkm_jax.estimators.over_rows`: costs [*batch, 1, ...]."""
+    shape = tuple(rows.shape)
+    pairs = list(zip(costs.shape, shape, strict=False))
+    if costs.ndim > rows.ndim or any(size not in (1, full) for size, full in pairs):
+        raise ValueError(
+            f"costs must have the first axes of rows {shape}, or 1 in their place, got "
+            f"shape {tuple(costs.shape)}"
+        )
     return costs.reshape(costs.shape + (1,) * (rows.ndim - costs.ndim))
 
 

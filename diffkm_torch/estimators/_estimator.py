@@ -79,8 +79,8 @@ def as_choices(logits: Tensor) -> Tensor:
     if logits.shape[-1] == 1:
         raise ValueError(
             "logits must be [..., k] with k at least 2 (one cluster is no choice), got "
-            f"shape {tuple(logits.shape)}: for a Bernoulli variable of log-odds θ they "
-            "are [..., 2], θ and 0"
+            f"shape {tuple(logits.shape)}: those of Bernoulli variables are made by "
+            "estimators.bernoulli(f, log_odds)"
         )
     return logits
 
@@ -116,10 +116,10 @@ class CheckedCost:
         return tuple(self(hard(logits)).shape)
 
 
-def setting(name: str, value: float | Tensor, *, zero: bool = False) -> float | Tensor:
-    """A checked scalar."""
+def setting(name: str, value: float | Tensor) -> float | Tensor:
+    """A checked scalar: positive, or not negative if a gap or a weight."""
     # In float32, for logits may be that.
-    check_scalar(name, value, torch.float32, zero=zero)
+    check_scalar(name, value, torch.float32, zero=name in ("gap", "eta"))
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 import diffkm_torch.assignments as maps
+from diffkm_torch._checks import check_integer
 from diffkm_torch.estimators._estimator import Estimator, setting, through
 
 Scalar = float | Tensor
@@ -28,7 +29,7 @@ def gapped_straight_through(
 ) -> Estimator:
     """Mirrors `diffkm_jax.estimators.gapped_straight_through`."""
     rule = through(maps.gapped_straight_through)
-    gap = None if gap is None else setting("gap", gap, zero=True)
+    gap = None if gap is None else setting("gap", gap)
     settings = {"tau": setting("tau", tau), "gap": gap}
     return Estimator("gapped_straight_through", rule, settings, discrete=True)
 
@@ -37,3 +38,20 @@ def reinmax(*, tau: Scalar = 1.0) -> Estimator:
     """Mirrors `diffkm_jax.estimators.reinmax`."""
     rule, settings = through(maps.reinmax), {"tau": setting("tau", tau)}
     return Estimator("reinmax", rule, settings, discrete=True)
+
+
+def reinmax_rao(*, tau: Scalar = 1.0, num_samples: int = 10) -> Estimator:
+    """Mirrors `diffkm_jax.estimators.reinmax_rao`."""
+    check_integer("num_samples", num_samples, minimum=1)
+    rule, settings = through(maps.reinmax_rao), {"tau": setting("tau", tau)}
+    return Estimator("reinmax_rao", rule, settings, num_draws=1 + num_samples)
+
+
+def reinmax_cv(
+    *, tau: Scalar = 1.0, eta: Scalar = 1.0, num_samples: int = 10
+) -> Estimator:
+    """Mirrors `diffkm_jax.estimators.reinmax_cv`."""
+    check_integer("num_samples", num_samples, minimum=1)
+    settings = {"tau": setting("tau", tau), "eta": setting("eta", eta)}
+    rule = through(maps.reinmax_cv)
+    return Estimator("reinmax_cv", rule, settings, num_draws=1 + num_samples)

@@ -36,6 +36,7 @@ CLASSES = {
     "fit_stream": "fit",
     "load": "init",
     "save": "init",
+    "tune": "estimators.rebar",
     "Quantized": "quantize",
     "Report": "evaluate",
     "State": "init",
@@ -148,6 +149,9 @@ def arrays() -> dict[str, np.ndarray]:
         "y": points[6:] + 0.2,
         "precision": root @ root.T + np.eye(2),
         "logits": logits,
+        "log_odds": logits,
+        "params": rng.normal(size=3),
+        "rows": logits,
         "costs": rng.normal(size=2),
         "gradient": rng.normal(size=logits.shape),
         "target": rng.normal(size=logits.shape),
@@ -193,7 +197,8 @@ def _own_estimator(logits: Any, noise: Any, scale: Any) -> Any:
 
 def _evaluate(logits: Any, tau: Any) -> dk.Report:
     # Enumerated: nothing is drawn, and so nothing depends on the dtype of a draw.
-    return dk.evaluate(KEY, cost, logits, es.sampled_straight_through(tau=tau))
+    record = es.sampled_straight_through(tau=tau)
+    return dk.evaluate(KEY, cost, logits, record)._replace(label=None)
 
 
 def _is_discrete(logits: Any, tau: Any) -> Any:

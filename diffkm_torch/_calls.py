@@ -213,7 +213,7 @@ def _relax(module: ModuleType, function: Callable, params: Any, **kwargs: Any) -
     """The control variate is quadratic in the perturbed logits."""
 
     def made(**settings: Any) -> Any:
-        return function(lambda w, z: (w * z**2).sum((-2, -1)), params, **settings)
+        return function(lambda w, z: (z**2 @ w).sum(-1), params, **settings)
 
     return _estimate(module, made, **kwargs)
 

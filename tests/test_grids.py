@@ -125,6 +125,14 @@ def test_a_list_prints_one_table_with_a_line_for_every_point():
         assert a.split() == b.split()
 
 
+def test_a_report_mapped_over_logits_has_a_line_for_each():
+    many = jnp.stack([LOGITS, 2 * LOGITS])
+    report = jax.vmap(lambda z: dk.evaluate(KEY, cost, z, es.reinmax()))(many)
+    _, first, second, _ = str(report).splitlines()
+    assert first.split()[:2] == second.split()[:2] == ["reinmax", "tau=1"]
+    assert first != second
+
+
 def quadratic(params, z):
     return jnp.sum(params[None] * z**2, axis=-1)
 

@@ -114,7 +114,7 @@ def evaluate(
         grid: Values of settings by name, each [size], in their units, for every
             estimator that has them; reports have that axis first. None is no grid.
         chunk_size: Samples to hold in memory at once, static; None is as many as make
-            four million numbers.
+            four million numbers, at most 32768; under `jax.vmap` as many of each.
         enumerate_draws: False samples discrete estimators too; static.
 
     Returns:

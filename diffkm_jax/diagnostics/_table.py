@@ -55,9 +55,10 @@ def _lines(report: Any) -> Iterable[tuple[str, ...]]:
     seen = None
     for point in np.ndindex(points):
         settings = _settings(report.label, point)
-        if seen != settings:
-            yield report.label.name, settings, *_numbers(report, point)
-        seen = settings
+        line = report.label.name, settings, *_numbers(report, point)
+        if line != seen:
+            yield line
+        seen = line
 
 
 def _settings(label: Any, point: tuple) -> str:

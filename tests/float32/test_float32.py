@@ -130,9 +130,8 @@ def test_estimators_are_measured(record):
 
     key = jax.random.key(0)
     report = dk.evaluate(key, cost, logits, record, num_samples=5000)
-    assert all(
-        leaf.dtype in (jnp.float32, jnp.bool_) for leaf in jax.tree.leaves(report)
-    )
+    leaves = jax.tree.leaves(report)
+    assert all(leaf.dtype in (jnp.float32, jnp.bool_) for leaf in leaves)
     assert all(jnp.isfinite(leaf).all() for leaf in leaves)
     rows = jnp.eye(2)[jnp.asarray(np.indices((2, 2, 2)).reshape(3, 8).T)]
     p = jax.nn.softmax(logits)

@@ -45,7 +45,7 @@ def lineup(baseline: Any) -> dict[str, Callable[[Any], es.Estimator]]:
         "rodeo, 4 draws": lambda _: es.rodeo(),
         "reinmax_rao": lambda tau: es.reinmax_rao(tau=tau),
         "reinmax_cv": lambda tau: es.reinmax_cv(tau=tau),
-        "unordered_set, 4": lambda _: es.unordered_set(),
+        "unordered_set, 4": lambda _: es.unordered_set(num_samples=4),
     }
 
 

@@ -128,7 +128,7 @@ def relax(control: Callable[..., jax.Array], params: Any) -> Estimator:
         ...     return jax.grad(lambda z: record.expect(f, z, noise))(jnp.zeros(2))
         >>> bool(jnp.abs(estimate(jnp.zeros(2))[0]) > 1)  # REINFORCE,
         True
-        >>> jnp.allclose(estimate(jnp.array([3.0, 3.0])), 0.0).item()  # and the best.
+        >>> np.allclose(estimate(jnp.array([3.0, 3.0])), 0, atol=1e-5)  # and the best.
         True
 
     Source: Grathwohl et al. 2018, https://arxiv.org/abs/1711.00123

@@ -19,7 +19,7 @@ from diffkm_jax.estimators._score_function import score, wide
 MOST = 6
 
 
-def unordered_set(*, num_samples: int = 4) -> Estimator:
+def unordered_set(*, num_samples: int = 3) -> Estimator:
     """Draws without replacement, their order integrated out: the unordered set.
 
     The set S of the m largest perturbed logits is drawn without replacement. With V(A)

@@ -18,7 +18,7 @@ from diffkm_torch.estimators._score_function import score, wide
 MOST = 6
 
 
-def unordered_set(*, num_samples: int = 4) -> Estimator:
+def unordered_set(*, num_samples: int = 3) -> Estimator:
     """Mirrors `diffkm_jax.estimators.unordered_set`, by a sum over all orders."""
     check_integer("num_samples", num_samples, minimum=2, maximum=MOST)
     rule = partial(_unordered_set, num_samples=num_samples)

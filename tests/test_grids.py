@@ -212,6 +212,37 @@ def test_tuning_without_a_step_changes_nothing_and_weights_stay_in_range():
     assert found.settings["eta"] >= 0
 
 
+def powered(f, logits, noise, *, baseline, power, kind):
+    row = dk.hard(logits + noise[0])
+    costs = f(row) ** power if kind == "power" else f(row)
+    score = row - jax.nn.softmax(logits)
+    return es.attach(costs, logits, es.over_rows(costs - baseline, row) * score)
+
+
+def cost_of_one(row):
+    return row[0]
+
+
+GAPPED = es.gapped_straight_through(gap=None)
+
+
+def test_settings_that_say_how_to_compute_stay_as_they_are():
+    settings = {"baseline": 0.0, "power": 2, "kind": "power"}
+    record = es.Estimator("mine", powered, settings, discrete=True)
+    logits, options = jnp.array([1.0, 0.0, -1.0]), {"optimizer": optax.adam(0.2)}
+    tuned = dk.tune(KEY, jnp.sum, logits, record, num_steps=100, **options)
+    assert tuned.settings["power"] == 2
+    assert tuned.settings["kind"] == "power"
+    run = jax.jit(lambda z: dk.evaluate(KEY, cost_of_one, z, [tuned, GAPPED]))
+    mine, gapped = run(logits)
+    assert str(mine).count("power=2, kind=power") == 1
+    assert "gap=None" in str(gapped)
+    assert mine.to_dict()["settings"]["kind"] == "power"
+    assert gapped.to_dict()["settings"]["gap"] is None
+    # The cost of every draw is 1.
+    np.testing.assert_allclose(tuned.settings["baseline"], 1, atol=0.05)
+
+
 def test_what_cannot_be_tuned_is_said():
     def tune(record, **options):
         return dk.tune(KEY, cost, LOGITS, record, **options)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["settings"],
-    meta_fields=["name", "shape", "ranks"],
+    meta_fields=["name", "shape", "ranks", "fixed"],
 )
 @dataclass(frozen=True, eq=False)
 class Label:
@@ -34,15 +34,17 @@ class Label:
 
     Attributes:
         name: Of the estimator.
-        settings: Its hyperparameters by name, as they were evaluated.
+        settings: Its hyperparameters by name that are arrays, as they were evaluated.
         shape: Of the logits: axes of a report before those are of a grid.
         ranks: Of the settings by name, without such axes.
+        fixed: Its other hyperparameters by name: None, integers, strings.
     """
 
     name: str
     settings: dict[str, Any]
     shape: tuple[int, ...]
     ranks: tuple[tuple[str, int], ...]
+    fixed: tuple[tuple[str, Any], ...]
 
 
 def label_of(record: Estimator, shape: tuple[int, ...], grid: Any) -> Label:
@@ -52,7 +54,14 @@ def label_of(record: Estimator, shape: tuple[int, ...], grid: Any) -> Label:
         for name, value in record.settings.items()
         if isinstance(value, ARRAYS)
     }
-    return Label(record.name, record.settings, shape, tuple(ranks.items()))
+    arrays, fixed = {}, []
+    for name, value in record.settings.items():
+        if all(isinstance(a, ARRAYS) for a in jax.tree.leaves(value) or [None]):
+            arrays[name] = value
+        else:
+            is_plain = isinstance(value, int | str | None)
+            fixed.append((name, value if is_plain else str(value)))
+    return Label(record.name, arrays, shape, tuple(ranks.items()), tuple(fixed))
 
 
 class Report(NamedTuple):
@@ -119,7 +128,8 @@ class Report(NamedTuple):
         """
         fields = self._asdict()
         label = fields.pop("label")
-        named = {"name": label.name, "settings": as_lists(label.settings)}
+        settings = as_lists(label.settings) | dict(label.fixed)
+        named = {"name": label.name, "settings": settings}
         return named | as_lists(fields)
 
 
@@ -151,8 +161,8 @@ export.register_pytree_node_serialization(
 
 
 def _meta(found: list) -> tuple:
-    name, shape, ranks = found
-    return name, tuple(shape), tuple(map(tuple, ranks))
+    name, shape, ranks, fixed = found
+    return name, tuple(shape), tuple(map(tuple, ranks)), tuple(map(tuple, fixed))
 
 
 def numbers_of(found: Sample, *, truth: tuple, count: int | None) -> dict[str, Any]:

@@ -64,9 +64,6 @@ def _lines(report: Any) -> Iterable[tuple[str, ...]]:
 def _settings(label: Any, point: tuple) -> str:
     cells, ranks = [], dict(label.ranks)
     for name, value in label.settings.items():
-        if value is None:
-            cells.append(f"{name}=None")
-            continue
         if name not in ranks:
             cells.append(f"{name} of {len(jax.tree.leaves(value))} arrays")
             continue
@@ -74,6 +71,7 @@ def _settings(label: Any, point: tuple) -> str:
         array = array[point[: array.ndim - ranks[name]]]
         shown = f"={array.item():.4g}" if array.size == 1 else f" {array.shape}"
         cells.append(name + shown)
+    cells += [f"{name}={value}" for name, value in label.fixed]
     return ", ".join(cells)
 
 

@@ -13,6 +13,7 @@ from jax import lax
 
 from diffkm_jax._checks import check_integer, check_key
 from diffkm_jax._hints import hinted, shown
+from diffkm_jax.diagnostics._settings import ARRAYS, split_settings, with_settings
 from diffkm_jax.estimators._cost import Cost, TracedCost, traced_cost
 from diffkm_jax.estimators._estimator import (
     RANGES,
@@ -92,46 +93,49 @@ def tune(
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer must be one of optax's, got {shown(optimizer)}")
     logits = as_choices(logits)
-    settings = {
-        name: jax.tree.map(jnp.asarray, value)
-        for name, value in estimator.settings.items()
-        if any(map(_is_floating, jax.tree.leaves(value)))
-    }
-    if not settings or not estimator.num_draws:
+    if not _floating(estimator) or not estimator.num_draws:
         raise ValueError(
             f"estimator must have noise, and floating settings to tune, got "
             f"{estimator.name}"
         )
     cost = traced_cost(f, logits)
-    rule = estimator.name, estimator.rule, estimator.num_draws
-    others = {n: v for n, v in estimator.settings.items() if n not in settings}
-    sizes = num_steps, num_samples
-    found = _tuned(rule, optimizer, sizes, key, cost, logits, settings, others)
+    arrays, kind = split_settings(estimator)
+    found = _tuned(kind, optimizer, num_steps, num_samples, key, cost, logits, arrays)
     return replace(estimator, settings={**estimator.settings, **found})
 
 
-def _is_floating(value: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+def _floating(record: Estimator) -> dict[str, Any]:
+    """The settings of a record that are floating, as arrays."""
+
+    def is_floating(value: Any) -> bool:
+        is_array = isinstance(value, ARRAYS)
+        return is_array and jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+    return {
+        name: jax.tree.map(jnp.asarray, value)
+        for name, value in record.settings.items()
+        if (leaves := jax.tree.leaves(value)) and all(map(is_floating, leaves))
+    }
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _tuned(
-    rule: tuple,
+    kind: Any,
     optimizer: optax.GradientTransformation,
-    sizes: tuple[int, int],
+    num_steps: int,
+    num_samples: int,
     key: jax.Array,
     cost: TracedCost,
     logits: jax.Array,
-    settings: dict,
-    others: dict,
+    arrays: list,
 ) -> dict:
-    name, function, num_draws = rule
-    num_steps, num_samples = sizes
+    given = with_settings(kind, arrays)
+    settings = _floating(given)
     # Held, so that the derivative in the settings is the only one.
     logits = lax.stop_gradient(logits)
 
     def mean_square(free: dict, step: jax.Array) -> jax.Array:
-        record = Estimator(name, function, _bound(free) | others, num_draws)
+        record = replace(given, settings=given.settings | _bound(free))
 
         def square(i: jax.Array) -> jax.Array:
             noise_key = jax.random.fold_in(jax.random.fold_in(key, step), i)

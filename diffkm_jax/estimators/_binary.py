@@ -175,8 +175,9 @@ def _arms(f: Cost, logits: jax.Array, noise: jax.Array) -> jax.Array:
     p = _binary("arms", logits)
     n = len(noise)
     large = float(jnp.finfo(noise.dtype).max) / 4
-    exponential = jnp.clip(noise[..., 0], -large, large).astype(p.dtype)
-    shares = jax.nn.softmax(-exponential, axis=0)
+    # Of exponential variables, exp(−noise): shares of them are Dirichlet's.
+    first = jnp.clip(noise[..., 0], -large, large).astype(p.dtype)
+    shares = jax.nn.softmax(-first, axis=0)
     # Of the rarer value: it is drawn where its uniform, (1 − share)^(n − 1), is below.
     rare = jnp.min(p, axis=-1)
     root = jnp.exp(jnp.log(rare) / (n - 1))

@@ -134,6 +134,9 @@ CALLS = {
     ),
     "sinkhorn": lambda: dk.sinkhorn(LOGITS, tau=number()),
     "estimators.exact": lambda: es.exact().expect(cost, LOGITS),
+    "evaluate, a reference": lambda: dk.evaluate(
+        KEY, cost, LOGITS, es.reinmax(), num_samples=5, reference=es.rebar(tau=number())
+    ),
     "evaluate, a grid": lambda: dk.evaluate(
         KEY,
         cost,

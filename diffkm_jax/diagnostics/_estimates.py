@@ -29,6 +29,18 @@ class Sample(NamedTuple):
     cost: Any
 
 
+class Truth(NamedTuple):
+    """The gradient that estimates are held against, in the accumulation dtype.
+
+    Of the reference in the place of the exact one there are the squared standard errors
+    of its components, else 0.
+    """
+
+    value: jax.Array
+    gradient: jax.Array
+    squared_error: jax.Array
+
+
 # Settings of maps whose derivative is not, or not only, what they change.
 STOPPED = {
     maps.gapped_straight_through: ("gap",),
@@ -117,16 +129,16 @@ def _unknown(settings: list, cotangents: tuple) -> tuple[tuple, list]:
 _without_slope.defvjp(lambda numbers, settings: (numbers, settings), _unknown)
 
 
-def judged(found: tuple, truth: tuple) -> Sample:
+def judged(found: tuple, truth: Truth) -> Sample:
     """Costs and gradients against the exact ones, as one sample."""
-    (cost, gradient), (_, exact_gradient) = found, truth
-    error = gradient - exact_gradient
+    cost, gradient = found
+    error = gradient - truth.gradient
     return Sample(
         gradient,
         error,
         jnp.zeros_like(error),
         jnp.sum(_flat(error, cost.ndim) ** 2, axis=-1),
-        cosine(gradient, exact_gradient, cost.ndim),
+        cosine(gradient, truth.gradient, cost.ndim),
         cost,
     )
 

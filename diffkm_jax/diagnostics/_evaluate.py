@@ -12,7 +12,7 @@ from diffkm_jax._checks import check_integer, check_key
 from diffkm_jax._hints import hinted
 from diffkm_jax.diagnostics._report import Report, Reports, label_of
 from diffkm_jax.diagnostics._reports import Plan, reports_of
-from diffkm_jax.diagnostics._settings import groups_of, on_grid
+from diffkm_jax.diagnostics._settings import groups_of, on_grid, split_settings
 from diffkm_jax.estimators._cost import Cost, traced_cost
 from diffkm_jax.estimators._enumeration import num_configurations
 from diffkm_jax.estimators._estimator import Estimator, as_choices, check_estimator
@@ -33,6 +33,7 @@ def evaluate(
     estimator: Estimator,
     *,
     num_samples: int | None = None,
+    reference: Estimator | None = None,
     max_configurations: int = 4096,
     grid: Mapping[str, ArrayLike] | None = None,
     chunk_size: int | None = None,
@@ -49,6 +50,7 @@ def evaluate(
     estimator: Sequence[Estimator],
     *,
     num_samples: int | None = None,
+    reference: Estimator | None = None,
     max_configurations: int = 4096,
     grid: Mapping[str, ArrayLike] | None = None,
     chunk_size: int | None = None,
@@ -64,6 +66,7 @@ def evaluate(
     estimator: Estimator | Sequence[Estimator],
     *,
     num_samples: int | None = None,
+    reference: Estimator | None = None,
     max_configurations: int = 4096,
     grid: Mapping[str, ArrayLike] | None = None,
     chunk_size: int | None = None,
@@ -96,6 +99,11 @@ def evaluate(
         curves = dk.evaluate(key, f, logits, records, grid={"tau": [0.5, 1.0, 2.0]})
         print(curves)  # A table; curves[0].cosine is over tau.
 
+    A model's cost of many rows at once has too many draws to sum over. There an
+    unbiased estimator is the reference, and the errors of its mean are in `bias_error`:
+
+        dk.evaluate(key, f, logits, records, reference=es.rloo(num_samples=8))
+
     The squared length of a sampled bias is too large by the sum of `bias_error`².
 
     Args:
@@ -108,9 +116,11 @@ def evaluate(
         estimator: An `Estimator`, or a list of them.
         num_samples: Estimates to draw where they are not enumerated, at least 2,
             static; None is 10 000.
+        reference: An unbiased `Estimator` with noise, of whose estimates so many stand
+            for the exact gradient; None is a sum over all draws.
         max_configurations: The most draws of a problem, k**r for its r rows, to
-            enumerate; static. A discrete estimator of several draws with more joint
-            ones is sampled.
+            enumerate; static. With a reference more are sampled, and a discrete
+            estimator of several draws is where its joint ones are more.
         grid: Values of settings by name, each [size], in their units, for every
             estimator that has them; reports have that axis first. None is no grid.
         chunk_size: Samples to hold in memory at once, static; None is as many as make
@@ -123,10 +133,11 @@ def evaluate(
 
     Raises:
         TypeError: `key` is no random key, `logits` or the costs are not floating, `f`
-            is no function, `estimator` no `Estimator`, a number no integer, or `grid`
-            no mapping.
+            is no function, `estimator` or `reference` no `Estimator`, a number no
+            integer, or `grid` no mapping.
         ValueError: `logits` is a scalar or has fewer than two clusters; a problem has
-            more than `max_configurations` draws; the shape of the costs is no prefix of
+            more than `max_configurations` draws and there is no reference, or one
+            without noise; the shape of the costs is no prefix of
             that of the logits; a number is out of range; the list is empty; `grid` has
             arrays of unequal lengths, or a name that no estimator has; an estimator
             whose draws are relied on is declared discrete and is not (inside a program
@@ -158,14 +169,27 @@ def evaluate(
     if chunk_size is not None:
         check_integer("chunk_size", chunk_size, minimum=1)
     cost = traced_cost(f, logits)
-    num_configurations(logits, cost.num_axes, max_configurations)
+    if reference is None:
+        num_configurations(logits, cost.num_axes, max_configurations)
+        kind, of_reference, standard = None, [], None
+    else:
+        check_estimator(reference, name="reference")
+        if not reference.num_draws:
+            raise ValueError(
+                "reference must be an unbiased estimator with noise, as es.rloo(), got "
+                f"{reference.name}"
+            )
+        of_reference, kind = split_settings(reference)
+        standard = reference.name
     size = None
     if grid is not None:
         estimators, size = on_grid(estimators, grid)
     flags = max_configurations, chunk_size, bool(enumerate_draws)
-    plan = Plan(num_samples, *flags, size)
+    plan = Plan(num_samples, *flags, size, kind)
     groups, arrays = groups_of(estimators, tuple(grid or ()))
-    found, as_declared = reports_of(plan, tuple(groups), key, cost, logits, arrays)
+    found, as_declared = reports_of(
+        plan, tuple(groups), key, cost, logits, arrays, of_reference
+    )
     for record, fits in zip(estimators, as_declared, strict=True):
         # Inside a program it is not known, and the report is NaN.
         if not isinstance(fits, Tracer) and not fits:
@@ -173,7 +197,7 @@ def evaluate(
                 f"estimator {record.name} must not be declared discrete: its estimates "
                 "change with noise of the same argmax(logits + noise)"
             )
-    labels = [label_of(e, logits.shape, grid or {}) for e in estimators]
+    labels = [label_of(e, logits.shape, grid or {}, standard) for e in estimators]
     reports = Reports(
         Report(**numbers, label=label)
         for numbers, label in zip(found, labels, strict=True)

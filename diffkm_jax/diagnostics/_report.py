@@ -13,7 +13,7 @@ import numpy as np
 from jax import export
 
 from diffkm_jax._numerics import nonzero, safe_sqrt
-from diffkm_jax.diagnostics._estimates import Sample, cosine, norm
+from diffkm_jax.diagnostics._estimates import Sample, Truth, cosine, norm
 from diffkm_jax.diagnostics._settings import ARRAYS
 from diffkm_jax.diagnostics._table import as_lists, table_of
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["settings"],
-    meta_fields=["name", "shape", "ranks", "fixed"],
+    meta_fields=["name", "shape", "ranks", "fixed", "reference"],
 )
 @dataclass(frozen=True, eq=False)
 class Label:
@@ -38,6 +38,7 @@ class Label:
         shape: Of the logits: axes of a report before those are of a grid.
         ranks: Of the settings by name, without such axes.
         fixed: Its other hyperparameters by name: None, integers, strings.
+        reference: The name of the estimator that stood for the exact gradient, or None.
     """
 
     name: str
@@ -45,9 +46,12 @@ class Label:
     shape: tuple[int, ...]
     ranks: tuple[tuple[str, int], ...]
     fixed: tuple[tuple[str, Any], ...]
+    reference: str | None
 
 
-def label_of(record: Estimator, shape: tuple[int, ...], grid: Any) -> Label:
+def label_of(
+    record: Estimator, shape: tuple[int, ...], grid: Any, reference: str | None
+) -> Label:
     """The label of an estimator, of whose settings some have the axis of a grid."""
     ranks = {
         name: np.ndim(value) - (name in grid)
@@ -61,7 +65,8 @@ def label_of(record: Estimator, shape: tuple[int, ...], grid: Any) -> Label:
         else:
             is_plain = isinstance(value, int | str | None)
             fixed.append((name, value if is_plain else str(value)))
-    return Label(record.name, arrays, shape, tuple(ranks.items()), tuple(fixed))
+    meta = shape, tuple(ranks.items()), tuple(fixed), reference
+    return Label(record.name, arrays, *meta)
 
 
 class Report(NamedTuple):
@@ -75,21 +80,22 @@ class Report(NamedTuple):
     bias and deviation, are in the unit of the costs, logits having none.
 
     Attributes:
-        exact: The exact gradient of E f(D).
+        exact: The exact gradient of E f(D), or the reference's mean estimate of it.
         mean: The mean of the estimates.
         bias: mean − exact.
-        bias_error: The standard error of the bias; 0 if enumerated.
+        bias_error: The standard error of the bias, that of a reference included; 0 if
+            enumerated.
         variance: The variance of each component of an estimate.
         total_variance: Its sum over the components.
         mse: The mean of ‖estimate − exact‖²: ‖bias‖² + total_variance, this times
-            1 − 1/n for n samples.
+            1 − 1/n for n samples. A reference adds its own squared error to it.
         cosine: Of the angle between mean and exact; 0 if either is zero.
         mean_cosine: The mean of the cosines between estimate and exact.
         snr: Signal to noise, ‖mean‖ / √total_variance: infinite without variance, 0 if
             the mean is zero.
         enumerated: Whether the draws were enumerated, so that nothing here has a Monte
             Carlo error.
-        exact_value: The exact E f(D).
+        exact_value: The exact E f(D), or the reference's mean.
         mean_value: The mean of the costs that the estimator returned.
         difference: mean − the mean of the first estimator of the list.
         difference_error: Its standard error, paired where both were sampled.
@@ -161,14 +167,13 @@ export.register_pytree_node_serialization(
 
 
 def _meta(found: list) -> tuple:
-    name, shape, ranks, fixed = found
-    return name, tuple(shape), tuple(map(tuple, ranks)), tuple(map(tuple, fixed))
+    name, shape, *pairs, reference = found
+    return name, tuple(shape), *(tuple(map(tuple, p)) for p in pairs), reference
 
 
-def numbers_of(found: Sample, *, truth: tuple, count: int | None) -> dict[str, Any]:
+def numbers_of(found: Sample, *, truth: Truth, count: int | None) -> dict[str, Any]:
     """The fields of a report, by name; `count` is None if samples were drawn."""
-    exact_value, exact_gradient = truth
-    kept = exact_value.ndim
+    kept = truth.value.ndim
     bias = found.error.mean
     mean, squares = found.gradient.mean, found.gradient.squares
     num = found.gradient.weight
@@ -180,18 +185,18 @@ def numbers_of(found: Sample, *, truth: tuple, count: int | None) -> dict[str, A
     zero = jnp.zeros_like(bias)
     paired = found.difference.squares / (num - 1) / num if count is None else zero
     return {
-        "exact": exact_gradient,
+        "exact": truth.gradient,
         "mean": mean,
         "bias": bias,
         "bias_error": safe_sqrt(variance / num) if count is None else zero,
         "variance": variance,
         "total_variance": total_variance,
         "mse": found.squared_error.mean,
-        "cosine": cosine(mean, exact_gradient, kept),
+        "cosine": cosine(mean, truth.gradient, kept),
         "mean_cosine": found.cosine.mean,
         "snr": jnp.where(length == 0, 0, snr),
         "enumerated": jnp.asarray(count is not None),
-        "exact_value": exact_value,
+        "exact_value": truth.value,
         "mean_value": found.cost.mean,
         "difference": found.difference.mean,
         "difference_error": safe_sqrt(paired),
@@ -204,4 +209,13 @@ def difference_of(numbers: dict[str, Any], first: dict[str, Any]) -> dict[str, A
     return {
         "difference": numbers["bias"] - first["bias"][None],
         "difference_error": safe_sqrt(squares),
+    }
+
+
+def by_reference(numbers: dict[str, Any], truth: Truth) -> dict[str, Any]:
+    """What is not exact where a reference stands for the exact gradient."""
+    squares = numbers["bias_error"] ** 2 + truth.squared_error[None, None]
+    return {
+        "bias_error": safe_sqrt(squares),
+        "enumerated": jnp.zeros_like(numbers["enumerated"]),
     }

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.diagnostics._discrete import alike, probes_of
 from diffkm_jax.diagnostics._draws import draw, joint_draw
-from diffkm_jax.diagnostics._estimates import Sample, estimate, judged
+from diffkm_jax.diagnostics._estimates import Sample, Truth, estimate, judged
 from diffkm_jax.diagnostics._moments import moments
-from diffkm_jax.diagnostics._report import difference_of, numbers_of
-from diffkm_jax.diagnostics._settings import Group
+from diffkm_jax.diagnostics._report import by_reference, difference_of, numbers_of
+from diffkm_jax.diagnostics._settings import Group, with_settings
 from diffkm_jax.estimators._attach import over_rows
 from diffkm_jax.estimators._cost import TracedCost
 from diffkm_jax.estimators._enumeration import exact, num_configurations
@@ -23,13 +23,17 @@ from diffkm_jax.estimators._estimator import Estimator
 
 
 class Plan(NamedTuple):
-    """What is static about an evaluation, as in `evaluate`; of a grid its size."""
+    """What is static about an evaluation, as in `evaluate`.
+
+    Of a grid its size, of a reference all but its numbers.
+    """
 
     num_samples: int
     max_configurations: int
     chunk_size: int | None
     enumerate_draws: bool
     size: int | None
+    reference: tuple | None
 
     def joint(self, record: Estimator, num: int) -> int | None:
         """How many draws to enumerate, of `num` for each noise row; None is sample."""
@@ -51,15 +55,16 @@ def reports_of(
     cost: TracedCost,
     logits: jax.Array,
     arrays: list[list],
+    of_reference: list,
 ) -> tuple[list[dict], list[jax.Array]]:
     """The numbers of every record's report, and whether it is discrete.
 
     That is known, and tested, where it is relied on. Numbers of a record that is not as
-    it declares are NaN.
+    it declares are NaN. The arrays are settings, of every group and of the reference.
     """
     num = num_configurations(logits, cost.num_axes)
     problem = Problem(cost, logits, num, key)
-    truth = estimate(exact(max_configurations=num), cost, logits, None)
+    truth = _truth(plan, problem, of_reference)
     by_count: dict[int | None, list[int]] = {}
     for i, group in enumerate(groups):
         by_count.setdefault(plan.joint(group.record, num), []).append(i)
@@ -78,6 +83,8 @@ def reports_of(
             lead = jax.tree.map(itemgetter(leader), of_class)
         if count is not None or leader is None:
             of_class |= difference_of(of_class, lead)
+        if plan.reference is not None:
+            of_class |= by_reference(of_class, truth)
         for j, member in enumerate(members):
             at = j if plan.size else (j, 0)
             one = jax.tree.map(itemgetter(at), of_class)
@@ -95,11 +102,34 @@ class Problem(NamedTuple):
     key: jax.Array
 
 
+def _truth(plan: Plan, problem: Problem, arrays: list) -> Truth:
+    """The exact gradient, or the mean of the reference's estimates of it."""
+    cost, logits, num, key = problem
+    if plan.reference is None:
+        record = exact(max_configurations=num)
+        value, gradient = estimate(record, cost, logits, None)
+        return Truth(value, gradient, jnp.zeros_like(gradient))
+    record = with_settings(plan.reference, arrays)
+    # Of noise of its own: no sample has this number.
+    own = jax.random.fold_in(key, 2**32 - 1)
+
+    def drawn(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        weight = jnp.ones(logits.shape[: cost.num_axes], accumulation_dtype(logits))
+        noise = draw(jax.random.fold_in(own, i), logits, record.num_draws, False)
+        return weight, noise
+
+    chunk_size = plan.chunk((1 + record.num_draws) * logits.size)
+    sample = partial(estimate, record, cost, logits)
+    (value, gradient), _ = moments(drawn, sample, plan.num_samples, chunk_size)
+    num = plan.num_samples
+    return Truth(value.mean, gradient.mean, gradient.squares / (num - 1) / num)
+
+
 def _samples(
     plan: Plan,
     chosen: list[tuple[Group, list]],
     problem: Problem,
-    truth: tuple,
+    truth: Truth,
     count: int | None,
     leader: int | None,
 ) -> tuple[Sample, jax.Array]:

@@ -100,7 +100,9 @@ def _note(reports: Sequence[Any]) -> str:
     exact = np.asarray(reports[0].exact).astype(float)
     axes = exact.ndim - len(reports[0].label.shape)
     first = exact[(0,) * axes]
+    reference = reports[0].label.reference
+    what = f"gradient by {reference}" if reference else "exact gradient"
     return (
-        f"Lengths of vectors in the unit of the cost; the exact gradient has "
+        f"Lengths of vectors in the unit of the cost; the {what} has "
         f"{np.linalg.norm(first):.3g}."
     )

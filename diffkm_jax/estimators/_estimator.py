@@ -174,11 +174,11 @@ def as_choices(logits: ArrayLike) -> jax.Array:
     return logits
 
 
-def check_estimator(record: object) -> None:
+def check_estimator(record: object, *, name: str = "estimator") -> None:
     """Raises TypeError unless `record` is an `Estimator`."""
     if not isinstance(record, Estimator):
         raise TypeError(
-            "estimator must be an Estimator, as dk.estimators.reinmax() returns it (a "
+            f"{name} must be an Estimator, as dk.estimators.reinmax() returns it (a "
             f"map such as dk.reinmax is none), got {shown(record)}"
         )
 

@@ -1,14 +1,16 @@
 """What diffkm costs beside what one would use without it: time, memory, accuracy.
 
-    python -m benchmarks [topic[.benchmark] ...] [--small | --full] [--json FILE]
-    python -m benchmarks report FILE [--picture PNG]
+    python -m benchmarks [topic[.benchmark] ...] [--small | --full]
+        [--json FILE [--resume]]
+    python -m benchmarks report FILE [--picture PNG [--of estimators | training]]
 
-Topics: losses, passes, distances, fits, quality, compiling, estimators, bridge,
-reference; all of them without one. Both sides of a ratio are first checked to compute
-the same, and then timed in one run, in turns, in float32 and compiled; a time is the
-median over the rounds, and behind a ratio stands its range. Peaks of memory are each of
-a process of its own. Rivals that are not installed are left out, and the report says
-so.
+Topics: losses, passes, distances, fits, quality, streams, compiling, estimators,
+training, bridge, reference; all of them without one. Both sides of a ratio are first
+checked to compute the same, and then timed in one run, in turns, in float32 and
+compiled; a time is the median over the rounds, and behind a ratio stands its range.
+Peaks of memory are each of a process of its own. Rivals that are not installed are left
+out, and the report says so. Training takes most of an hour in full; where a run was
+stopped, `--resume` keeps what its file holds.
 
 The suite has a small runner of its own because those that there are do not pair: in
 pytest-benchmark a test times one function, to its end before the next begins, and asv

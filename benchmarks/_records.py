@@ -6,9 +6,10 @@ import contextlib
 import os
 import platform
 import statistics
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PACKAGES = {
     "torch": "torch",
@@ -23,6 +24,13 @@ VERSIONS = "jax", "jaxlib", "numpy", "optax", *PACKAGES.values()
 INFINITY = float("inf")
 
 Record = dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A record that takes long: what it will be of, and how to take it."""
+
+    parameters: dict[str, Any]
+    take: Callable[[], Record]
 
 
 def record(sides: dict[str, dict], **parameters: Any) -> Record:

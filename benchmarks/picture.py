@@ -33,12 +33,19 @@ def style() -> dict[str, dict[str, Any]]:
         "reinforce, baseline": ("#8a8a8a", dashed, 1.6),
         "rloo, 4 draws": ("#6a35b0", dashed, 1.6),
         "rebar": ("#6a35b0", "-", 1.6),
+        "reinmax_rao": ("#d62728", dashed, 1.6),
+        "reinmax_cv": ("#d62728", dotted, 2),
+        "rodeo, 4 draws": ("#2f6fd6", "-", 1.6),
+        "unordered_set, 4": ("#2f6fd6", dashed, 1.6),
     }
     names = "color", "linestyle", "linewidth"
     return {label: dict(zip(names, how, strict=True)) for label, how in lines.items()}
 
 
-UNBIASED = "reinforce", "reinforce, baseline", "rloo, 4 draws", "rebar"
+UNBIASED = (
+    *("reinforce", "reinforce, baseline", "rloo, 4 draws", "rebar"),
+    *("rodeo, 4 draws", "unordered_set, 4"),
+)
 REMARKS = dict.fromkeys(UNBIASED, " (unbiased)") | {
     "straight_through": " (no variance)",
     "blackbox": " (over its strength, no variance)",

@@ -99,16 +99,69 @@ def of_gradients(records: list[Record]) -> Iterator[str]:
         yield table("A gradient through a fit, in the points", head, cells)
 
 
+# Estimators --------------------------------------------------------------------------
+
+TRAINED = "training.autoencoder", "training.polynomial"
+
+
+def best(record: Record) -> tuple[str, dict[str, list]] | None:
+    """The setting whose last score is lowest in the mean over seeds, and its scores.
+
+    None if in every setting that of a seed is not finite.
+    """
+    means = {
+        name: statistics.mean(scores[chosen_by(scores)][-1])
+        for name, scores in record["sides"].items()
+        if None not in scores[chosen_by(scores)][-1]
+    }
+    if not means:
+        return None
+    name = min(means, key=lambda name: means[name])
+    return name, record["sides"][name]
+
+
+def chosen_by(scores: dict[str, list]) -> str:
+    return "train" if "train" in scores else "expected"
+
+
+def of_training(records: list[Record]) -> Iterator[str]:
+    """The last scores of every estimator at its best setting, mean ± deviation."""
+    problems: dict[str, list[Record]] = {}
+    for one in records:
+        if one["benchmark"] in TRAINED:
+            problems.setdefault(one["parameters"]["problem"], []).append(one)
+    for problem, found in problems.items():
+        first = next(iter(found[0]["sides"].values()))
+        keys = [key for key in ("train", "held out", "expected") if key in first]
+        rows = []
+        for one in found:
+            setting, scores = best(one) or ("none is finite", {})
+            cells = (
+                f"{statistics.mean(last):.4g} ± {statistics.stdev(last):.2g}"
+                for last in (scores[key][-1] for key in keys if scores)
+            )
+            rows.append([one["parameters"]["estimator"], setting, *cells])
+        num, seeds = (found[0]["parameters"][key] for key in ("num_steps", "seeds"))
+        title = f"{problem}: after {num} steps, ± of {seeds} seeds"
+        yield table(title, ["", "best setting", *keys], rows)
+
+
 # Every benchmark's -------------------------------------------------------------------
+
+
+CURVES = {
+    "estimators.curves": ("tau =", "bias, deviation, cosine"),
+    "training.variance": ("step", "bias, deviation, cosine along training"),
+}
 
 
 def of_curves(records: list[Record]) -> Iterator[str]:
     for record in records:
-        if record["benchmark"] == "estimators.curves":
-            head = ["", *(f"tau = {tau:.2g}" for tau in record["grid"])]
+        if record["benchmark"] in CURVES:
+            over, what = CURVES[record["benchmark"]]
+            head = ["", *(f"{over} {at:.4g}" for at in record["grid"])]
             rows = [[name, *cells(facts)] for name, facts in record["sides"].items()]
-            title = f"{record['parameters']['problem']}: bias, deviation, cosine"
-            yield table(title, head, rows)
+            yield table(f"{record['parameters']['problem']}: {what}", head, rows)
 
 
 def cells(curve: dict[str, list]) -> list[str]:
@@ -152,10 +205,10 @@ def render(saved: Saved) -> str:
     parts = [machine + "\n", *of_losses(records), *of_gradients(records)]
     names = dict.fromkeys(one["benchmark"] for one in records)
     for name in names:
-        if name != "estimators.curves":
+        if name not in (*CURVES, *TRAINED):
             same = [one for one in records if one["benchmark"] == name]
             parts.append(of_benchmark(name, same))
-    parts += of_curves(records)
+    parts += [*of_training(records), *of_curves(records)]
     goals = [
         [
             one["benchmark"],

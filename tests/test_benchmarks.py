@@ -8,10 +8,14 @@ import re
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+import benchmarks.__main__ as main
 from benchmarks import _measure, _records, _rivals, report
 from benchmarks.__main__ import TOPICS, chosen
 
@@ -106,8 +110,99 @@ def test_what_the_readme_runs_is_there():
     assert len(commands) >= 6
     words = [word for command in commands for word in command.split()]
     options = {"--full", "--json", "FILE", "--picture", "PNG", "report"}
+    options |= {"--resume", "--of"}
     for name in set(words) - options:
         assert chosen(name)
+
+
+# Long runs ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_parts(monkeypatch):
+    """A benchmark of three parts, of which each call is noted and one may fail."""
+    taken, broken = [], []
+
+    def take(name):
+        taken.append(name)
+        if name in broken:
+            raise KeyboardInterrupt
+        return _records.record({"ours": {"loss": [0.5]}})
+
+    def three(size):
+        for name in "abc":
+            yield _records.Part({"problem": name}, partial(take, name))
+
+    module = importlib.import_module("benchmarks.training")
+    monkeypatch.setitem(module.BENCHMARKS, "autoencoder", three)
+    return [("training", "autoencoder")], taken, broken
+
+
+def test_a_run_that_was_stopped_goes_on_behind_its_last_part(of_parts, tmp_path):
+    selected, taken, broken = of_parts
+    file = tmp_path / "found.json"
+    broken.append("b")
+    with pytest.raises(KeyboardInterrupt):
+        main.run(selected, "small", file)
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+    before = main.known(file, "small")
+    assert [one["parameters"] for one in before] == [{"problem": "a"}]
+    broken.clear()
+    done = main.run(selected, "small", file, before)
+    assert taken == ["a", "b", "b", "c"]
+    assert [one["parameters"]["problem"] for one in done["records"]] == ["a", "b", "c"]
+    assert json.loads(file.read_text())["records"] == done["records"]
+    main.run(selected, "small", file)  # Without it all is taken again.
+    assert taken[4:] == ["a", "b", "c"]
+
+
+def test_a_run_goes_on_with_its_own_records_only(of_parts, tmp_path):
+    selected, _, _ = of_parts
+    file = tmp_path / "found.json"
+    assert main.known(file, "small") == []
+    main.run(selected, "small", file)
+    with pytest.raises(ValueError, match="is of the size small, not full"):
+        main.known(file, "full")
+    saved = json.loads(file.read_text())
+    saved["environment"]["cores"] = 1000
+    file.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="of another machine: its cores differ"):
+        main.known(file, "small")
+    for text in ("{}", "[]", "no JSON"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"must be what --json|Expecting value"):
+            main.known(file, "small")
+
+
+def test_the_best_setting_is_that_of_the_lowest_last_mean_over_seeds():
+    sides = {
+        "low once": {"train": [[0.0, 0.0], [1.0, 9.0]]},
+        "best": {"train": [[9.0, 9.0], [4.0, 4.0]], "held out": [[0.0, 0.0]] * 2},
+        "not finite": {"train": [[0.0, 0.0], [None, 0.0]]},
+    }
+    assert report.best(_records.record(sides)) == ("best", sides["best"])
+    alone = {"not finite": sides["not finite"]}
+    assert report.best(_records.record(alone)) is None
+
+
+@pytest.mark.slow
+def test_a_lane_is_trained_as_if_alone():
+    """Of two seeds and two settings, and in two segments instead of one."""
+    from benchmarks import training
+
+    make = training.ESTIMATORS["reinmax_cv"]
+    model = training.MODELS["8 × 16"]()._replace(rates=(1e-3,))
+    settings = [(0.5, 1e-3), (1.5, 3e-3)]
+    quiet = {"say": lambda text: None}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        size = training.Budget(6, 2, 2, 2)
+        _, together = training.trained(model, make, settings, size, **quiet)
+        size = training.Budget(6, 1, 1, 2)
+        _, alone = training.trained(model, make, settings[1:], size, **quiet)
+    for kept, other in zip(
+        *map(jax.tree.leaves, (together[-1], alone[-1])), strict=True
+    ):
+        np.testing.assert_allclose(kept[0, 1], other[0, 0], rtol=1e-3, atol=1e-5)
 
 
 # The whole suite, on tiny shapes -----------------------------------------------------
@@ -165,7 +260,8 @@ def test_a_run_writes_down_what_was_measured_where(saved):
         *("passes.shapes", "distances.passes", "distances.spherical"),
         *("fits.gradient", "fits.rest", "fits.batch", "quality.reach", "quality.rest"),
         "streams.passes",
-        *("estimators.evaluate", "bridge.calls", "bridge.loss", "reference.fit"),
+        *("estimators.evaluate", "training.steps"),
+        *("bridge.calls", "bridge.loss", "reference.fit"),
     }
     assert set(by_name["losses.memory"]["diffkm"]) == {"peak_bytes", "temporary_bytes"}
     assert by_name["losses.memory"]["naive JAX"]["temporary_bytes"] > 4 * 2000 * 16
@@ -188,9 +284,14 @@ def test_the_report_prints_the_tables_of_the_readme_and_of_every_benchmark(saved
     text = report.render(json.loads(file.read_text()))
     assert text.strip() == printed.strip()
     tables = dict(re.findall(r"^### (.+)\n\n((?:\|.*\n)+)", text, re.MULTILINE))
-    # The curves have a table for each problem.
-    plain = {name for name in NAMES if name != "estimators.curves"}
+    # The curves, and what was trained, have a table for each problem.
+    trained = {"training.autoencoder", "training.polynomial"}
+    plain = set(NAMES) - {"estimators.curves", "training.variance"} - trained
     curves = {f"{name}: bias, deviation, cosine" for name in PROBLEMS}
+    curves |= {"8 × 16: bias, deviation, cosine along training"}
+    curves |= {
+        f"{name}: after 10 steps, ± of 2 seeds" for name in ("8 × 16", "p = 1.5")
+    }
     readme = {
         "Value and gradient in the centroids": {"2000, 16, 8"},
         "A gradient through a fit, in the points": {
@@ -215,9 +316,11 @@ def test_the_report_prints_the_tables_of_the_readme_and_of_every_benchmark(saved
 
 
 @pytest.mark.slow
-def test_the_picture_is_drawn_from_the_file(saved, tmp_path):
-    picture = tmp_path / "estimators.png"
+@pytest.mark.parametrize("name", ["estimators", "training"])
+def test_the_pictures_are_drawn_from_the_file(name, saved, tmp_path):
+    picture = tmp_path / f"{name}.png"
     command = [sys.executable, "-m", "benchmarks", "report", str(saved[0])]
-    subprocess.run([*command, "--picture", str(picture)], cwd=ROOT, check=True)
+    command += ["--picture", str(picture), "--of", name]
+    subprocess.run(command, cwd=ROOT, check=True)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 20_000

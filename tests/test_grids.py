@@ -106,6 +106,20 @@ def test_a_report_prints_a_table_and_is_a_dictionary():
     assert found["enumerated"] is True
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_bias_of_rounding_is_printed_as_none(dtype):
+    logits, target = LOGITS.astype(dtype), MATRIX[:1].astype(dtype)
+
+    def quartic(rows):
+        return ((rows - target) ** 4).sum(-1)
+
+    report = dk.evaluate(KEY, quartic, logits, es.rloo())
+    assert report.mean.dtype == dtype
+    assert str(report).splitlines()[1].split()[:3] == ["rloo", "0", "0"]
+    report = dk.evaluate(KEY, quartic, logits, es.rloo(), enumerate_draws=False)
+    assert float(str(report).splitlines()[1].split()[1]) > 0
+
+
 def test_a_list_prints_one_table_with_a_line_for_every_point():
     records = [es.reinmax(), es.rloo(num_samples=2), es.relax(quadratic, jnp.ones(3))]
     grid = {"tau": TAUS}

@@ -72,7 +72,8 @@ def label_of(
 class Report(NamedTuple):
     """What `evaluate` found, of each independent problem of the batch.
 
-    Printed, it is a table, and so is a list of them. Over a grid of settings everything
+    Printed, it is a table, and so is a list of them; an enumerated bias that rounding
+    explains is 0 there. Over a grid of settings everything
     has the axis of the grid first.
 
     Vectors have the shape of the logits, [*batch, *rows, k]; numbers that of the costs,

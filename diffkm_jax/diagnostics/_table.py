@@ -84,14 +84,19 @@ def _numbers(report: Any, point: tuple) -> tuple[str, ...]:
     lengths = length * np.linalg.norm(exact)
     cosine = float(np.sum(mean * exact) / lengths) if lengths else 0.0
     signal = 0.0 if not length else length / deviation if deviation else np.inf
+    bias = np.linalg.norm(vector("bias"))
+    enumerated = bool(np.asarray(report.enumerated)[point])
+    # What a sum over all draws leaves of nothing.
+    rounding = 64 * np.finfo(np.asarray(report.mean).dtype).eps
+    if enumerated and bias < rounding * np.linalg.norm(exact):
+        bias = 0.0
     numbers = (
-        np.linalg.norm(vector("bias")),
+        bias,
         np.linalg.norm(vector("bias_error")),
         deviation,
         min(cosine, 1.0),
         signal,
     )
-    enumerated = bool(np.asarray(report.enumerated)[point])
     how = "all draws" if enumerated else "samples"
     return *(f"{number:.3g}" for number in numbers), how
 

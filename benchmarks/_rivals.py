@@ -124,6 +124,19 @@ TORCH_ESTIMATORS = (
 )
 
 
+# What a torch user would not write in some lines, of diffkm_torch; at tau = 1.
+TWINS: dict[str, Callable[[Any], Any]] = {
+    "decoupled, tau_backward=1": lambda es: es.decoupled_gumbel_softmax(tau=1.0),
+    "gumbel_rao": lambda es: es.gumbel_rao(tau=1.0),
+    "implicit_mle, scaled": lambda es: es.implicit_mle(strength=1.0, scaled=True),
+    "rebar": lambda es: es.rebar(tau=1.0),
+    "rodeo, 4 draws": lambda es: es.rodeo(),
+    "reinmax_rao": lambda es: es.reinmax_rao(tau=1.0),
+    "reinmax_cv": lambda es: es.reinmax_cv(tau=1.0),
+    "unordered_set, 4": lambda es: es.unordered_set(num_samples=4),
+}
+
+
 def torch_estimate(
     name: str, logits: np.ndarray, of_class: np.ndarray, num_samples: int
 ) -> Callable[[], tuple[Any, Any]]:
@@ -174,7 +187,17 @@ def torch_estimate(
         reinforce,
         rloo,
     )
-    surrogate = ways[TORCH_ESTIMATORS.index(name)]
+
+    def of_twin(z: Any) -> Any:
+        import diffkm_torch as dt
+
+        record = TWINS[name](dt.estimators)
+        shape = record.num_draws, *z.shape
+        noise = -torch.empty(shape, dtype=z.dtype).exponential_().log()
+        return record.expect(cost, z, noise)
+
+    by_name = dict(zip(TORCH_ESTIMATORS, ways, strict=True))
+    surrogate = by_name.get(name, of_twin)
 
     def call() -> tuple[Any, Any]:
         z = theta.expand(num_samples, -1).clone().requires_grad_()

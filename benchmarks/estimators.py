@@ -213,8 +213,8 @@ def evaluate(estimator: str, n: int) -> Contest:
     """`evaluate` at k = 10 by both ways, against torch: one backward pass of n samples.
 
     In torch the noise in one call, one backward pass of the summed cost, then mean and
-    variance of the gradients; evaluate also returns errors, cosines and what is exact,
-    and holds 1024 samples at a time.
+    variance of the gradients, the longer estimators by diffkm_torch; evaluate also
+    returns errors, cosines and what is exact.
     """
     rng = np.random.default_rng(4)
     logits = rng.normal(size=10).astype(np.float32)
@@ -247,7 +247,7 @@ def evaluate(estimator: str, n: int) -> Contest:
         sides["enumerated"] = by(True)
     if one.num_draws:
         sides["sampled"] = by(False)
-    if estimator in _rivals.TORCH_ESTIMATORS:
+    if estimator in (*_rivals.TORCH_ESTIMATORS, *_rivals.TWINS):
         take = partial(_rivals.torch_estimate, estimator, logits, of_class, n)
         sides["torch"] = Side(lambda: Prepared(take()), "torch")
     return Contest(sides, agree)

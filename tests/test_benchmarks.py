@@ -102,7 +102,7 @@ def test_a_peak_is_what_a_call_adds_in_a_process_of_its_own():
 def test_the_torch_estimates_are_those_of_the_lineup():
     from benchmarks.estimators import lineup
 
-    assert set(_rivals.TORCH_ESTIMATORS) <= set(lineup(0.0))
+    assert {*_rivals.TORCH_ESTIMATORS, *_rivals.TWINS} <= set(lineup(0.0))
 
 
 def test_what_the_readme_runs_is_there():

@@ -47,6 +47,10 @@ def draw_problem(column: Any, records: list[dict], spread: dict | None) -> None:
             deviation.plot(spread["grid"], side["deviation"], **how)
     end.set_yticks(range(len(names)), names, fontsize=8)
     end.invert_yaxis()
+    # The first segment, from random logits, would leave no room for the rest.
+    tops = [line.get_ydata()[1] for line in along.get_lines()]
+    low, _ = along.get_ylim()
+    along.set_ylim(low, max(tops) + 0.05 * (max(tops) - low))
     unit = "negative ELBO, nats" if "train" in scores else "expected loss"
     along.set(xlabel="step", ylabel=unit)
     end.set(xlabel=f"{unit}, after training")

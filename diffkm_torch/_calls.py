@@ -34,7 +34,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "temperature": (0.3,),
 }
 SCALARS = {
-    "alpha": 0.6,
+    "alpha": 1.6,
     "baseline": 0.3,
     "beta": 0.4,
     "eta": 0.8,
@@ -130,6 +130,7 @@ def arrays() -> dict[str, np.ndarray]:
         "costs": rng.normal(size=2),
         "gradient": rng.normal(size=logits.shape),
         "target": rng.normal(size=logits.shape),
+        "targets": np.exp(logits) / np.exp(logits).sum(-1, keepdims=True),
         "gumbel": (gumbel := rng.gumbel(size=(12, *logits.shape))),
         "noise": gumbel[0],
         "draws": gumbel[:4],

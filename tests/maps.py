@@ -8,7 +8,10 @@ import numpy as np
 
 import diffkm_jax as dk
 
-DETERMINISTIC = ["hard", "softmax", "sparsemax", "entmax15", "straight_through"]
+DETERMINISTIC = [
+    *("hard", "softmax", "sparsemax", "entmax15", "entmax"),
+    "straight_through",
+]
 ONE_DRAW = [
     "sampled_straight_through",
     "gumbel_softmax",

@@ -19,7 +19,7 @@ def test_declared_gradients_are_reverse_mode_only(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["softmax", "sparsemax", "entmax15", "sinkhorn", "gumbel_softmax"]
+    "name", ["softmax", "sparsemax", "entmax15", "entmax", "sinkhorn", "gumbel_softmax"]
 )
 def test_exact_gradients_are_those_of_finite_differences_at_every_order(name):
     more = {"num_iters": 3} if name == "sinkhorn" else {}
@@ -150,7 +150,7 @@ def test_half_precision_does_not_pile_up_ties_over_many_clusters(name, dtype):
 
 
 def test_softmax_tends_to_hard_as_scalar_falls():
-    for name in ("softmax", "sparsemax", "entmax15"):
+    for name in ("softmax", "sparsemax", "entmax15", "entmax"):
         rows = getattr(dk, name)(LOGITS, tau=1e-3)
         np.testing.assert_allclose(rows, dk.hard(LOGITS), atol=1e-12)
         assert jnp.isfinite(getattr(dk, name)(LOGITS, tau=1e3)).all()

@@ -178,13 +178,14 @@ def test_implicit_mle_is_the_difference_to_a_better_draw(scaled):
     np.testing.assert_array_equal(gradient(f), difference / divisor)
 
 
-@pytest.mark.parametrize("name", ["sparsemax", "entmax15"])
+@pytest.mark.parametrize("name", ["sparsemax", "entmax15", "entmax"])
 def test_sparse_values_are_the_known_ones(name):
     rows = getattr(dk, name)(jnp.array([[1, 0.8, 0.1], [0, 0.5, 1]]))
     expected = {
         "sparsemax": [[0.6, 0.4, 0], [0, 0.25, 0.75]],
         "entmax15": [[0.529248, 0.393749, 0.077003], [0.084136, 0.291667, 0.624198]],
     }
+    expected["entmax"] = expected["entmax15"]
     np.testing.assert_allclose(rows, expected[name], atol=1e-6)
 
 
@@ -210,7 +211,9 @@ def test_sparse_gradients_live_on_the_support(tau):
     np.testing.assert_allclose(found, s * (COTANGENT - mean) / tau, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "gap"), [("sparsemax", 1.0), ("entmax15", 2.0)])
+@pytest.mark.parametrize(
+    ("name", "gap"), [("sparsemax", 1.0), ("entmax15", 2.0), ("entmax", 2.0)]
+)
 def test_a_logit_right_at_the_threshold_is_outside_of_the_support(name, gap):
     # There the map has a kink: the gradient is that of the side where it stays zero.
     logits = np.array([gap, 0.0, -5.0])
@@ -222,7 +225,7 @@ def test_a_logit_right_at_the_threshold_is_outside_of_the_support(name, gap):
     np.testing.assert_array_equal(theirs.grad, np.zeros(3))
 
 
-@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax15"])
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax15", "entmax"])
 def test_huge_quotients_of_logits_and_tau_overflow_nowhere(name):
     f = getattr(dk, name)
     rows = f(jnp.array([1e9, 1e9 - 0.5, -1e9]))

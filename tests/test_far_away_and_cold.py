@@ -197,7 +197,7 @@ def test_given_the_draw_no_other_entry_ties_with_it_by_rounding(side, name, tau)
 
 
 @pytest.mark.parametrize("n", [10, 5000])
-@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax15"])
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax15", "entmax"])
 def test_a_row_with_a_nan_is_nan_among_any_number_of_rows(name, n):
     logits = np.random.default_rng(0).normal(size=(n, 3))
     logits[n // 2, 1] = np.nan

@@ -18,6 +18,7 @@ MAPS = {
     "softmax": ("tau", ()),
     "sparsemax": ("tau", ()),
     "entmax15": ("tau", ()),
+    "entmax": ("tau", ()),
     "sinkhorn": ("tau", ()),
     "straight_through": ("tau", ()),
     "sampled_straight_through": ("tau", (NOISE[0],)),

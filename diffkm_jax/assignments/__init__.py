@@ -8,6 +8,8 @@ bring back.
 """
 
 from diffkm_jax.assignments._conditional import conditional_gumbel, gumbel_rao
+from diffkm_jax.assignments._entmax import entmax
+from diffkm_jax.assignments._fenchel_young import entmax_loss
 from diffkm_jax.assignments._gumbel import decoupled_gumbel_softmax, gumbel_softmax
 from diffkm_jax.assignments._halfway import reinmax_cv, reinmax_rao
 from diffkm_jax.assignments._perturbed import blackbox, implicit_mle, perturbed_argmax
@@ -25,7 +27,9 @@ __all__ = [
     "blackbox",
     "conditional_gumbel",
     "decoupled_gumbel_softmax",
+    "entmax",
     "entmax15",
+    "entmax_loss",
     "gapped_straight_through",
     "gumbel_rao",
     "gumbel_softmax",

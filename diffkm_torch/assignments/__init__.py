@@ -6,6 +6,8 @@ from diffkm_torch.assignments._conditional import (
     reinmax_cv,
     reinmax_rao,
 )
+from diffkm_torch.assignments._entmax import entmax
+from diffkm_torch.assignments._fenchel_young import entmax_loss
 from diffkm_torch.assignments._gumbel import decoupled_gumbel_softmax, gumbel_softmax
 from diffkm_torch.assignments._perturbed import blackbox, implicit_mle, perturbed_argmax
 from diffkm_torch.assignments._sinkhorn import sinkhorn
@@ -22,7 +24,9 @@ __all__ = [
     "blackbox",
     "conditional_gumbel",
     "decoupled_gumbel_softmax",
+    "entmax",
     "entmax15",
+    "entmax_loss",
     "gapped_straight_through",
     "gumbel_rao",
     "gumbel_softmax",

@@ -96,7 +96,7 @@ class Judge:
             if is_named(error, self.subject.name, self.subject.arrays):
                 raise Refused from None
             raise
-        if not in_domain(name, VALUES[value]):
+        if not in_domain(self.subject, name, VALUES[value]):
             assert_status(sides[0][0])
             return
         if reason := undecided(self.subject, name, VALUES[value]):
@@ -145,7 +145,7 @@ def against_torch(
         if is_named(error, subject.name, given):
             raise Refused from None
         raise
-    if not in_domain(argument, VALUES[value]):
+    if not in_domain(subject, argument, VALUES[value]):
         return
     if subject.base != "rotation_trick" and undecided(subject, argument, VALUES[value]):
         raise Unresolved("rounding decides")
@@ -235,7 +235,7 @@ def number(subject: Subject, name: str, value: str, module: str) -> None:
     }
     arrays[name] = VALUES[value]
     call = partial(ours if module == "jax" else theirs, **arrays)
-    if in_domain(name, VALUES[value]):
+    if in_domain(subject, name, VALUES[value]):
         call()
         return
     with pytest.raises(ValueError, match=rf"^{name} must be"):

@@ -56,8 +56,10 @@ MOVING = {
 FLAGGED = MOVING | {"kmeans_parallel", "kmeans_plus_plus"}
 
 
-def in_domain(name: str, value: float) -> bool:
+def in_domain(subject: Subject, name: str, value: float) -> bool:
     """Whether a value of an argument has a meaning."""
+    if name == "alpha" and subject.base in ("entmax", "entmax_loss"):
+        return 1 <= value < np.inf
     if name in POSITIVE:
         # XLA takes what is below the smallest normal number for zero.
         return TINY <= value < np.inf

@@ -155,6 +155,7 @@ def arrays() -> dict[str, np.ndarray]:
         "costs": rng.normal(size=2),
         "gradient": rng.normal(size=logits.shape),
         "target": rng.normal(size=logits.shape),
+        "targets": np.exp(logits) / np.exp(logits).sum(-1, keepdims=True),
         "gumbel": gumbel,
         "noise": gumbel[0],
         "draws": gumbel[:4],

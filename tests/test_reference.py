@@ -70,7 +70,7 @@ def test_more_draws_than_any_sum_has_terms():
     def each(rows):
         return jnp.sum(rows * weights, -1) ** 2
 
-    with pytest.raises(ValueError, match=r"k\*\*r = 10\*\*30 .* as its reference$"):
+    with pytest.raises(ValueError, match=r"k\*\*r = 10\*\*30 .* reference takes none$"):
         dk.evaluate(KEY, total, logits, es.reinmax())
     exact = dk.evaluate(KEY, each, logits, es.reinmax())
     records = [es.reinmax(), es.rloo(num_samples=8), es.rebar()]
@@ -115,6 +115,17 @@ def test_what_is_no_reference():
     with pytest.raises(TypeError, match=r"^reference must be an Estimator, as"):
         dk.evaluate(KEY, cost, LOGITS, RLOO, reference=dk.reinmax)
     for record in (es.exact(), es.straight_through()):
-        message = rf"^reference must be an unbiased .* noise, .* got {record.name}$"
+        message = rf"^reference must be None, .* unbiased .* noise.* got {record.name}$"
         with pytest.raises(ValueError, match=message):
             dk.evaluate(KEY, cost, LOGITS, RLOO, reference=record)
+
+
+def test_a_cost_that_is_a_number_and_logits_without_a_row():
+    for record in (RLOO, es.gumbel_softmax(), es.reinmax()):
+        report = dk.evaluate(KEY, lambda _: 0.5, LOGITS[0, 0], record, num_samples=9)
+        np.testing.assert_allclose(report.exact_value, 0.5)
+        np.testing.assert_allclose(report.mean, 0, atol=1e-12)
+    with pytest.raises(
+        ValueError, match=r"^logits must have a row, got shape \(0, 3\)"
+    ):
+        dk.evaluate(KEY, lambda rows: rows[:, 0], LOGITS[0, :0], RLOO)

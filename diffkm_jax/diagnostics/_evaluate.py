@@ -104,7 +104,8 @@ def evaluate(
 
         dk.evaluate(key, f, logits, records, reference=es.rloo(num_samples=8))
 
-    The squared length of a sampled bias is too large by the sum of `bias_error`².
+    The squared length of a sampled bias is too large by the sum of `bias_error`², and
+    so is that of a sampled mean, in `cosine` and `snr`, by its own squared error.
 
     Args:
         key: A random key; sample i has the noise of `fold_in(key, i)`, whatever the
@@ -116,13 +117,15 @@ def evaluate(
         estimator: An `Estimator`, or a list of them.
         num_samples: Estimates to draw where they are not enumerated, at least 2,
             static; None is 10 000.
-        reference: An unbiased `Estimator` with noise, of whose estimates so many stand
-            for the exact gradient; None is a sum over all draws.
+        reference: An unbiased `Estimator` with noise; the mean of `num_samples`
+            estimates by it stands for the exact gradient. Nothing tests that it is
+            unbiased. None is a sum over all draws.
         max_configurations: The most draws of a problem, k**r for its r rows, to
-            enumerate; static. With a reference more are sampled, and a discrete
-            estimator of several draws is where its joint ones are more.
+            enumerate; static. A discrete estimator is sampled if its joint draws are
+            more; with a reference a problem may have any number.
         grid: Values of settings by name, each [size], in their units, for every
-            estimator that has them; reports have that axis first. None is no grid.
+            estimator that has them: point i has the i-th of each. Reports have that
+            axis first. None is no grid.
         chunk_size: Samples to hold in memory at once, static; None is as many as make
             four million numbers, at most 32768; under `jax.vmap` as many of each.
         enumerate_draws: False samples discrete estimators too; static.
@@ -135,8 +138,8 @@ def evaluate(
         TypeError: `key` is no random key, `logits` or the costs are not floating, `f`
             is no function, `estimator` or `reference` no `Estimator`, a number no
             integer, or `grid` no mapping.
-        ValueError: `logits` is a scalar or has fewer than two clusters; a problem has
-            more than `max_configurations` draws and there is no reference, or one
+        ValueError: `logits` is a scalar, empty or of fewer than two clusters; a problem
+            has more than `max_configurations` draws and there is no reference, or one
             without noise; the shape of the costs is no prefix of
             that of the logits; a number is out of range; the list is empty; `grid` has
             arrays of unequal lengths, or a name that no estimator has; an estimator
@@ -163,6 +166,8 @@ def evaluate(
     for record in estimators:
         check_estimator(record)
     logits = as_choices(logits)
+    if not logits.size:
+        raise ValueError(f"logits must have a row, got shape {logits.shape}")
     num_samples = DEFAULT_SAMPLES if num_samples is None else num_samples
     check_integer("num_samples", num_samples, minimum=2)
     check_integer("max_configurations", max_configurations, minimum=1)
@@ -176,8 +181,8 @@ def evaluate(
         check_estimator(reference, name="reference")
         if not reference.num_draws:
             raise ValueError(
-                "reference must be an unbiased estimator with noise, as es.rloo(), got "
-                f"{reference.name}"
+                "reference must be None, for the sum over all draws, or an unbiased "
+                f"estimator with noise, as es.rloo(), got {reference.name}"
             )
         of_reference, kind = split_settings(reference)
         standard = reference.name

@@ -100,7 +100,8 @@ class Report(NamedTuple):
         mean_value: The mean of the costs that the estimator returned.
         difference: mean − the mean of the first estimator of the list.
         difference_error: Its standard error, paired where both were sampled.
-        label: The estimator's name and settings, and the shape of the logits.
+        label: The estimator's name and settings, the shape of the logits, and the name
+            of the reference.
     """
 
     exact: Float[Array, "*batch_rows k"]

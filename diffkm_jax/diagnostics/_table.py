@@ -86,9 +86,9 @@ def _numbers(report: Any, point: tuple) -> tuple[str, ...]:
     signal = 0.0 if not length else length / deviation if deviation else np.inf
     bias = np.linalg.norm(vector("bias"))
     enumerated = bool(np.asarray(report.enumerated)[point])
-    # What a sum over all draws leaves of nothing.
+    # What a sum of estimates over all draws leaves of nothing.
     rounding = 64 * np.finfo(np.asarray(report.mean).dtype).eps
-    if enumerated and bias < rounding * np.linalg.norm(exact):
+    if enumerated and bias < rounding * (np.linalg.norm(exact) + deviation):
         bias = 0.0
     numbers = (
         bias,

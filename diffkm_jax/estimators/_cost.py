@@ -117,7 +117,8 @@ class TracedCost:
         if _kind(rows) != self.kind:
             return self.equations.f(rows)
         closed = ClosedJaxpr(self.equations.jaxpr, self.arrays)
-        return jaxpr_as_fun(closed)(rows)[0]
+        # A cost that is a number is one of Python's here.
+        return jnp.asarray(jaxpr_as_fun(closed)(rows)[0])
 
 
 def traced_cost(f: Cost, logits: jax.Array) -> TracedCost:

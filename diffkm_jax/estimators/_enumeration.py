@@ -93,8 +93,8 @@ def num_configurations(logits: jax.Array, kept: int, limit: float = inf) -> int:
         raise ValueError(
             f"a problem of rows {rows} has k**r = {logits.shape[-1]}**{prod(rows)} "
             f"configurations, more than max_configurations={limit}: a cost that keeps "
-            "the axes of independent rows takes far fewer, and evaluate takes none "
-            "with an unbiased estimator as its reference"
+            "the axes of independent rows takes far fewer, and evaluate with an "
+            "unbiased estimator as its reference takes none"
         )
     return num
 

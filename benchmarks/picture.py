@@ -156,7 +156,8 @@ def draw(path: Path, records: list[dict[str, Any]]) -> None:
     corner.legend(
         handles=lines,
         loc="center",
-        fontsize=9.5,
+        fontsize=8,
+        labelspacing=0.35,
         handlelength=3.2,
         frameon=False,
         title="Lines of the six panels above",

@@ -1,6 +1,6 @@
 """Hundreds of lanes with a shared argument, as one program and one after another.
 
-XLA's kernels for sums of products in jaxlib 0.10.2 and 0.11.0 fail this on CPUs.
+On CPUs kernels of jaxlib 0.10.2 and 0.11.0 get some sums of products wrong in this.
 """
 
 from functools import partial

@@ -257,4 +257,7 @@ def second_order(
 
 def covariance(p: jax.Array, g: jax.Array) -> jax.Array:
     """J(p) g = p (g − p·g): the Jacobian of a softmax whose value is p."""
-    return p * (g - jnp.sum(p * g, axis=-1, keepdims=True))
+    # Not the product of that difference, which jaxlib 0.10.2 and 0.11.0 get wrong on
+    # CPUs where p has an axis less than g: https://github.com/jax-ml/jax/issues/39103
+    weighed = p * g
+    return weighed - p * jnp.sum(weighed, axis=-1, keepdims=True)

@@ -103,15 +103,14 @@ class CosineForm(Form):
         # `jax.shard_map` takes no shifts that vary less than c.
         del counts
         scale, length, unit = polar(c)
-        inside = shifts - unit * jnp.sum(unit * shifts, axis=1, keepdims=True)
+        inside = _across(unit, shifts)
         return jnp.where(scale == 0, 0, inside / length / nonzero(scale))
 
     def step_cost(self, c: jax.Array, step: jax.Array) -> jax.Array:
         return 0.5 * jnp.sum((self.retract(c + step, c) - c) ** 2)
 
     def tangent(self, c: jax.Array, v: jax.Array) -> jax.Array:
-        c = self.embed(c)
-        return v - jnp.sum(c * v, axis=1, keepdims=True) * c
+        return _across(self.embed(c), v)
 
     def curvature(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Along the sphere.
@@ -147,3 +146,11 @@ def inverse_root(matrix: jax.Array, v: jax.Array) -> jax.Array:
     roots = jnp.where(values > bound, 1 / jnp.sqrt(jnp.maximum(values, bound)), 0)
     along = matmul(v[:, None], vectors)[:, 0] * roots
     return matmul(along[:, None], vectors.mT)[:, 0]
+
+
+def _across(unit: jax.Array, v: jax.Array) -> jax.Array:
+    """What of v, [k, d], is not along the unit rows: v − (u·v) u."""
+    along = jnp.sum(unit * v, axis=1)
+    # The last product by einsum: by broadcasting, jaxlib 0.10.2 and 0.11.0 get it wrong
+    # on CPUs where u has an axis less than v, https://github.com/jax-ml/jax/issues/39103
+    return v - jnp.einsum("kd,k->kd", unit, along, precision="highest")

@@ -243,10 +243,12 @@ def evaluate(estimator: str, n: int) -> Contest:
         return {"torch": {"variance_ratio": ratio}}
 
     sides = {}
-    if one.discrete and 10**one.num_draws <= 4096:
+    is_enumerated = one.discrete and 10**one.num_draws <= 4096
+    if is_enumerated:
         sides["enumerated"] = by(True)
     if one.num_draws:
-        sides["sampled"] = by(False)
+        # What has too many draws to enumerate is sampled by default.
+        sides["sampled"] = by(not is_enumerated)
     if estimator in (*_rivals.TORCH_ESTIMATORS, *_rivals.TWINS):
         take = partial(_rivals.torch_estimate, estimator, logits, of_class, n)
         sides["torch"] = Side(lambda: Prepared(take()), "torch")

@@ -45,7 +45,7 @@ def chosen(name: str) -> list[tuple[str, str]]:
 def known(file: Path, size: str) -> list[_records.Record]:
     """The records that a run of this size, on this machine, has left in a file.
 
-    None if there is no file.
+    No records if there is no file.
 
     Raises:
         ValueError: The file is of another size or machine, or of no run.
@@ -73,10 +73,10 @@ def run(
 
     Records from before are kept, and no part that is among them is taken again.
     """
-    saved = {"size": size, "environment": _records.environment(), "records": []}
+    saved = {"size": size, "environment": _records.environment()}
     done = {json.dumps([one["benchmark"], one["parameters"]]): one for one in before}
     for topic, name in selected:
-        begin, before = time.perf_counter(), sum(os.times()[:4])
+        begin, begun = time.perf_counter(), sum(os.times()[:4])
         run_one = importlib.import_module(f"benchmarks.{topic}").BENCHMARKS[name]
         for found in run_one(size):
             if isinstance(found, _records.Part):
@@ -86,10 +86,9 @@ def run(
             record = {"benchmark": f"{topic}.{name}"} | found
             done[json.dumps([record["benchmark"], record["parameters"]])] = record
             saved["environment"]["load_after"] = os.getloadavg()[0]
-            saved["records"] = list(done.values())
             if file:
-                save(file, saved)
-        took, work = time.perf_counter() - begin, sum(os.times()[:4]) - before
+                save(file, saved | {"records": list(done.values())})
+        took, work = time.perf_counter() - begin, sum(os.times()[:4]) - begun
         text = f"{topic}.{name}: {took:.0f} s, {work:.0f} s of processors"
         print(text, file=sys.stderr, flush=True)
     return saved | {"records": list(done.values())}
@@ -133,11 +132,7 @@ def main() -> None:
     size.add_argument("--small", action="store_true", help="tiny: does it run?")
     size.add_argument("--full", action="store_true", help="all of torch's 4001 steps")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="keeps what FILE holds",
-    )
+    parser.add_argument("--resume", action="store_true", help="keeps what FILE holds")
     args = parser.parse_args()
     # Compiling is measured: nothing of it may come from a run before.
     jax.config.update("jax_enable_compilation_cache", False)

@@ -25,8 +25,8 @@ class Model(NamedTuple):
         rates: Learning rates to try.
         start: A random key to parameters.
         loss: Parameters, an estimator and a key to the loss of a random batch.
-        scores: Parameters, a key and a number of draws to what is reported, by name,
-            the first of them what settings are chosen by.
+        scores: Parameters, a key and a number of draws to what is reported, by name:
+            settings are chosen by "train" or "expected".
         problem: Parameters to the cost of rows and the logits of some examples, which
             `evaluate` takes.
     """

@@ -107,30 +107,38 @@ def measured(
     return dict(zip(makers, map(aggregated, reports), strict=True))
 
 
-def aggregated(report: dk.Report) -> dict[str, list]:
+def total(array: Any) -> np.ndarray:
+    """The sum for every point of the first axis."""
+    return np.asarray(array, float).reshape(len(array), -1).sum(1)
+
+
+def aggregated(report: dk.Report, of_reference: Any = 0.0) -> dict[str, list]:
     """Over the grid, relative to the exact gradient's length, all rows as one vector.
+
+    Args:
+        report: Its arrays have the axis of the grid first.
+        of_reference: The squared error of a reference, by which the squared length of
+            its gradient is too large.
 
     Returns:
         The length of the bias of the mean estimate (None where it is not told from
         zero), the least that would be told, the root of the total variance, and the
         cosine of the mean with the exact gradient.
     """
-
-    def total(array: jax.Array) -> np.ndarray:
-        return np.asarray(array).reshape(len(array), -1).sum(1)
-
-    exact, squared_error = total(report.exact**2), total(report.bias_error**2)
+    squared_error = total(report.bias_error**2)
+    exact = np.maximum(total(report.exact**2) - of_reference, 1e-300)
     # A mean of samples is longer than what it estimates, by its error.
     limit = squared_error + 5 * np.sqrt(2 * total(report.bias_error**4))
     bias = total(report.bias**2)
     told = bias > limit
     bias = np.sqrt(np.maximum(bias - squared_error, 0) / exact)
-    length = np.sqrt(exact * np.maximum(total(report.mean**2) - squared_error, 1e-300))
+    squared = total(report.mean**2) - (squared_error - of_reference)
+    length = np.sqrt(exact * np.maximum(squared, 1e-300))
     return {
         "bias": [b if t else None for b, t in zip(bias.tolist(), told, strict=True)],
         "limit": np.sqrt(limit / exact).tolist(),
         "deviation": np.sqrt(total(report.total_variance) / exact).tolist(),
-        "cosine": np.minimum(total(report.mean * report.exact) / length, 1).tolist(),
+        "cosine": np.clip(total(report.mean * report.exact) / length, -1, 1).tolist(),
     }
 
 

@@ -23,6 +23,7 @@ import diffkm_jax as dk
 from benchmarks._measure import Contest, Side, compiled, measure
 from benchmarks._models import Model, autoencoder, polynomial
 from benchmarks._records import Part, Record, compare, record
+from benchmarks.estimators import aggregated, total
 from diffkm_jax import estimators as es
 
 TAUS = 0.5, 1.0, 1.5
@@ -200,34 +201,11 @@ def along(problem: str, size: Budget) -> Record:
         for j, tau in enumerate(TAUS if has_tau else TAUS[:1]):
             of_tau = dk.Report(*(a[:, j] for a in report[:-1]), report.label)
             label = name + f", tau = {tau:g}" * has_tau
-            sides[label] = relative(of_tau, size.samples)
+            # Of a mean of so many estimates; the rest of the error is the reference's.
+            own = total(of_tau.variance) / size.samples
+            sides[label] = aggregated(of_tau, total(of_tau.bias_error**2) - own)
     steps = np.arange(few.segments + 1) * (few.steps // few.segments)
     return record(sides) | {"grid": steps.tolist()}
-
-
-def relative(report: dk.Report, num_samples: int) -> dict[str, list]:
-    """Bias, deviation and cosine, all examples as one vector, over the exact length.
-
-    A squared length of a mean is too large by its squared error, which is taken off.
-    """
-
-    def total(array: Any) -> np.ndarray:
-        return np.asarray(array, float).reshape(len(array), -1).sum(1)
-
-    of_mean = total(report.variance) / num_samples
-    of_bias = total(report.bias_error**2)
-    exact = np.maximum(total(report.exact**2) - (of_bias - of_mean), 1e-30)
-    mean = np.maximum(total(report.mean**2) - of_mean, 1e-30)
-    limit = of_bias + 5 * np.sqrt(2 * total(report.bias_error**4))
-    told = total(report.bias**2) > limit
-    bias = np.sqrt(np.maximum(total(report.bias**2) - of_bias, 0) / exact)
-    cosine = total(report.mean * report.exact) / np.sqrt(exact * mean)
-    return {
-        "bias": [b if t else None for b, t in zip(bias.tolist(), told, strict=True)],
-        "limit": np.sqrt(limit / exact).tolist(),
-        "deviation": np.sqrt(total(report.variance) / exact).tolist(),
-        "cosine": np.clip(cosine, -1, 1).tolist(),
-    }
 
 
 def variance(size: str) -> Iterator[Part]:

@@ -73,8 +73,8 @@ class Report(NamedTuple):
     """What `evaluate` found, of each independent problem of the batch.
 
     Printed, it is a table, and so is a list of them; an enumerated bias that rounding
-    explains is 0 there. Over a grid of settings everything
-    has the axis of the grid first.
+    explains is 0 there. Over a grid of settings everything has the axis of the grid
+    first.
 
     Vectors have the shape of the logits, [*batch, *rows, k]; numbers that of the costs,
     [*batch], and speak of the gradient of one problem as one vector. Gradients, and so

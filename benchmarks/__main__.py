@@ -53,7 +53,8 @@ def known(file: Path, size: str) -> list[_records.Record]:
     if not file.exists():
         return []
     before, now = json.loads(file.read_text()), _records.environment()
-    if not isinstance(before, dict) or not {"size", "environment", "records"} <= set(before):
+    fields = {"size", "environment", "records"}
+    if not isinstance(before, dict) or not fields <= set(before):
         raise ValueError(f"{file} must be what --json has written")
     if before["size"] != size:
         raise ValueError(f"{file} is of the size {before['size']}, not {size}")

@@ -78,3 +78,13 @@ def unit_of(largest: jax.Array, limit: int | None = None) -> jax.Array:
     bound = half if limit is None else limit
     excess = exponent - jnp.clip(exponent, -bound, bound)
     return jnp.ldexp(jnp.ones_like(largest), excess)
+
+
+def log_sum(logs: jax.Array, axis: int) -> jax.Array:
+    """The logarithm of a sum of exponentials, −∞ with derivative zero of none."""
+    largest = lax.stop_gradient(jnp.max(logs, axis=axis, keepdims=True))
+    nothing = jnp.isneginf(largest)
+    largest = jnp.where(nothing, 0, largest)
+    total = jnp.sum(jnp.exp(logs - largest), axis=axis, keepdims=True)
+    found = largest + jnp.log(jnp.where(nothing, 1, total))
+    return jnp.squeeze(jnp.where(nothing, -jnp.inf, found), axis)

@@ -11,6 +11,7 @@ from diffkm_jax.assignments._conditional import conditional_gumbel, gumbel_rao
 from diffkm_jax.assignments._entmax import entmax
 from diffkm_jax.assignments._fenchel_young import entmax_loss
 from diffkm_jax.assignments._gumbel import decoupled_gumbel_softmax, gumbel_softmax
+from diffkm_jax.assignments._gumbel_top_k import gumbel_top_k
 from diffkm_jax.assignments._halfway import reinmax_cv, reinmax_rao
 from diffkm_jax.assignments._perturbed import blackbox, implicit_mle, perturbed_argmax
 from diffkm_jax.assignments._sinkhorn import sinkhorn
@@ -22,6 +23,12 @@ from diffkm_jax.assignments._straight_through import (
     sampled_straight_through,
     straight_through,
 )
+from diffkm_jax.assignments._subsets import (
+    simple,
+    straight_through_top_k,
+    subset_marginals,
+)
+from diffkm_jax.assignments._top_k import soft_top_k, top_k
 
 __all__ = [
     "blackbox",
@@ -33,6 +40,7 @@ __all__ = [
     "gapped_straight_through",
     "gumbel_rao",
     "gumbel_softmax",
+    "gumbel_top_k",
     "hard",
     "implicit_mle",
     "perturbed_argmax",
@@ -40,8 +48,13 @@ __all__ = [
     "reinmax_cv",
     "reinmax_rao",
     "sampled_straight_through",
+    "simple",
     "sinkhorn",
+    "soft_top_k",
     "softmax",
     "sparsemax",
     "straight_through",
+    "straight_through_top_k",
+    "subset_marginals",
+    "top_k",
 ]

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from diffkm_jax._checks import as_logits, as_scalar
 from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import nonzero
+from diffkm_jax.assignments._roots import root_between
 from diffkm_jax.assignments._softmax import below_largest, nothing_left
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from jaxtyping import Array, Float
-
-Root = Callable[[jax.Array], jax.Array]
 
 
 @hinted
@@ -92,8 +89,8 @@ def _rows(logits: jax.Array, alpha: jax.Array, tau: jax.Array) -> jax.Array:
     # s is 0 if one cluster has all, and this if all have as much.
     log_n = float(np.log(z.shape[-1]))
     top = jnp.where(a * log_n < 1e-3, log_n, -jnp.expm1(-a * log_n) / nonzero(a))
-    top = jnp.broadcast_to(lax.stop_gradient(top), (*z.shape[:-1], 1))
-    s = lax.custom_root(excess, top, _solve, _divided)
+    top = jnp.broadcast_to(top, (*z.shape[:-1], 1))
+    s = root_between(excess, jnp.zeros_like(top), top)
     rows = jnp.where(out, 0, power(z - s, a))
     undefined = nothing_left(logits) | jnp.isnan(logits).any(-1, keepdims=True)
     return jnp.where(undefined | (a < 0), jnp.nan, rows)
@@ -117,30 +114,3 @@ def _log_power(u: jax.Array, a: jax.Array) -> jax.Array:
     safe_a = jnp.where(small, 1, a)
     direct = jnp.log1p(jnp.where(small, 0, a * u)) / safe_a
     return jnp.where(small, u * series, direct)
-
-
-def _solve(excess: Root, top: jax.Array) -> jax.Array:
-    """The zero of a decreasing function between 0 and `top`, by bisection.
-
-    Two steps of Newton's method after it find the last bits.
-    """
-    low, high = jnp.zeros_like(top), top
-
-    def halve(_: int, bracket: tuple) -> tuple:
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        above = excess(middle) > 0
-        return jnp.where(above, middle, low), jnp.where(above, high, middle)
-
-    num = jnp.finfo(top.dtype).nmant + 3
-    low, high = lax.fori_loop(0, num, halve, (low, high))
-    s = 0.5 * (low + high)
-    for _ in range(2):
-        value, slope = jax.jvp(excess, (s,), (jnp.ones_like(s),))
-        s = jnp.where(slope < 0, s - value / jnp.where(slope < 0, slope, -1), s)
-    return s
-
-
-def _divided(slope: Root, right: jax.Array) -> jax.Array:
-    """The solution of a linear equation in every row alone."""
-    return right / slope(jnp.ones_like(right))

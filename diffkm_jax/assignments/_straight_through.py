@@ -13,6 +13,7 @@ from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._numerics import nonzero
 from diffkm_jax.assignments._declared import declared, gradient_of
 from diffkm_jax.assignments._softmax import decided, hard, relaxed
+from diffkm_jax.assignments._top_k import best
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -29,12 +30,17 @@ def perturbed(logits: jax.Array, noise: jax.Array) -> jax.Array:
     return jnp.where(excluded, -jnp.inf, logits.astype(dtype) + noise.astype(dtype))
 
 
-def chosen(logits: jax.Array, noise: jax.Array | None, *rest: Any) -> jax.Array:
-    """The one-hot of the draw, in the dtype of the logits; no noise is the best."""
+def chosen(
+    logits: jax.Array, noise: jax.Array | None, *rest: Any, size: int = 1
+) -> jax.Array:
+    """The one-hot of the draw, in the dtype of the logits; no noise is the best.
+
+    Of a size above 1, the row of as many ones.
+    """
     del rest
-    if noise is None:
-        return hard(logits)
-    return hard(perturbed(logits, noise)).astype(logits.dtype)
+    scores = logits if noise is None else perturbed(logits, noise)
+    rows = hard(scores) if size == 1 else best(scores, size)
+    return rows.astype(logits.dtype)
 
 
 def straight_through(

@@ -21,7 +21,9 @@ from diffkm_jax.estimators._estimator import (
     as_choices,
     check_estimator,
     draw_gumbel,
+    law_of,
 )
+from diffkm_jax.estimators._laws import Law
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -40,10 +42,10 @@ def is_discrete(
     """Whether an estimator's noise matters only through the draws it makes.
 
     Compares estimates under random noise with those under noise that says nothing but
-    the same argmax(logits + noise[i]), in value and gradient. That is what the flag
-    `discrete` of a record claims, and what `evaluate` relies on and tests on one draw:
-    a wrong flag would make it report no variance. Passing for one cost and a few
-    samples is no proof. The result has no gradient.
+    the same argmax(logits + noise[i]), or the same subset, in value and gradient. That
+    is what the flag `discrete` of a record claims, and what `evaluate` relies on and
+    tests on one draw: a wrong flag would make it report no variance. Passing for one
+    cost and a few samples is no proof. The result has no gradient.
 
     Args:
         key: A random key.
@@ -98,18 +100,23 @@ def is_discrete_at(
     key: jax.Array, cost: TracedCost, logits: jax.Array, record: Estimator
 ) -> jax.Array:
     """Whether random noise, and noise of the same argmax alone, estimate the same."""
-    noise = probes_of(key, logits, record.num_draws)
+    law = law_of(record, logits)
+    noise = probes_of(key, logits, record.num_draws, law)
     return alike(jax.vmap(lambda g: estimate(record, cost, logits, g))(noise))
 
 
-def probes_of(key: jax.Array, logits: jax.Array, num_draws: int) -> jax.Array:
+def probes_of(key: jax.Array, logits: jax.Array, num_draws: int, law: Law) -> jax.Array:
     """Random noise, and noise that says no more than its draws, [2, num_draws, ...]."""
     noise = draw_gumbel(key, num_draws, logits.shape, logits.dtype)
-    drawn = hard(logits.astype(noise.dtype)[None] + noise)
+    wider = logits.astype(noise.dtype)
+    if law.size == 1:
+        drawn = hard(wider[None] + noise)
+    else:
+        drawn = jax.vmap(partial(law.draw, wider))(noise)
     if jnp.finfo(logits.dtype).bits < 32:
         # A rule may add in so few bits that the best would be tied.
         noise = noise + drawn
-    return jnp.stack([noise, bare(drawn)])
+    return jnp.stack([noise, bare(drawn, law)])
 
 
 def alike(found: Any) -> jax.Array:

@@ -15,7 +15,13 @@ from diffkm_jax.diagnostics._reports import Plan, reports_of
 from diffkm_jax.diagnostics._settings import groups_of, on_grid, split_settings
 from diffkm_jax.estimators._cost import Cost, traced_cost
 from diffkm_jax.estimators._enumeration import num_configurations
-from diffkm_jax.estimators._estimator import Estimator, as_choices, check_estimator
+from diffkm_jax.estimators._estimator import (
+    Estimator,
+    as_choices,
+    check_estimator,
+    law_of,
+)
+from diffkm_jax.estimators._laws import Law
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -74,6 +80,7 @@ def evaluate(
 ) -> Report | Reports:
     """Measures an estimator against the exact gradient of E f(D), D ~ softmax(logits).
 
+    Or against that of a subset D of clusters, if the estimator draws one by its law.
     The exact gradient is a sum over all draws of a problem, the axes of the logits that
     the cost keeps being independent problems. The estimates are drawn over too, without
     any Monte Carlo error, if the estimator is discrete (or has no noise) and its draws
@@ -114,15 +121,15 @@ def evaluate(
         f: Cost, from rows [*batch, *rows, k] to costs [*batch], in any unit, as in
             `Estimator.expect`.
         logits: Unnormalized log-probabilities, [*batch, *rows, k], floating, no unit.
-        estimator: An `Estimator`, or a list of them.
+        estimator: An `Estimator`, or a list of them, of one `size` and `law`.
         num_samples: Estimates to draw where they are not enumerated, at least 2,
             static; None is 10 000.
         reference: An unbiased `Estimator` with noise; the mean of `num_samples`
             estimates by it stands for the exact gradient. Nothing tests that it is
             unbiased. None is a sum over all draws.
-        max_configurations: The most draws of a problem, k**r for its r rows, to
-            enumerate; static. A discrete estimator is sampled if its joint draws are
-            more; with a reference a problem may have any number.
+        max_configurations: The most draws of a problem to enumerate, k**r for its r
+            rows, or of subsets as many; static. A discrete estimator is sampled if its
+            joint draws are more; with a reference a problem may have any number.
         grid: Values of settings by name, each [size], in their units, for every
             estimator that has them: point i has the i-th of each. Reports have that
             axis first. None is no grid.
@@ -140,11 +147,11 @@ def evaluate(
             integer, or `grid` no mapping.
         ValueError: `logits` is a scalar, empty or of fewer than two clusters; a problem
             has more than `max_configurations` draws and there is no reference, or one
-            without noise; the shape of the costs is no prefix of
-            that of the logits; a number is out of range; the list is empty; `grid` has
-            arrays of unequal lengths, or a name that no estimator has; an estimator
-            whose draws are relied on is declared discrete and is not (inside a program
-            its report is NaN instead).
+            without noise; the shape of the costs is no prefix of that of the logits; a
+            number is out of range; the list is empty, of several laws, or of draws of
+            more than k clusters; `grid` has arrays of unequal lengths, or a name that
+            no estimator has; an estimator whose draws are relied on is declared
+            discrete and is not (inside a program its report is NaN instead).
 
     Example:
         >>> key, logits = jax.random.key(0), jnp.zeros(2)
@@ -174,8 +181,9 @@ def evaluate(
     if chunk_size is not None:
         check_integer("chunk_size", chunk_size, minimum=1)
     cost = traced_cost(f, logits)
+    law = _law_of_all(estimators, logits)
     if reference is None:
-        num_configurations(logits, cost.num_axes, max_configurations)
+        num_configurations(logits, cost.num_axes, law, max_configurations)
         kind, of_reference, standard = None, [], None
     else:
         check_estimator(reference, name="reference")
@@ -184,13 +192,14 @@ def evaluate(
                 "reference must be None, for the sum over all draws, or an unbiased "
                 f"estimator with noise, as es.rloo(), got {reference.name}"
             )
+        _law_of_all((*estimators, reference), logits)
         of_reference, kind = split_settings(reference)
         standard = reference.name
     size = None
     if grid is not None:
         estimators, size = on_grid(estimators, grid)
     flags = max_configurations, chunk_size, bool(enumerate_draws)
-    plan = Plan(num_samples, *flags, size, kind)
+    plan = Plan(num_samples, *flags, size, kind, law)
     groups, arrays = groups_of(estimators, tuple(grid or ()))
     found, as_declared = reports_of(
         plan, tuple(groups), key, cost, logits, arrays, of_reference
@@ -208,3 +217,15 @@ def evaluate(
         for numbers, label in zip(found, labels, strict=True)
     )
     return reports if several else reports[0]
+
+
+def _law_of_all(records: Sequence[Estimator], logits: jax.Array) -> Law:
+    """The law of what all the records draw."""
+    laws = {law_of(record, logits): record.name for record in records}
+    if len(laws) > 1:
+        found = [f"{law.size}, {law.name} of {name}" for law, name in laws.items()]
+        raise ValueError(
+            "estimator must be a list of one size and law, and the reference too, got "
+            + "; ".join(found)
+        )
+    return next(iter(laws))

@@ -20,12 +20,13 @@ from diffkm_jax.estimators._attach import over_rows
 from diffkm_jax.estimators._cost import TracedCost
 from diffkm_jax.estimators._enumeration import exact, num_configurations
 from diffkm_jax.estimators._estimator import Estimator
+from diffkm_jax.estimators._laws import Law
 
 
 class Plan(NamedTuple):
     """What is static about an evaluation, as in `evaluate`.
 
-    Of a grid its size, of a reference all but its numbers.
+    Of a grid its size, of a reference all but its numbers, and what is drawn.
     """
 
     num_samples: int
@@ -34,6 +35,7 @@ class Plan(NamedTuple):
     enumerate_draws: bool
     size: int | None
     reference: tuple | None
+    law: Law
 
     def joint(self, record: Estimator, num: int) -> int | None:
         """How many draws to enumerate, of `num` for each noise row; None is sample."""
@@ -62,7 +64,7 @@ def reports_of(
     That is known, and tested, where it is relied on. Numbers of a record that is not as
     it declares are NaN. The arrays are settings, of every group and of the reference.
     """
-    num = num_configurations(logits, cost.num_axes)
+    num = num_configurations(logits, cost.num_axes, plan.law)
     problem = Problem(cost, logits, num, key)
     truth = _truth(plan, problem, of_reference)
     by_count: dict[int | None, list[int]] = {}
@@ -106,7 +108,8 @@ def _truth(plan: Plan, problem: Problem, arrays: list) -> Truth:
     """The exact gradient, or the mean of the reference's estimates of it."""
     cost, logits, num, key = problem
     if plan.reference is None:
-        record = exact(max_configurations=num)
+        size, law = plan.law
+        record = exact(max_configurations=num, size=size, law=law)
         value, gradient = estimate(record, cost, logits, None)
         return Truth(value, gradient, jnp.zeros_like(gradient))
     record = with_settings(plan.reference, arrays)
@@ -134,7 +137,7 @@ def _samples(
     leader: int | None,
 ) -> tuple[Sample, jax.Array]:
     """The moments of samples [records, size, ...], and what is discrete as declared."""
-    cost, logits, num, key = problem
+    cost, logits, _, key = problem
     kept, records = cost.num_axes, [group.record for group, _ in chosen]
     num_draws = max(record.num_draws for record in records)
     size = plan.size or 1
@@ -142,13 +145,14 @@ def _samples(
     # One axis for all of them, and none for one: XLA sums over axes of length 1 slowly.
     entries = (shape[0] * size,) if shape != (1, 1) else ()
     is_relied_on = plan.enumerate_draws and all(r.discrete for r in records)
+    by_label = is_relied_on and plan.law.size == 1
 
     def drawn(i: jax.Array) -> tuple[jax.Array, jax.Array]:
         if count is not None:
-            weight, noise = joint_draw(logits, kept, num, num_draws, i)
+            weight, noise = joint_draw(logits, kept, plan.law, num_draws, i)
         else:
             weight = jnp.ones(logits.shape[:kept], accumulation_dtype(logits))
-            noise = draw(jax.random.fold_in(key, i), logits, num_draws, is_relied_on)
+            noise = draw(jax.random.fold_in(key, i), logits, num_draws, by_label)
         return weight.reshape((1,) * len(entries) + weight.shape), noise
 
     def sample(noise: jax.Array) -> Sample:
@@ -168,7 +172,7 @@ def _samples(
 
     probes = None
     if num_draws and is_relied_on:
-        probes = probes_of(key, logits, num_draws)
+        probes = probes_of(key, logits, num_draws, plan.law)
     total = plan.num_samples if count is None else count
     chunk_size = plan.chunk((shape[0] * size + num_draws) * logits.size)
     found, aside = moments(drawn, sample, total, chunk_size, probes=probes)

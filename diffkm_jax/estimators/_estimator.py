@@ -19,6 +19,7 @@ from diffkm_jax._checks import (
 )
 from diffkm_jax._hints import shown
 from diffkm_jax.estimators._cost import CheckedCost, Cost, HashablePartial
+from diffkm_jax.estimators._laws import PLACKETT_LUCE, Law, as_law
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike, DTypeLike
@@ -30,11 +31,13 @@ Rule = Callable[..., jax.Array]
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["settings"],
-    meta_fields=["name", "rule", "num_draws", "discrete"],
+    meta_fields=["name", "rule", "num_draws", "discrete", "size", "law"],
 )
 @dataclass(frozen=True, eq=False)
 class Estimator:
     """How to estimate the gradient of E f(D), the expected cost of D ~ softmax(logits).
+
+    Or of a subset D of the clusters, a row of `size` ones, by a `law` of the logits.
 
     A pytree: its settings are leaves, the rest is static. So it is an argument of a
     jitted function, which compiles once for each estimator and never for a setting;
@@ -51,8 +54,13 @@ class Estimator:
         settings: Its hyperparameters by name, each an array, a number, None or a tree
             of arrays.
         num_draws: Rows of noise that one estimate takes.
-        discrete: Whether the noise matters only through argmax(logits + noise[i]), so
-            that `evaluate` may enumerate the draws; `is_discrete` tests it.
+        discrete: Whether the noise matters only through argmax(logits + noise[i]), or
+            the subset that is drawn, so that `evaluate` may enumerate the draws;
+            `is_discrete` tests it.
+        size: How many clusters a draw has, 1 for one of softmax(logits).
+        law: Of a draw of several, "plackett_luce" (the largest of logits + noise, one
+            after the other without replacement, as `dk.gumbel_top_k` draws) or
+            "conditional_bernoulli" (in proportion to ∏ exp(logits), as `dk.simple`).
 
     Example:
         >>> def my_reinforce(f, logits, noise, *, scale):
@@ -72,6 +80,8 @@ class Estimator:
     settings: dict[str, Any] = field(default_factory=dict)
     num_draws: int = 1
     discrete: bool = False
+    size: int = 1
+    law: str = PLACKETT_LUCE
 
     def draw(
         self, key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
@@ -125,11 +135,12 @@ class Estimator:
         Raises:
             TypeError: `logits`, `noise` or the costs are not floating, or `f` is no
                 function.
-            ValueError: `logits` is a scalar or has fewer than two clusters, `noise`
-                does not fit, the shape of the costs is no prefix of that of the logits,
-                or a rule of your own returns another.
+            ValueError: `logits` is a scalar or has fewer than two clusters or than a
+                draw, `noise` does not fit, the shape of the costs is no prefix of that
+                of the logits, or a rule of your own returns another.
         """
         logits = as_choices(logits)
+        law_of(self, logits)
         shape = (self.num_draws, *logits.shape)
         if noise is None:
             if self.num_draws:
@@ -146,6 +157,17 @@ class Estimator:
                 f"{expected}, got shape {jnp.shape(costs)}"
             )
         return costs
+
+
+def law_of(record: Estimator, logits: jax.Array) -> Law:
+    """The law of what a record draws of the logits."""
+    law = as_law(record.size, record.law)
+    if law.size > logits.shape[-1]:
+        raise ValueError(
+            f"size must be at most the number of clusters {logits.shape[-1]}, got "
+            f"{law.size}"
+        )
+    return law
 
 
 def draw_gumbel(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from diffkm_jax.assignments._straight_through import chosen
 from diffkm_jax.estimators._attach import attach
 from diffkm_jax.estimators._cost import Cost
 from diffkm_jax.estimators._estimator import Estimator, HashablePartial, setting
+from diffkm_jax.estimators._laws import PLACKETT_LUCE, as_law
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -56,7 +57,9 @@ def _blackbox(
     return _to_target(f, logits, None, strength, scaled=True)
 
 
-def implicit_mle(*, strength: ArrayLike = 1.0, scaled: bool = False) -> Estimator:
+def implicit_mle(
+    *, strength: ArrayLike = 1.0, scaled: bool = False, size: int = 1
+) -> Estimator:
     """Implicit maximum likelihood: the difference to a draw that costs less.
 
     The gradient is y(logits) − y(logits − strength·g), both under the noise of the draw
@@ -69,12 +72,16 @@ def implicit_mle(*, strength: ArrayLike = 1.0, scaled: bool = False) -> Estimato
         strength: Positive scalar λ, in the unit of the logits per unit of cost; may be
             traced.
         scaled: Whether to divide by `strength`.
+        size: How many clusters a draw has, the largest of logits + noise, at least 1;
+            static.
 
     Returns:
         An `Estimator`: logits [..., k], noise [1, ..., k], costs [*batch].
 
     Raises:
-        ValueError: `strength` is not a scalar, or a number and not positive.
+        TypeError: `size` is no integer.
+        ValueError: `strength` is not a scalar, or a number and not positive; `size` is
+            below 1, or when it is used more than k.
 
     Example:
         >>> record, noise = es.implicit_mle(strength=2.0), jnp.array([[1.0, 0.0]])
@@ -86,15 +93,16 @@ def implicit_mle(*, strength: ArrayLike = 1.0, scaled: bool = False) -> Estimato
     Source: Niepert, Minervini & Franceschi 2021, https://arxiv.org/abs/2106.01798
     """
     settings = {"strength": setting("strength", strength)}
-    rule = HashablePartial(_implicit_mle, scaled=bool(scaled))
+    of = as_law(size, PLACKETT_LUCE)
+    rule = HashablePartial(_implicit_mle, scaled=bool(scaled), size=size)
     name = "implicit_mle_scaled" if scaled else "implicit_mle"
-    return Estimator(name, rule, settings)
+    return Estimator(name, rule, settings, 1, False, *of)
 
 
 def _implicit_mle(
-    f: Cost, logits: jax.Array, noise: jax.Array, *, strength: jax.Array, scaled: bool
+    f: Cost, logits: jax.Array, noise: jax.Array, *, strength: jax.Array, **static: Any
 ) -> jax.Array:
-    return _to_target(f, logits, noise[0], strength, scaled=scaled)
+    return _to_target(f, logits, noise[0], strength, **static)
 
 
 def _to_target(
@@ -104,9 +112,11 @@ def _to_target(
     strength: jax.Array,
     *,
     scaled: bool,
+    size: int = 1,
 ) -> jax.Array:
-    costs, pullback = jax.vjp(f, chosen(logits, noise))
+    costs, pullback = jax.vjp(f, chosen(logits, noise, size=size))
     (g,) = pullback(jnp.ones_like(costs))
     dtype = accumulation_dtype(logits, noise)
-    gradient = to_target(logits, noise, strength.astype(dtype), g, scaled=scaled)
+    given = logits, noise, strength.astype(dtype), g
+    gradient = to_target(*given, scaled=scaled, size=size)
     return attach(costs, logits, gradient)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._checks import check_integer
+from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.assignments._straight_through import perturbed
 from diffkm_jax.estimators._attach import attach
 from diffkm_jax.estimators._cost import Cost
-from diffkm_jax.estimators._enumeration import probabilities
 from diffkm_jax.estimators._estimator import Estimator, HashablePartial
+from diffkm_jax.estimators._laws import log_completions_of
 from diffkm_jax.estimators._score_function import score, wide
 
 MOST = 6
@@ -22,11 +21,11 @@ MOST = 6
 def unordered_set(*, num_samples: int = 3) -> Estimator:
     """Draws without replacement, their order integrated out: the unordered set.
 
-    The set S of the m largest perturbed logits is drawn without replacement. With V(A)
-    the sum, over all orders of S that begin with A, of the products of 1/(1 − p(drawn
-    before)) after A, and w_s = V({s})/V(∅), the gradient is Σ_s w_s (f_s − b_s) (s − p)
-    with the built-in baseline b_s = p_s f_s + Σ_t f_t V({s, t})/V({s}): unbiased for
-    any cost, and exact where S is everything. The value is Σ_s w_s f_s, unbiased.
+    The set S of the m largest perturbed logits is drawn without replacement. With R(A)
+    the probability that the rest of S is drawn next once its part A is, and
+    w_s = p_s R({s})/R(∅), the gradient is Σ_s w_s (f_s − b_s) (s − p) with the built-in
+    baseline b_s = p_s f_s + Σ_t p_t f_t R({s, t})/R({s}): unbiased for any cost, and
+    exact where S is everything. The value is Σ_s w_s f_s, unbiased.
 
     For costs of one row each: all axes but the clusters are kept.
 
@@ -74,19 +73,17 @@ def _unordered_set(
             "f must return a cost of every row for unordered_set, of shape "
             f"{labels.shape[1:]}, got {found.shape[1:]}"
         )
-    costs, p = wide(found), probabilities(logits)
-    of_set = jnp.sum(p[None] * draws.astype(p.dtype), axis=-1).astype(costs.dtype)
-    outside = jnp.sum(p * (1 - jnp.sum(draws.astype(p.dtype), axis=0)), axis=-1)
-    v = _log_values(of_set, outside.astype(costs.dtype))
+    costs, z = wide(found), logits.astype(accumulation_dtype(logits))
+    log_p, v = log_completions_of(z, labels)
     members = range(num_samples)
     value, signals = jnp.zeros_like(costs[0]), []
     for s in members:
-        weight = jnp.exp(v[frozenset({s})] - v[frozenset()])
-        baseline = of_set[s] * costs[s]
+        weight = jnp.exp(log_p[s] + v[1 << s] - v[0]).astype(costs.dtype)
+        baseline = jnp.exp(log_p[s]).astype(costs.dtype) * costs[s]
         for t in members:
             if t != s:
-                share = jnp.exp(v[frozenset({s, t})] - v[frozenset({s})])
-                baseline += share * costs[t]
+                share = jnp.exp(log_p[t] + v[1 << s | 1 << t] - v[1 << s])
+                baseline += share.astype(costs.dtype) * costs[t]
         # Its derivative in the logits is the estimate, and in the costs the weight.
         value += lax.stop_gradient(weight) * costs[s]
         signals.append(weight * (costs[s] - baseline))
@@ -95,21 +92,3 @@ def _unordered_set(
     estimate = jnp.sum(signal * scores, axis=0)
     estimate = jnp.where(jnp.isneginf(logits), 0, estimate)
     return attach(value.astype(found.dtype), logits, estimate)
-
-
-def _log_values(of_set: jax.Array, outside: jax.Array) -> dict[frozenset, jax.Array]:
-    """Log V of every subset A of the set: V(S) = 1, V(A) = Σ_t V(A ∪ t)/(1 − p(A))."""
-    members = range(len(of_set))
-    everything = frozenset(members)
-    v = {everything: jnp.zeros_like(outside)}
-    tiny = float(jnp.finfo(outside.dtype).tiny)
-    for size in reversed(members):
-        for subset in map(frozenset, combinations(members, size)):
-            left = sorted(everything - subset)
-            # 1 − p(A), as a sum of what is left: nothing cancels.
-            rest = outside + sum(of_set[t] for t in left)
-            terms = jnp.stack([v[subset | {t}] for t in left])
-            v[subset] = jax.nn.logsumexp(terms, axis=0) - jnp.log(
-                jnp.maximum(rest, tiny)
-            )
-    return v

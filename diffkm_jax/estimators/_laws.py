@@ -91,26 +91,27 @@ def _plackett_luce(logits: jax.Array, drawn: jax.Array, size: int) -> jax.Array:
             f"{CONDITIONAL!r} has no limit"
         )
     labels = jnp.moveaxis(lax.top_k(drawn, size)[1], -1, 0)
-    return log_completions_of(logits.astype(accumulation_dtype(logits)), labels)[1][0]
+    log_p, found = log_completions_of(logits, labels)
+    impossible = jnp.isneginf(log_p).any(0)
+    undefined = jnp.sum(~jnp.isneginf(logits), axis=-1) < size
+    return jnp.where(undefined, jnp.nan, jnp.where(impossible, -jnp.inf, found[0]))
 
 
 def log_completions_of(
     logits: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Of the clusters [m, ...] of a set: their log-probabilities, and `_completions`.
-
-    NaN where fewer logits [..., k] than m are above −inf.
-    """
-    one = jnp.ones((), logits.dtype)
-    z, out, undefined = about_last(logits, one, len(labels))
+    """Of the clusters [m, ...] of a set: log-probabilities, and `_completions`."""
+    one = jnp.ones((), accumulation_dtype(logits))
+    z, out, _ = about_last(logits.astype(one.dtype), one, len(labels))
     z = jnp.where(out, -jnp.inf, z)
     is_in = jax.nn.one_hot(labels, z.shape[-1], dtype=bool).any(0)
     members = jnp.stack([_at(z, label) for label in labels])
     others = log_sum(jnp.where(is_in, -jnp.inf, z), -1)
-    found = _completions(members, others)
-    log_p = members - log_sum(z, -1)[None]
-    undefined = undefined[..., 0][None]
-    return jnp.where(undefined, jnp.nan, log_p), jnp.where(undefined, jnp.nan, found)
+    everyone = log_sum(z, -1)
+    nothing = jnp.isneginf(everyone)
+    log_p = members - jnp.where(nothing, 0, everyone)[None]
+    log_p = jnp.where(nothing[None], jnp.nan, log_p)
+    return log_p, _completions(members, others)
 
 
 def _at(z: jax.Array, label: jax.Array) -> jax.Array:
@@ -121,7 +122,7 @@ def _completions(members: jax.Array, others: jax.Array) -> jax.Array:
     """Of a set drawn without replacement, log P(the rest of it comes next | a part).
 
     By a recursion over the parts: of a part A it is the sum, over the t of the set that
-    are left, of p_t/(1 − p(A)) times that of A and t.
+    are left, of p_t/(1 − p(A)) times that of A and t. What is impossible need not come.
 
     Args:
         members: Log-scores of the set, [m, ...].
@@ -141,8 +142,9 @@ def _completions(members: jax.Array, others: jax.Array) -> jax.Array:
         scores = members[following]
         everyone = jnp.broadcast_to(others, (len(of_size), 1, *others.shape))
         rest = log_sum(jnp.concatenate([scores, everyone], axis=1), 1)
-        # Nothing is left, and the scores are −∞ too.
+        is_done = jnp.isneginf(scores).all(1)
         rest = jnp.where(jnp.isneginf(rest), 0, rest)
         grown = found[of_size[:, None] | (1 << following)]
-        found = found.at[of_size].set(log_sum(scores - rest[:, None] + grown, 1))
+        total = log_sum(scores - rest[:, None] + grown, 1)
+        found = found.at[of_size].set(jnp.where(is_done, 0, total))
     return found

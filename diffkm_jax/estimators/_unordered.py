@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._checks import check_integer
-from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax.assignments._straight_through import perturbed
 from diffkm_jax.estimators._attach import attach
 from diffkm_jax.estimators._cost import Cost
@@ -73,8 +72,7 @@ def _unordered_set(
             "f must return a cost of every row for unordered_set, of shape "
             f"{labels.shape[1:]}, got {found.shape[1:]}"
         )
-    costs, z = wide(found), logits.astype(accumulation_dtype(logits))
-    log_p, v = log_completions_of(z, labels)
+    costs, (log_p, v) = wide(found), log_completions_of(logits, labels)
     members = range(num_samples)
     value, signals = jnp.zeros_like(costs[0]), []
     for s in members:

@@ -174,13 +174,12 @@ def check_integer(
     name: str, value: int, *, minimum: int, maximum: int | None = None
 ) -> None:
     """Raises TypeError unless `value` is an int, ValueError unless it is in range."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if isinstance(value, bool) or not isinstance(value, int):
         kind = type(value).__name__
         raise TypeError(f"{name} must be a Python integer (static), got {kind}")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    if maximum is not None and value > maximum:
-        raise ValueError(f"{name} must be at most {maximum}, got {value}")
+    if value < minimum or (maximum is not None and value > maximum):
+        limit = f"at least {minimum}" + (f" and at most {maximum}" if maximum else "")
+        raise ValueError(f"{name} must be {limit}, got {value}")
 
 
 def check_callable(name: str, function: object) -> None:

@@ -44,3 +44,13 @@ def polar(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = torch.where(zero, 0, x / torch.where(zero, 1, scale))
     length = torch.where(zero, 1, (x * x).sum(-1, keepdim=True)).sqrt()
     return torch.where(zero, 0, scale), length, x / length
+
+
+def log_sum(logs: Tensor, axis: int) -> Tensor:
+    """The logarithm of a sum of exponentials, −∞ with derivative zero of none."""
+    largest = logs.detach().amax(axis, keepdim=True)
+    nothing = largest.isneginf()
+    largest = largest.masked_fill(nothing, 0)
+    total = (logs - largest).exp().sum(axis, keepdim=True)
+    found = largest + total.masked_fill(nothing, 1).log()
+    return found.masked_fill(nothing, -torch.inf).squeeze(axis)

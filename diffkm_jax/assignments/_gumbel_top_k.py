@@ -15,7 +15,7 @@ from diffkm_jax._numerics import quotient
 from diffkm_jax.assignments._declared import declared, gradient_of
 from diffkm_jax.assignments._softmax import below_largest, relaxed
 from diffkm_jax.assignments._straight_through import chosen, perturbed
-from diffkm_jax.assignments._top_k import FAR, about_last, check_size
+from diffkm_jax.assignments._top_k import FAR, check_size, scores_of
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -86,21 +86,21 @@ def gumbel_top_k(
 def _relaxed_draw(
     size: int, logits: jax.Array, noise: jax.Array, tau: jax.Array
 ) -> jax.Array:
-    z, out, undefined = about_last(perturbed(logits, noise), jnp.ones_like(tau), size)
-    start = jnp.where(out, -jnp.inf, z), jnp.zeros_like(z)
-    start = vary_as(start, z, tau)
+    scores = scores_of(perturbed(logits, noise), jnp.ones_like(tau), size)
+    z = jnp.where(scores.out, -jnp.inf, scores.z)
+    start = vary_as((z, scores.certain.astype(z.dtype)), z, tau)
 
-    def take(carry: tuple, _: None) -> tuple[tuple, None]:
+    def take(carry: tuple, i: jax.Array) -> tuple[tuple, None]:
         z, total = carry
         p = relaxed(z, tau)
         # The logarithm of 1 − p: by the others, where that would cancel.
         is_most = p > 0.5
         by_others = _log_rest(z, is_most, tau)
         left = jnp.where(is_most, by_others, jnp.log1p(-jnp.where(is_most, 0, p)))
-        return (z + left, total + p), None
+        return (z + left, total + jnp.where(i < scores.wanted, p, 0)), None
 
-    (_, total), _ = lax.scan(take, start, length=size)
-    return jnp.where(undefined, jnp.nan, total)
+    (_, total), _ = lax.scan(take, start, jnp.arange(size, dtype=jnp.int32))
+    return jnp.where(scores.undefined, jnp.nan, total)
 
 
 def _log_rest(z: jax.Array, is_most: jax.Array, tau: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import log_sum
 from diffkm_jax.assignments._declared import declared, gradient_of
 from diffkm_jax.assignments._straight_through import chosen
-from diffkm_jax.assignments._top_k import about_last, best, check_size
+from diffkm_jax.assignments._top_k import Scores, best, check_size, scores_of
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -168,9 +168,16 @@ def _softened(
 @partial(jax.jit, static_argnames="size")
 def marginals(logits: jax.Array, tau: jax.Array, size: int) -> jax.Array:
     """The rows of `subset_marginals`, in the dtype of tau."""
-    z, out, undefined = about_last(logits.astype(tau.dtype), tau, size)
-    p = jax.grad(lambda z: jnp.sum(log_sums(z, out, size)[0, ..., size]))(z)
-    return jnp.where(undefined, jnp.nan, p)
+    scores = scores_of(logits.astype(tau.dtype), tau, size)
+    p = jax.grad(lambda z: jnp.sum(log_total(scores._replace(z=z), size)))(scores.z)
+    p = jnp.where(scores.certain, 1, p)
+    return jnp.where(scores.undefined, jnp.nan, p)
+
+
+def log_total(scores: Scores, size: int) -> jax.Array:
+    """The logarithm of the sum over all choices of what is wanted, [...]."""
+    sums = log_sums(scores.z, scores.out, size)[0]
+    return jnp.take_along_axis(sums, scores.wanted, axis=-1)[..., 0]
 
 
 def log_sums(z: jax.Array, out: jax.Array, size: int) -> jax.Array:
@@ -202,11 +209,9 @@ def drawn_subset(
     del rest
     dtype = accumulation_dtype(logits, noise)
     z, noise = lax.stop_gradient((logits.astype(dtype), noise.astype(dtype)))
-    one = jnp.ones((), dtype)
-    z, out, undefined = about_last(
-        jnp.where(jnp.isneginf(noise), -jnp.inf, z), one, size
-    )
-    sums = log_sums(z, out, size)
+    z = jnp.where(jnp.isneginf(noise), -jnp.inf, z)
+    scores = scores_of(z, jnp.ones((), dtype), size)
+    sums = log_sums(scores.z, scores.out, size)
 
     def choose(wanted: jax.Array, cluster: tuple) -> tuple[jax.Array, jax.Array]:
         z, out, e, before, after = cluster
@@ -222,8 +227,9 @@ def drawn_subset(
         is_in = (e < limit) | (p >= 1)
         return wanted - is_in.astype(jnp.int32), is_in
 
-    start = jnp.full(z.shape[:-1], size, jnp.int32)
-    by_cluster = [jnp.moveaxis(a, -1, 0) for a in (z, out, jnp.exp(-noise))]
+    waiting = jnp.exp(-noise)
+    by_cluster = [jnp.moveaxis(a, -1, 0) for a in (scores.z, scores.out, waiting)]
+    start = scores.wanted[..., 0].astype(jnp.int32)
     _, chosen = lax.scan(choose, start, (*by_cluster, sums[:-1], sums[1:]))
-    rows = jnp.moveaxis(chosen, 0, -1).astype(logits.dtype)
-    return jnp.where(undefined, best(logits, size), rows)
+    rows = jnp.moveaxis(chosen, 0, -1) | scores.certain
+    return jnp.where(scores.undefined, best(logits, size), rows.astype(logits.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from jaxtyping import Array, Float
 
-# So far apart that no share is left, but differences of it can be summed up.
+# So far apart that no share is left, but that a sum of some is finite.
 FAR = 1e30
 
 
@@ -64,7 +64,7 @@ def best(logits: jax.Array, size: int) -> jax.Array:
 def check_size(size: int, logits: jax.Array) -> None:
     """Raises unless a size is a Python integer from 1 to the number of clusters."""
     k = logits.shape[-1]
-    check_integer("size", size, minimum=1, maximum=k, why=", of that many clusters")
+    check_integer("size", size, minimum=1, maximum=k)
 
 
 @hinted
@@ -110,44 +110,65 @@ def soft_top_k(
 
 @partial(jax.jit, static_argnames="size")
 def _sigmoids(logits: jax.Array, tau: jax.Array, size: int) -> jax.Array:
-    z, out, undefined = about_last(logits, tau, size)
-    k = z.shape[-1]
-    if size == k:
-        return jnp.where(undefined, jnp.nan, jnp.ones_like(z))
+    z, out, certain, wanted, undefined = scores_of(logits, tau, size)
     held = lax.stop_gradient(jnp.where(out, -jnp.inf, z))
-    following = lax.top_k(held, size + 1)[0][..., -1:]
+    following = _at(held, wanted + 1, size + 1)
     # With as many left as are wanted there is no s: those are 1.
     everyone = jnp.isneginf(following)
-    # At the first of these the rows sum to `size` or more, at the other to no more.
+    # At the first of these the rows sum to what is wanted or more, at the other to no
+    # more.
     low = jnp.where(everyone, 0, following) - jnp.log(jnp.asarray(size, z.dtype))
-    high = jnp.full_like(low, jnp.log(jnp.asarray(k - size, z.dtype)))
+    high = jnp.full_like(low, jnp.log(jnp.asarray(z.shape[-1], z.dtype)))
 
     def excess(s: jax.Array) -> jax.Array:
         p = jnp.where(out, 0, jax.nn.sigmoid(z - s))
-        return jnp.sum(p, axis=-1, keepdims=True) - size
+        return jnp.sum(p, axis=-1, keepdims=True) - wanted.astype(z.dtype)
 
     s = root_between(excess, low, high)
     p = jnp.where(everyone, 1, jax.nn.sigmoid(z - s))
-    return jnp.where(undefined, jnp.nan, jnp.where(out, 0, p))
+    p = jnp.where(out, certain.astype(z.dtype), p)
+    return jnp.where(undefined, jnp.nan, p)
 
 
-def about_last(
-    logits: jax.Array, tau: jax.Array, size: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(logits − the size-th largest)/tau, what is excluded, and which rows are NaN.
+class Scores(NamedTuple):
+    """Logits of several clusters to choose, as numbers that are finite but for NaN.
 
-    Finite, but for NaN: what is excluded is 0, and +∞ far above all that is finite.
+    Attributes:
+        z: (logits − the last of those that are chosen)/tau, [..., k].
+        out: What is excluded, [..., k], and in no choice of the others.
+        certain: What is in for certain, [..., k], being infinite.
+        wanted: How many to choose of what is not out, [..., 1].
+        undefined: Where fewer than that are left, or one is NaN, [..., 1].
     """
-    infinite, out = jnp.isposinf(logits), jnp.isneginf(logits)
-    finite = jnp.where(infinite | out, 0, logits)
-    pivot = _last(jnp.where(infinite, jnp.finfo(logits.dtype).max, logits), size)
-    undefined = jnp.isneginf(pivot) | jnp.isnan(logits).any(-1, keepdims=True)
+
+    z: jax.Array
+    out: jax.Array
+    certain: jax.Array
+    wanted: jax.Array
+    undefined: jax.Array
+
+
+def scores_of(logits: jax.Array, tau: jax.Array, size: int) -> Scores:
+    """The scores of logits at a tau; of infinite ones in their limit."""
+    infinite = jnp.isposinf(logits)
+    count = jnp.sum(infinite, axis=-1, keepdims=True, dtype=jnp.int32)
+    # As many as are wanted are in for certain, of more any.
+    enough = (count >= size) & ~jnp.isnan(logits).any(-1, keepdims=True)
+    out = jnp.isneginf(logits) | (infinite != enough)
+    certain = infinite & ~enough
+    wanted = jnp.where(enough, size, jnp.maximum(size - count, 1))
+    finite = jnp.where(out | infinite, 0, logits)
+    pivot = _at(jnp.where(out, -jnp.inf, finite), wanted, size)
+    undefined = jnp.isneginf(pivot) & (count < size)
     z = jnp.clip(quotient(finite - jnp.where(undefined, 0, pivot), tau), -FAR, FAR)
-    z = jnp.where(infinite, FAR, z)
-    z -= jnp.where(undefined, 0, _last(jnp.where(out, -jnp.inf, z), size))
-    return jnp.where(out, 0, z), out, undefined
+    undefined |= jnp.isnan(logits).any(-1, keepdims=True)
+    return Scores(jnp.where(out, 0, z), out, certain, wanted, undefined)
 
 
-def _last(values: jax.Array, size: int) -> jax.Array:
-    """The size-th largest, [..., 1], held constant."""
-    return lax.top_k(lax.stop_gradient(values), size)[0][..., -1:]
+def _at(values: jax.Array, place: jax.Array, most: int) -> jax.Array:
+    """The value that is the so many-th largest, [..., 1], held constant; of none −∞."""
+    values = lax.stop_gradient(values)
+    largest = lax.top_k(values, min(most, values.shape[-1]))[0]
+    nothing = jnp.full_like(values[..., :1], -jnp.inf)
+    largest = jnp.concatenate([largest, nothing], axis=-1)
+    return jnp.take_along_axis(largest, place - 1, axis=-1)

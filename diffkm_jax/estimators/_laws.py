@@ -16,8 +16,8 @@ from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import shown
 from diffkm_jax._numerics import log_sum
 from diffkm_jax.assignments._straight_through import chosen
-from diffkm_jax.assignments._subsets import drawn_subset, log_sums
-from diffkm_jax.assignments._top_k import about_last, best
+from diffkm_jax.assignments._subsets import drawn_subset, log_total
+from diffkm_jax.assignments._top_k import best, scores_of
 
 PLACKETT_LUCE, CONDITIONAL = "plackett_luce", "conditional_bernoulli"
 # Of subsets whose orders are summed over: 2 to that power.
@@ -60,14 +60,24 @@ class Law(NamedTuple):
 
     def log_probability(self, logits: jax.Array, drawn: jax.Array) -> jax.Array:
         """Of a draw, [...], float32 or wider; −∞ where it has an excluded cluster."""
+        if self.size > MOST and not self.is_conditional:
+            raise ValueError(
+                f"size must be at most {MOST} where the probability of a subset under "
+                f"{PLACKETT_LUCE!r} is needed, a sum over orders, got {self.size}: "
+                f"that under {CONDITIONAL!r} has no limit"
+            )
         one = jnp.ones((), accumulation_dtype(logits))
+        scores = scores_of(logits.astype(one.dtype), one, self.size)
         if self.is_conditional:
-            z, out, undefined = about_last(logits.astype(one.dtype), one, self.size)
-            total = log_sums(z, out, self.size)[0, ..., self.size]
-            of_draw = jnp.sum(jnp.where(drawn > 0, z, 0), axis=-1)
-            log_p = jnp.where(undefined[..., 0], jnp.nan, of_draw - total)
-            return jnp.where((out & (drawn > 0)).any(-1), -jnp.inf, log_p)
-        return _plackett_luce(logits, drawn, self.size)
+            of_draw = jnp.sum(jnp.where(drawn > 0, scores.z, 0), axis=-1)
+            log_p = of_draw - log_total(scores, self.size)
+        else:
+            labels = jnp.moveaxis(lax.top_k(drawn, self.size)[1], -1, 0)
+            log_p = log_completions_of(logits, labels)[1][0]
+        # Exactly those that are certain, and none that is excluded.
+        possible = (scores.certain == (scores.out & (drawn > 0))).all(-1)
+        log_p = jnp.where(possible, log_p, -jnp.inf)
+        return jnp.where(scores.undefined[..., 0], jnp.nan, log_p)
 
 
 CATEGORICAL = Law()
@@ -83,35 +93,23 @@ def as_law(size: int, law: str) -> Law:
     return Law(size, law) if size > 1 else CATEGORICAL
 
 
-def _plackett_luce(logits: jax.Array, drawn: jax.Array, size: int) -> jax.Array:
-    if size > MOST:
-        raise ValueError(
-            f"size must be at most {MOST} where the probability of a subset under "
-            f"{PLACKETT_LUCE!r} is needed, a sum over orders, got {size}: that under "
-            f"{CONDITIONAL!r} has no limit"
-        )
-    labels = jnp.moveaxis(lax.top_k(drawn, size)[1], -1, 0)
-    log_p, found = log_completions_of(logits, labels)
-    impossible = jnp.isneginf(log_p).any(0)
-    undefined = jnp.sum(~jnp.isneginf(logits), axis=-1) < size
-    return jnp.where(undefined, jnp.nan, jnp.where(impossible, -jnp.inf, found[0]))
-
-
 def log_completions_of(
     logits: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Of the clusters [m, ...] of a set: log-probabilities, and `_completions`."""
     one = jnp.ones((), accumulation_dtype(logits))
-    z, out, _ = about_last(logits.astype(one.dtype), one, len(labels))
-    z = jnp.where(out, -jnp.inf, z)
+    scores = scores_of(logits.astype(one.dtype), one, len(labels))
+    z = jnp.where(scores.out, -jnp.inf, scores.z)
     is_in = jax.nn.one_hot(labels, z.shape[-1], dtype=bool).any(0)
     members = jnp.stack([_at(z, label) for label in labels])
-    others = log_sum(jnp.where(is_in, -jnp.inf, z), -1)
+    found = _completions(members, log_sum(jnp.where(is_in, -jnp.inf, z), -1))
+    # What is certain comes before all else.
+    count = jnp.sum(scores.certain, axis=-1).astype(z.dtype)
+    certain = jnp.stack([_at(scores.certain, label) for label in labels])
     everyone = log_sum(z, -1)
-    nothing = jnp.isneginf(everyone)
-    log_p = members - jnp.where(nothing, 0, everyone)[None]
-    log_p = jnp.where(nothing[None], jnp.nan, log_p)
-    return log_p, _completions(members, others)
+    everyone = jnp.where(jnp.isneginf(everyone), jnp.nan, everyone)
+    log_p = jnp.where((count > 0)[None], -jnp.inf, members - everyone[None])
+    return jnp.where(certain, -jnp.log(jnp.maximum(count, 1))[None], log_p), found
 
 
 def _at(z: jax.Array, label: jax.Array) -> jax.Array:
@@ -122,7 +120,7 @@ def _completions(members: jax.Array, others: jax.Array) -> jax.Array:
     """Of a set drawn without replacement, log P(the rest of it comes next | a part).
 
     By a recursion over the parts: of a part A it is the sum, over the t of the set that
-    are left, of p_t/(1 − p(A)) times that of A and t. What is impossible need not come.
+    are left, of p_t/(1 − p(A)) times that of A and t. What is −∞ need not come.
 
     Args:
         members: Log-scores of the set, [m, ...].

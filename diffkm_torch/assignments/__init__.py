@@ -9,6 +9,7 @@ from diffkm_torch.assignments._conditional import (
 from diffkm_torch.assignments._entmax import entmax
 from diffkm_torch.assignments._fenchel_young import entmax_loss
 from diffkm_torch.assignments._gumbel import decoupled_gumbel_softmax, gumbel_softmax
+from diffkm_torch.assignments._gumbel_top_k import gumbel_top_k
 from diffkm_torch.assignments._perturbed import blackbox, implicit_mle, perturbed_argmax
 from diffkm_torch.assignments._sinkhorn import sinkhorn
 from diffkm_torch.assignments._softmax import hard, softmax
@@ -19,6 +20,12 @@ from diffkm_torch.assignments._straight_through import (
     sampled_straight_through,
     straight_through,
 )
+from diffkm_torch.assignments._subsets import (
+    simple,
+    straight_through_top_k,
+    subset_marginals,
+)
+from diffkm_torch.assignments._top_k import soft_top_k, top_k
 
 __all__ = [
     "blackbox",
@@ -30,6 +37,7 @@ __all__ = [
     "gapped_straight_through",
     "gumbel_rao",
     "gumbel_softmax",
+    "gumbel_top_k",
     "hard",
     "implicit_mle",
     "perturbed_argmax",
@@ -37,8 +45,13 @@ __all__ = [
     "reinmax_cv",
     "reinmax_rao",
     "sampled_straight_through",
+    "simple",
     "sinkhorn",
+    "soft_top_k",
     "softmax",
     "sparsemax",
     "straight_through",
+    "straight_through_top_k",
+    "subset_marginals",
+    "top_k",
 ]

@@ -11,6 +11,7 @@ from torch.autograd import Function
 from diffkm_torch._checks import as_logits, as_noise, as_scalar
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch.assignments._softmax import decided, hard, relaxed
+from diffkm_torch.assignments._top_k import best
 
 
 def with_gradient_of(value: Tensor, soft: Tensor) -> Tensor:
@@ -30,10 +31,14 @@ def perturbed(logits: Tensor, noise: Tensor) -> Tensor:
     return (logits.to(dtype) + noise.to(dtype)).masked_fill(excluded, -torch.inf)
 
 
-def chosen(logits: Tensor, noise: Tensor | None = None) -> Tensor:
-    """The one-hot of the draw, in the dtype of the logits; no noise is the best."""
+def chosen(logits: Tensor, noise: Tensor | None = None, size: int = 1) -> Tensor:
+    """The one-hot of the draw, in the dtype of the logits; no noise is the best.
+
+    Of a size above 1, the row of as many ones.
+    """
     score = logits if noise is None else perturbed(logits, noise)
-    return hard(score).to(logits.dtype)
+    rows = hard(score) if size == 1 else best(score, size)
+    return rows.to(logits.dtype)
 
 
 def straight_through(logits: Tensor, *, tau: float | Tensor = 1.0) -> Tensor:

@@ -21,6 +21,7 @@ from diffkm_torch.estimators._straight_through import (
     sampled_straight_through,
     straight_through,
 )
+from diffkm_torch.estimators._subsets import gumbel_top_k, simple
 from diffkm_torch.estimators._unordered import unordered_set
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "gapped_straight_through",
     "gumbel_rao",
     "gumbel_softmax",
+    "gumbel_top_k",
     "implicit_mle",
     "over_rows",
     "rebar",
@@ -47,6 +49,7 @@ __all__ = [
     "rloo",
     "rodeo",
     "sampled_straight_through",
+    "simple",
     "straight_through",
     "unordered_set",
 ]

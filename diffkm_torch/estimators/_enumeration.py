@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import combinations
 from math import prod
 
 import torch
@@ -14,39 +15,50 @@ from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch.assignments._softmax import relaxed
 from diffkm_torch.estimators._attach import over_rows
 from diffkm_torch.estimators._estimator import Cost, Estimator
+from diffkm_torch.estimators._laws import PLACKETT_LUCE, Law, as_law
 
 
-def exact(*, max_configurations: int = 4096) -> Estimator:
+def exact(
+    *, max_configurations: int = 4096, size: int = 1, law: str = PLACKETT_LUCE
+) -> Estimator:
     """Mirrors `diffkm_jax.estimators.exact`, by a loop over all draws of a problem."""
     check_integer("max_configurations", max_configurations, minimum=1)
-    rule = partial(_exact, max_configurations=max_configurations)
-    return Estimator("exact", rule, {}, num_draws=0, discrete=True)
+    of = as_law(size, law)
+    rule = partial(_exact, max_configurations=max_configurations, law=of)
+    return Estimator("exact", rule, {}, 0, True, *of)
 
 
 def _exact(
-    f: Cost, logits: Tensor, noise: Tensor, *, max_configurations: int
+    f: Cost, logits: Tensor, noise: Tensor, *, max_configurations: int, law: Law
 ) -> Tensor:
     del noise
-    best = maps.hard(logits)
+    best = maps.top_k(logits, size=law.size)
     likeliest = f(best)
     k, kept = logits.shape[-1], likeliest.ndim
     rows = tuple(logits.shape[kept:-1])
-    num = k ** prod(rows)
+    choices = list(combinations(range(k), law.size))
+    of_row = len(choices)
+    num = of_row ** prod(rows)
     if num > max_configurations:
+        draws = "k**r" if law.size == 1 else f"(subsets of {law.size})**r"
         raise ValueError(
-            f"a problem of rows {rows} has k**r = {k}**{prod(rows)} configurations, "
-            f"more than max_configurations={max_configurations}: a cost that keeps the "
-            "axes of independent rows takes far fewer"
+            f"a problem of rows {rows} has {draws} = {of_row}**{prod(rows)} "
+            f"configurations, more than max_configurations={max_configurations}: a "
+            "cost that keeps the axes of independent rows takes far fewer"
         )
     p = probabilities(logits)
     acc = accumulation_dtype(logits, likeliest)
     origin = likeliest.detach().to(acc)
     terms = []
     for code in range(num):
-        digits = [code // k**place % k for place in range(prod(rows))]
-        one_hot = torch.eye(k, dtype=logits.dtype)[digits].reshape(*rows, k)
+        digits = [code // of_row**place % of_row for place in range(prod(rows))]
+        labels = torch.tensor([choices[digit] for digit in digits])
+        one_hot = torch.eye(k, dtype=logits.dtype)[labels].sum(1).reshape(*rows, k)
         drawn = one_hot.to(logits.device).expand(logits.shape)
-        probability = (p * drawn.to(p.dtype)).sum(-1)
+        if law.size == 1:
+            probability = (p * drawn.to(p.dtype)).sum(-1)
+        else:
+            probability = law.log_probability(logits, drawn).exp()
         for _ in rows:
             probability = probability.prod(-1)
         possible = over_rows(probability > 0, drawn)

@@ -18,6 +18,7 @@ from diffkm_torch._checks import (
     check_shape,
 )
 from diffkm_torch.assignments import hard
+from diffkm_torch.estimators._laws import PLACKETT_LUCE, as_law
 
 Cost = Callable[[Tensor], Tensor]
 Rule = Callable[..., Tensor]
@@ -32,6 +33,8 @@ class Estimator:
     settings: dict[str, Any] = field(default_factory=dict)
     num_draws: int = 1
     discrete: bool = False
+    size: int = 1
+    law: str = PLACKETT_LUCE
 
     def draw(
         self,
@@ -55,6 +58,12 @@ class Estimator:
     def expect(self, f: Cost, logits: Tensor, noise: Tensor | None = None) -> Tensor:
         """Mirrors `diffkm_jax.estimators.Estimator.expect`: costs, [*batch]."""
         logits = as_choices(logits)
+        law = as_law(self.size, self.law)
+        if law.size > logits.shape[-1]:
+            raise ValueError(
+                f"size must be at most the number of clusters {logits.shape[-1]}, got "
+                f"{law.size}"
+            )
         shape = (self.num_draws, *logits.shape)
         if noise is None:
             if self.num_draws:

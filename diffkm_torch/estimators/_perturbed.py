@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from diffkm_torch.assignments._perturbed import to_target
 from diffkm_torch.assignments._straight_through import chosen
 from diffkm_torch.estimators._attach import attach, value_and_gradient
 from diffkm_torch.estimators._estimator import Cost, Estimator, setting
+from diffkm_torch.estimators._laws import PLACKETT_LUCE, as_law
 
 Scalar = float | Tensor
 
@@ -27,24 +29,33 @@ def _blackbox(f: Cost, logits: Tensor, noise: Tensor, *, strength: Scalar) -> Te
     return _to_target(f, logits, None, strength, scaled=True)
 
 
-def implicit_mle(*, strength: Scalar = 1.0, scaled: bool = False) -> Estimator:
+def implicit_mle(
+    *, strength: Scalar = 1.0, scaled: bool = False, size: int = 1
+) -> Estimator:
     """Mirrors `diffkm_jax.estimators.implicit_mle`."""
     settings = {"strength": setting("strength", strength)}
-    rule = partial(_implicit_mle, scaled=bool(scaled))
+    of = as_law(size, PLACKETT_LUCE)
+    rule = partial(_implicit_mle, scaled=bool(scaled), size=size)
     name = "implicit_mle_scaled" if scaled else "implicit_mle"
-    return Estimator(name, rule, settings)
+    return Estimator(name, rule, settings, 1, False, *of)
 
 
 def _implicit_mle(
-    f: Cost, logits: Tensor, noise: Tensor, *, strength: Scalar, scaled: bool
+    f: Cost, logits: Tensor, noise: Tensor, *, strength: Scalar, **static: Any
 ) -> Tensor:
-    return _to_target(f, logits, noise[0], strength, scaled=scaled)
+    return _to_target(f, logits, noise[0], strength, **static)
 
 
 def _to_target(
-    f: Cost, logits: Tensor, noise: Tensor | None, strength: Scalar, *, scaled: bool
+    f: Cost,
+    logits: Tensor,
+    noise: Tensor | None,
+    strength: Scalar,
+    *,
+    scaled: bool,
+    size: int = 1,
 ) -> Tensor:
-    costs, g = value_and_gradient(f, chosen(logits, noise))
+    costs, g = value_and_gradient(f, chosen(logits, noise, size))
     strength = as_scalar("strength", strength, accumulation_dtype(logits, noise))
-    gradient = to_target(logits, noise, strength, g, scaled=scaled)
+    gradient = to_target(logits, noise, strength, g, scaled, size)
     return attach(costs, logits, gradient)

@@ -174,7 +174,7 @@ def check_integer(
     name: str, value: int, *, minimum: int, maximum: int | None = None
 ) -> None:
     """Raises TypeError unless `value` is an int, ValueError unless it is in range."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         kind = type(value).__name__
         raise TypeError(f"{name} must be a Python integer (static), got {kind}")
     if value < minimum or (maximum is not None and value > maximum):

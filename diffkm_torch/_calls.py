@@ -9,16 +9,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import resources
 from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 import diffkm_jax
 import diffkm_torch
 from diffkm_torch import optimizers
+from diffkm_torch._example_arrays import SCALARS, arrays
+
+__all__ = ["SCALARS", "arguments", "arrays", "call", "variants"]
 
 # What is compared beside the defaults: parameters that are not arrays, and those whose
 # default is another formula.
@@ -31,21 +31,11 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "hard": (True,),
     "method": ("rotation_trick",),
     "scaled": (True,),
+    "size": (2,),
     "temperature": (0.3,),
 }
-SCALARS = {
-    "alpha": 1.6,
-    "baseline": 0.3,
-    "beta": 0.4,
-    "eta": 0.8,
-    "gap": 1.5,
-    "scale": 0.8,
-    "strength": 1.2,
-    "tau": 0.7,
-    "tau_backward": 0.4,
-    "temperature": 0.3,
-    "tol": 0.0,
-}
+# What a parameter without a default is.
+REQUIRED = {"size": 2}
 # Parameters that are no arrays and stay at their default, or that `CALLS` fills in.
 NO_ARRAYS = {
     *VARIANTS,
@@ -63,6 +53,7 @@ NO_ARRAYS = {
     "num_samples",
     "one_hot",
     "index",
+    "law",
     "optimizer",
     "phi",
     "ratio",
@@ -92,50 +83,28 @@ def _parameters(name: str) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(attrgetter(name)(diffkm_jax)).parameters)
 
 
+def _required(name: str) -> dict[str, Any]:
+    parameters = _parameters(name)
+    return {
+        key: value
+        for key, value in REQUIRED.items()
+        if key in parameters and parameters[key].default is inspect.Parameter.empty
+    }
+
+
 def variants(name: str) -> Iterator[dict[str, Any]]:
     """The options of every call: none, unless one is required, and one at a time."""
-    varied = {key: p for key, p in _parameters(name).items() if key in VARIANTS}
+    required = _required(name)
+    varied = {
+        key: p
+        for key, p in _parameters(name).items()
+        if key in VARIANTS and key not in required
+    }
     if all(p.default is not p.empty for p in varied.values()):
         yield {}
     for key in varied:
         for value in VARIANTS[key]:
             yield {key: value}
-
-
-def arrays() -> dict[str, np.ndarray]:
-    """Arrays by the name of their parameter: 40 of the embedded digits, 16 features."""
-    with resources.files("diffkm_jax").joinpath("data/digits.npz").open("rb") as file:
-        digits = np.load(file)["points"][:40].astype(np.float64)
-    rng = np.random.default_rng(0)
-    points = digits.reshape(40, 4, 2, 4, 2).mean((2, 4)).reshape(40, 16) / 16
-    # Positive, for the divergences, and off the grid, on which there are ties.
-    points = points + rng.uniform(0.05, 0.1, points.shape)
-    centroids = points[:5] + 0.01
-    root = rng.normal(size=(16, 16)) / 4
-    logits = -((points[5:11, None] - centroids) ** 2).sum(2).reshape(2, 3, 5) / 0.3
-    return {
-        **{name: np.asarray(value) for name, value in SCALARS.items()},
-        "points": points,
-        "centroids": centroids,
-        "weights": rng.uniform(0.5, 1.5, 40),
-        "active": np.array([True, True, False, True, True]),
-        "nearest": points[::-1].copy(),
-        "x": points[:6],
-        "y": points[6:12],
-        "precision": root @ root.T,
-        "logits": logits,
-        "log_odds": logits,
-        "params": rng.normal(size=5),
-        "rows": logits,
-        "costs": rng.normal(size=2),
-        "gradient": rng.normal(size=logits.shape),
-        "target": rng.normal(size=logits.shape),
-        "targets": np.exp(logits) / np.exp(logits).sum(-1, keepdims=True),
-        "gumbel": (gumbel := rng.gumbel(size=(12, *logits.shape))),
-        "noise": gumbel[0],
-        "draws": gumbel[:4],
-        "normal": rng.normal(size=points.shape),
-    }
 
 
 def arguments(name: str, variant: dict[str, Any], data: dict) -> dict[str, Any]:
@@ -154,7 +123,8 @@ def arguments(name: str, variant: dict[str, Any], data: dict) -> dict[str, Any]:
             raise TypeError(f"no argument is known for the parameter {key!r}")
     if _call_of(name) in (_estimate, _relax):
         factory = attrgetter(name)(diffkm_torch)
-        bound = {} if name != "estimators.relax" else {"control": sum, "params": ()}
+        bound = _required(name)
+        bound |= {} if name != "estimators.relax" else {"control": sum, "params": ()}
         num_draws = factory(**bound).num_draws
         width = 2 if name in BINARY else 5
         found |= {key: data[key][..., :width] for key in ("logits", "target")}
@@ -173,6 +143,7 @@ def call(module: ModuleType, name: str, variant: dict[str, Any]) -> Callable[...
         # Numbers are among the arrays, so that they are differentiated.
         if not isinstance(value, float)
     }
+    options = _required(name) | options
     return partial(_call_of(name), module, attrgetter(name)(module), **options)
 
 

@@ -31,6 +31,7 @@ LEVELS = [
     ["modules", "sharding", "streaming"],
     ["storage"],
     ["__init__"],
+    ["_example_arrays"],
     ["_calls"],
     ["_parity", "_arguments", "_files"],
     ["__main__"],

@@ -128,7 +128,8 @@ def test_a_twin_that_differs_fails_the_run_and_is_shown(monkeypatch, capsys):
 def test_only_the_functions_named_are_compared(capsys):
     assert main(["parity", "hard", "estimators.reinforce", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == ["hard()", "estimators.reinforce()"]
+    names = ["hard()", "estimators.reinforce()", "estimators.reinforce(size=2)"]
+    assert [row["name"] for row in rows] == names
     assert main(["parity", "hard", "reinforce"]) == 2
     assert "'reinforce' must be a function of both" in capsys.readouterr().err
 

@@ -128,7 +128,7 @@ def over_rows(num_static: int, outputs: Any = SAME) -> Callable[[Callable], Any]
             first = alone if isinstance(first, Plan) else first._replace(plan=alone)
             rows = PartitionSpec(plan.axis_name)
             of_problem = specs_of(Problem, "points", "weights", rows=rows)
-            of_kind = {Problem: of_problem, Rows: Rows(rows)}
+            of_kind = {Problem: of_problem, Rows: specs_of(Rows, "array", rows=rows)}
             specs = tuple(of_kind.get(type(a), SAME) for a in given)
 
             def on_device(*given: Any) -> Any:

@@ -23,7 +23,7 @@ from diffkm_jax._expansion import expand
 from diffkm_jax._geometry import centered, largest, masked, nearest
 from diffkm_jax._pass import has_means, sums_and_labels
 from diffkm_jax._problem import Plan, Problem, Rows
-from diffkm_jax._sharding import ROWS, SAME, over_rows
+from diffkm_jax._sharding import over_rows, specs_of
 from diffkm_jax.distances import pairwise
 from diffkm_jax.distances._pairwise import evaluate
 
@@ -48,7 +48,7 @@ class Encoded(NamedTuple):
     counts: jax.Array
 
 
-@over_rows(1, Encoded(ROWS, ROWS, ROWS, SAME, SAME, SAME))
+@over_rows(1, specs_of(Encoded, "points", "codes", "labels"))
 def encode(
     plan: Plan, problem: Problem, centroids: jax.Array, noise: Rows | None
 ) -> Encoded:

@@ -54,7 +54,7 @@ def averaged(
     problem = in_unit(problem, c, heaviest)
     algorithm = algorithm._replace(group=group)
     state = State(c, EmaState(n), 0, torch.zeros_like(c))
-    state, _ = updated(algorithm, problem, state)
+    state = updated(algorithm, problem, state).state
     new_c, new_n = state.centroids, state.opt_state.counts
     # A sum of finite rows may overflow, and one of no rows is no step.
     moves = (some > 0) & new_c.isfinite().all(1) & new_n.isfinite()

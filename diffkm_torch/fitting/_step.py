@@ -129,11 +129,19 @@ def _as_restart(
     return as_scalar("min_count", min_count, dtype, zero=True), as_index(index)
 
 
-def updated(algorithm: Algorithm, problem: Problem, state: State) -> Step:
-    """A step of a problem that has its unit; state and statistics are in the true."""
+def updated(
+    algorithm: Algorithm,
+    problem: Problem,
+    state: State,
+    stats: Statistics | None = None,
+) -> Step:
+    """A step of a problem that has its unit; state and statistics are in the true.
+
+    It is by the statistics of its nearest centroids, or by those given.
+    """
     optimizer = algorithm.optimizer
     opt_state = counts_in_unit(optimizer, state.opt_state, problem)
-    found = step(algorithm, problem, state._replace(opt_state=opt_state))
+    found = step(algorithm, problem, state._replace(opt_state=opt_state), stats)
     opt_state = counts_in_true_unit(optimizer, found.state.opt_state, problem)
     return found._replace(
         state=found.state._replace(opt_state=opt_state),
@@ -158,15 +166,21 @@ class Step(NamedTuple):
     finite: Tensor
 
 
-def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
-    """One step, of a state that has its remainder."""
+def step(
+    algorithm: Algorithm,
+    problem: Problem,
+    state: State,
+    stats: Statistics | None = None,
+) -> Step:
+    """One step, of a state that has its remainder; by statistics that may be given."""
     optimizer, empty = algorithm.optimizer, algorithm.empty
     old = state
     state = retracted(problem, state, state)
     c, active = state.centroids, problem.active
     problem = at_step(algorithm, problem, state.step)
     problem = problem._replace(remainder=state.remainder)
-    stats = used = summed(statistics_of(problem, c), algorithm.group)
+    stats = statistics_of(problem, c) if stats is None else stats
+    stats = used = summed(stats, algorithm.group)
     filled, rows, weights = None, c, torch.zeros_like(stats.counts)
     if empty == "farthest":
         used, filled, rows = fill_farthest(problem, c, stats)

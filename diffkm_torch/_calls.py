@@ -30,6 +30,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "gap": (None,),
     "hard": (True,),
     "method": ("rotation_trick",),
+    "min_count": (7.0,),
     "scaled": (True,),
     "temperature": (0.3,),
 }
@@ -39,6 +40,7 @@ SCALARS = {
     "beta": 0.4,
     "eta": 0.8,
     "gap": 1.5,
+    "min_count": 7.0,
     "scale": 0.8,
     "strength": 1.2,
     "tau": 0.7,
@@ -72,6 +74,7 @@ NO_ARRAYS = {
 NOISE = {
     "gumbel_rao": "draws",
     "nsvq": "normal",
+    "quantize": "choices",
     "perturbed_argmax": "draws",
     "reinmax_cv": "draws",
     "reinmax_rao": "draws",
@@ -135,6 +138,7 @@ def arrays() -> dict[str, np.ndarray]:
         "noise": gumbel[0],
         "draws": gumbel[:4],
         "normal": rng.normal(size=points.shape),
+        "choices": rng.gumbel(size=(40, 5)),
     }
 
 
@@ -143,7 +147,9 @@ def arguments(name: str, variant: dict[str, Any], data: dict) -> dict[str, Any]:
     found = {key: data[key] for key in BESIDE.get(name, ())}
     for key, parameter in _parameters(name).items():
         if key == "noise":
-            found[key] = data[NOISE.get(name, "noise")]
+            # Where it may be None, it is for a temperature.
+            if parameter.default is parameter.empty or "temperature" in variant:
+                found[key] = data[NOISE.get(name, "noise")]
         elif key in SCALARS:
             # None is another formula: a variant.
             if variant.get(key, parameter.default) is not None:
@@ -261,7 +267,12 @@ def _optimizer(
 def _update(
     module: ModuleType, function: Callable, points: Any, centroids: Any, **kwargs: Any
 ) -> tuple:
-    state, stats = function(points, module.init(centroids), **kwargs)
+    optimizer = module.newton()
+    if "min_count" in kwargs:
+        optimizer = module.macqueen()
+        kwargs["index"] = module.assign(points, centroids)
+    state = module.init(centroids, optimizer=optimizer)
+    state, stats = function(points, state, optimizer=optimizer, **kwargs)
     return state.centroids, *stats
 
 

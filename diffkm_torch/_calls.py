@@ -191,10 +191,6 @@ def _plain(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
     return function(**kwargs)
 
 
-def _assigned_loss(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
-    return function(assignment=module.softmax, **kwargs)
-
-
 def _conditional_gumbel(
     module: ModuleType, function: Callable, logits: Any, **kwargs: Any
 ) -> Any:
@@ -236,17 +232,9 @@ def _fit(module: ModuleType, function: Callable, **kwargs: Any) -> dict[str, Any
     return {key: result[key] for key in names}
 
 
-def _init(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
-    return function(**kwargs).centroids
-
-
 def _power(row: Any) -> Any:
     """A convex function, in both packages."""
     return (row**4).sum()
-
-
-def _bregman(module: ModuleType, function: Callable, x: Any, y: Any) -> Any:
-    return function(_power)(x, y)
 
 
 def _optimizer(
@@ -292,15 +280,15 @@ def _reassign(
 # How a function is called; the others with their arguments as they are, and factories
 # of estimators by `_estimate`.
 CALLS = {
-    "assigned_loss": _assigned_loss,
+    "assigned_loss": lambda m, f, **kwargs: f(assignment=m.softmax, **kwargs),
     "conditional_gumbel": _conditional_gumbel,
     "estimators.attach": _plain,
     "estimators.bernoulli": _bernoulli,
     "estimators.over_rows": lambda _, f, costs, rows: f(costs, rows) * rows,
     "estimators.relax": _relax,
     "fit": _fit,
-    "bregman": _bregman,
-    "init": _init,
+    "bregman": lambda _, f, x, y: f(_power)(x, y),
+    "init": lambda _, f, **kwargs: f(**kwargs).centroids,
     "mahalanobis": lambda _, f, precision, x, y: f(precision)(x, y),
     "reassign": _reassign,
     "update": _update,

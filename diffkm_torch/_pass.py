@@ -73,8 +73,7 @@ def drawn_labels(problem: Problem, centroids: Tensor, noise: Tensor) -> Tensor:
             from_best = score(x.to(acc))
             # Less the best before it is scaled, which may overflow.
             from_best = from_best - from_best.amax(1, keepdim=True)
-            perturbed = from_best / t + noise.to(acc)
-            return masked(perturbed, problem.active).max(1).indices
+            return (from_best / t + noise.to(acc)).max(1).indices
 
         blocks = zip(problem.points.split(size), noise.split(size), strict=True)
         return torch.cat([label(*pair) for pair in blocks])

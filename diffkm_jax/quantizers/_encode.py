@@ -107,8 +107,7 @@ def _drawn(
         from_best = masked(score(x), problem.active)
         from_best = from_best - largest(from_best)[None]
         # Less the best before it is scaled, which may overflow.
-        perturbed = from_best / t + noise.astype(t.dtype).T
-        return (), nearest(masked(perturbed, problem.active))
+        return (), nearest(from_best / t + noise.astype(t.dtype).T)
 
     size = plan.block_size or size
     return over_points(block, problem, size, fill, noise, squares=False)[1]

@@ -70,8 +70,8 @@ class VectorQuantizer(nn.Module):
             noise to points in training mode, or where it is given, and else is nearest.
         decay: None, or the share that moving averages keep, at least 0 and below 1.
         min_count: None, or a non-negative scalar in the unit of the weights, if there
-            is a `decay`: what codes must have of a batch not to be set anew; 1 or 2 is
-            usual, and less than the mean, points of a batch / k.
+            is a `decay`: what codes must have of a batch not to be set anew. A quarter
+            of the mean, points of a batch / k, is a good start.
         sample_temperature: None, or a positive scalar in the unit of the distance: in
             training mode, or where noise is given, codes are drawn from
             softmax(−distance / `sample_temperature`), and else nearest. An attribute:

@@ -73,7 +73,9 @@ def drawn_labels(problem: Problem, centroids: Tensor, noise: Tensor) -> Tensor:
             from_best = score(x.to(acc))
             # Less the best before it is scaled, which may overflow.
             from_best = from_best - from_best.amax(1, keepdim=True)
-            return (from_best / t + noise.to(acc)).max(1).indices
+            perturbed = from_best / t + noise.to(acc)
+            # As in JAX, what is not a number is not the largest, or else the first is.
+            return perturbed.masked_fill(perturbed.isnan(), -torch.inf).max(1).indices
 
         blocks = zip(problem.points.split(size), noise.split(size), strict=True)
         return torch.cat([label(*pair) for pair in blocks])

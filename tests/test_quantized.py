@@ -313,6 +313,17 @@ def test_drawn_codes_under_jit_and_vmap_with_a_traced_temperature():
 
 
 @MODULES
+def test_a_draw_of_what_is_not_a_number_is_the_first(module):
+    x, noise = X.copy(), G.copy()
+    x[3], noise[7], noise[9, 2] = np.nan, np.nan, np.nan
+    labels = called(module, "quantize", x, C, temperature=0.8, noise=noise).labels
+    noise[9, 2] = -np.inf
+    expected = drawn_labels(X, C, 0.8, noise)
+    expected[[3, 7]] = 0
+    np.testing.assert_array_equal(labels, expected)
+
+
+@MODULES
 def test_drawn_codes_of_narrow_arrays(module):
     narrow = jnp.bfloat16 if module is dk else torch.bfloat16
     x, c, noise = (ARRAYS[module](a) for a in (X, C, G))

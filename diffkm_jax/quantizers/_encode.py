@@ -107,7 +107,9 @@ def _drawn(
         from_best = masked(score(x), problem.active)
         from_best = from_best - largest(from_best)[None]
         # Less the best before it is scaled, which may overflow.
-        return (), nearest(from_best / t + noise.astype(t.dtype).T)
+        perturbed = from_best / t + noise.astype(t.dtype).T
+        # Of what is not a number alone the first: in torch too.
+        return (), nearest(jnp.where(jnp.isnan(perturbed), -jnp.inf, perturbed))
 
     size = plan.block_size or size
     return over_points(block, problem, size, fill, noise, squares=False)[1]

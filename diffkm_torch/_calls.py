@@ -30,6 +30,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "gap": (None,),
     "hard": (True,),
     "method": ("rotation_trick",),
+    "min_count": (7.0,),
     "scaled": (True,),
     "size": (2,),
     "temperature": (0.3,),
@@ -63,6 +64,7 @@ NO_ARRAYS = {
 NOISE = {
     "gumbel_rao": "draws",
     "nsvq": "normal",
+    "quantize": "choices",
     "perturbed_argmax": "draws",
     "reinmax_cv": "draws",
     "reinmax_rao": "draws",
@@ -112,7 +114,9 @@ def arguments(name: str, variant: dict[str, Any], data: dict) -> dict[str, Any]:
     found = {key: data[key] for key in BESIDE.get(name, ())}
     for key, parameter in _parameters(name).items():
         if key == "noise":
-            found[key] = data[NOISE.get(name, "noise")]
+            # Where it may be None, it is for a temperature.
+            if parameter.default is parameter.empty or "temperature" in variant:
+                found[key] = data[NOISE.get(name, "noise")]
         elif key in SCALARS:
             # None is another formula: a variant.
             if variant.get(key, parameter.default) is not None:
@@ -156,10 +160,6 @@ def _plain(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
     return function(**kwargs)
 
 
-def _assigned_loss(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
-    return function(assignment=module.softmax, **kwargs)
-
-
 def _conditional_gumbel(
     module: ModuleType, function: Callable, logits: Any, **kwargs: Any
 ) -> Any:
@@ -201,17 +201,9 @@ def _fit(module: ModuleType, function: Callable, **kwargs: Any) -> dict[str, Any
     return {key: result[key] for key in names}
 
 
-def _init(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
-    return function(**kwargs).centroids
-
-
 def _power(row: Any) -> Any:
     """A convex function, in both packages."""
     return (row**4).sum()
-
-
-def _bregman(module: ModuleType, function: Callable, x: Any, y: Any) -> Any:
-    return function(_power)(x, y)
 
 
 def _optimizer(
@@ -232,7 +224,12 @@ def _optimizer(
 def _update(
     module: ModuleType, function: Callable, points: Any, centroids: Any, **kwargs: Any
 ) -> tuple:
-    state, stats = function(points, module.init(centroids), **kwargs)
+    optimizer = module.newton()
+    if "min_count" in kwargs:
+        optimizer = module.macqueen()
+        kwargs["index"] = module.assign(points, centroids)
+    state = module.init(centroids, optimizer=optimizer)
+    state, stats = function(points, state, optimizer=optimizer, **kwargs)
     return state.centroids, *stats
 
 
@@ -252,15 +249,15 @@ def _reassign(
 # How a function is called; the others with their arguments as they are, and factories
 # of estimators by `_estimate`.
 CALLS = {
-    "assigned_loss": _assigned_loss,
+    "assigned_loss": lambda m, f, **kwargs: f(assignment=m.softmax, **kwargs),
     "conditional_gumbel": _conditional_gumbel,
     "estimators.attach": _plain,
     "estimators.bernoulli": _bernoulli,
     "estimators.over_rows": lambda _, f, costs, rows: f(costs, rows) * rows,
     "estimators.relax": _relax,
     "fit": _fit,
-    "bregman": _bregman,
-    "init": _init,
+    "bregman": lambda _, f, x, y: f(_power)(x, y),
+    "init": lambda _, f, **kwargs: f(**kwargs).centroids,
     "mahalanobis": lambda _, f, precision, x, y: f(precision)(x, y),
     "reassign": _reassign,
     "update": _update,

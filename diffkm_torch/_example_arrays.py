@@ -12,6 +12,7 @@ SCALARS = {
     "beta": 0.4,
     "eta": 0.8,
     "gap": 1.5,
+    "min_count": 7.0,
     "scale": 0.8,
     "strength": 1.2,
     "tau": 0.7,
@@ -54,4 +55,5 @@ def arrays() -> dict[str, np.ndarray]:
         "noise": gumbel[0],
         "draws": gumbel[:4],
         "normal": rng.normal(size=points.shape),
+        "choices": rng.gumbel(size=(40, 5)),
     }

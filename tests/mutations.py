@@ -58,7 +58,7 @@ FITS = (
     "test_layout.py test_fit_parts.py test_implicit.py test_fitting.py "
     "test_empty_clusters.py test_fit_derivatives.py test_fit_far_away.py "
     "test_fit_units.py test_many_fits.py test_fit_programs.py test_raises.py "
-    "test_compilations.py"
+    "test_compilations.py test_restarts.py"
 )
 PASSES = (
     "test_layout.py test_statistics.py test_export.py test_losses.py test_fit_parts.py "

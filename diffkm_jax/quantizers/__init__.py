@@ -5,7 +5,9 @@ encoder nothing. `quantize` takes the rule that puts a gradient there as a funct
 what moves the centroids is their own loss, which is k-means'.
 """
 
-from diffkm_jax.quantizers._quantize import Quantized, nsvq, quantize
+from diffkm_jax.quantizers._nsvq import nsvq
+from diffkm_jax.quantizers._quantize import quantize
+from diffkm_jax.quantizers._quantized import Quantized
 from diffkm_jax.quantizers._vector_maps import rotation_trick, straight_through_vector
 
 __all__ = ["Quantized", "nsvq", "quantize", "rotation_trick", "straight_through_vector"]

@@ -43,7 +43,7 @@ UNDERFLOW = 1e-36
 NEARLY = LARGEST / 64
 # Where a scalar has no meaning, by its documentation; if traced, it is not checked.
 POSITIVE = {"tau", "tau_backward", "temperature", "strength", "scale"}
-NOT_NEGATIVE = {"tol", "gap", "eta", "weights"}
+NOT_NEGATIVE = {"tol", "gap", "eta", "min_count", "weights"}
 
 
 # What moves centroids, or measures where they rest.

@@ -70,7 +70,13 @@ from diffkm_jax.initializers import (
 from diffkm_jax.losses import assigned_loss, kmeans_loss, soft_kmeans_loss
 from diffkm_jax.optimizers import ema, macqueen, newton
 from diffkm_jax.quantizers import (
+    LookupFreeQuantized,
     Quantized,
+    ScalarQuantized,
+    finite_scalar_quantize,
+    finite_scalar_values,
+    lookup_free_quantize,
+    lookup_free_values,
     nsvq,
     quantize,
     rotation_trick,
@@ -86,8 +92,10 @@ __version__ = version("diffkm")
 __all__ = [
     "Certificate",
     "FitResult",
+    "LookupFreeQuantized",
     "Quantized",
     "Report",
+    "ScalarQuantized",
     "State",
     "Statistics",
     "Status",
@@ -107,6 +115,8 @@ __all__ = [
     "estimators",
     "euclidean",
     "evaluate",
+    "finite_scalar_quantize",
+    "finite_scalar_values",
     "fit",
     "fit_minibatch",
     "fit_restarts",
@@ -126,6 +136,8 @@ __all__ = [
     "kmeans_parallel",
     "kmeans_plus_plus",
     "load",
+    "lookup_free_quantize",
+    "lookup_free_values",
     "macqueen",
     "mahalanobis",
     "manhattan",

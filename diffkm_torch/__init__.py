@@ -57,7 +57,13 @@ from diffkm_torch.losses import assigned_loss, kmeans_loss, soft_kmeans_loss
 from diffkm_torch.modules import KMeansLoss, VectorQuantizer
 from diffkm_torch.optimizers import ema, macqueen, newton, sgd
 from diffkm_torch.quantizers import (
+    LookupFreeQuantized,
     Quantized,
+    ScalarQuantized,
+    finite_scalar_quantize,
+    finite_scalar_values,
+    lookup_free_quantize,
+    lookup_free_values,
     nsvq,
     quantize,
     rotation_trick,
@@ -70,7 +76,9 @@ __version__ = version("diffkm")
 __all__ = [
     "FitResult",
     "KMeansLoss",
+    "LookupFreeQuantized",
     "Quantized",
+    "ScalarQuantized",
     "State",
     "Statistics",
     "Status",
@@ -88,6 +96,8 @@ __all__ = [
     "entmax_loss",
     "estimators",
     "euclidean",
+    "finite_scalar_quantize",
+    "finite_scalar_values",
     "fit",
     "gapped_straight_through",
     "gumbel_rao",
@@ -98,6 +108,8 @@ __all__ = [
     "itakura_saito",
     "kl_divergence",
     "kmeans_loss",
+    "lookup_free_quantize",
+    "lookup_free_values",
     "macqueen",
     "mahalanobis",
     "manhattan",

@@ -5,7 +5,29 @@ encoder nothing. `quantize` takes the rule that puts a gradient there as a funct
 what moves the centroids is their own loss, which is k-means'.
 """
 
+from diffkm_jax.quantizers._finite_scalar import (
+    ScalarQuantized,
+    finite_scalar_quantize,
+    finite_scalar_values,
+)
+from diffkm_jax.quantizers._lookup_free import (
+    LookupFreeQuantized,
+    lookup_free_quantize,
+    lookup_free_values,
+)
 from diffkm_jax.quantizers._quantize import Quantized, nsvq, quantize
 from diffkm_jax.quantizers._vector_maps import rotation_trick, straight_through_vector
 
-__all__ = ["Quantized", "nsvq", "quantize", "rotation_trick", "straight_through_vector"]
+__all__ = [
+    "LookupFreeQuantized",
+    "Quantized",
+    "ScalarQuantized",
+    "finite_scalar_quantize",
+    "finite_scalar_values",
+    "lookup_free_quantize",
+    "lookup_free_values",
+    "nsvq",
+    "quantize",
+    "rotation_trick",
+    "straight_through_vector",
+]

@@ -1,5 +1,15 @@
-"""Vector quantization: the mirror of `diffkm_jax.quantizers`, by detach and autograd."""
+"""Vector quantization: the mirror of `diffkm_jax.quantizers`, by autograd."""
 
+from diffkm_torch.quantizers._finite_scalar import (
+    ScalarQuantized,
+    finite_scalar_quantize,
+    finite_scalar_values,
+)
+from diffkm_torch.quantizers._lookup_free import (
+    LookupFreeQuantized,
+    lookup_free_quantize,
+    lookup_free_values,
+)
 from diffkm_torch.quantizers._quantize import (
     Method,
     Quantized,
@@ -10,8 +20,14 @@ from diffkm_torch.quantizers._quantize import (
 )
 
 __all__ = [
+    "LookupFreeQuantized",
     "Method",
     "Quantized",
+    "ScalarQuantized",
+    "finite_scalar_quantize",
+    "finite_scalar_values",
+    "lookup_free_quantize",
+    "lookup_free_values",
     "nsvq",
     "quantize",
     "rotation_trick",

@@ -57,3 +57,13 @@ class Problem(NamedTuple):
         """The accumulation dtype of the problem and of more arrays."""
         held = jax.tree.leaves(self.distance)
         return accumulation_dtype(self.points, self.weights, *held, *arrays)
+
+
+class Rows(NamedTuple):
+    """What is sharded over rows as points are, beside them.
+
+    Attributes:
+        array: [n, ...].
+    """
+
+    array: jax.Array

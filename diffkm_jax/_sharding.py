@@ -26,7 +26,7 @@ from diffkm_jax._mesh import (
     size_of,
     varying_axes,
 )
-from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._problem import Plan, Problem, Rows
 
 # As it is called until jax 0.9.
 reshard = getattr(jax, "reshard", None) or jax.sharding.reshard
@@ -112,8 +112,8 @@ def over_rows(num_static: int, outputs: Any = SAME) -> Callable[[Callable], Any]
     """Jits a function of a plan and more, on the mesh of the plan if it has one.
 
     Of its first `num_static` arguments, which are static, the first is a `Plan` or has
-    one; a `Problem` among the others is sharded over rows, all else the same on every
-    device. `outputs` are the specs of what it returns.
+    one; a `Problem` or `Rows` among the others is sharded over rows, all else the same
+    on every device. `outputs` are the specs of what it returns.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -127,12 +127,9 @@ def over_rows(num_static: int, outputs: Any = SAME) -> Callable[[Callable], Any]
             alone = plan._replace(mesh=None)
             first = alone if isinstance(first, Plan) else first._replace(plan=alone)
             rows = PartitionSpec(plan.axis_name)
-            specs = tuple(
-                specs_of(Problem, "points", "weights", rows=rows)
-                if isinstance(a, Problem)
-                else SAME
-                for a in given
-            )
+            of_problem = specs_of(Problem, "points", "weights", rows=rows)
+            of_kind = {Problem: of_problem, Rows: specs_of(Rows, "array", rows=rows)}
+            specs = tuple(of_kind.get(type(a), SAME) for a in given)
 
             def on_device(*given: Any) -> Any:
                 held = [

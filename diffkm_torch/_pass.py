@@ -7,6 +7,7 @@ autograd does the rest through the gather at the nearest centroid, or the softma
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,6 +59,43 @@ def labels_of(problem: Problem, centroids: Tensor) -> Tensor:
         label = _labeling(problem, about)
         blocks = problem.points.split(block_for(problem, *c.shape))
         return torch.cat([label(form.embed(x.to(c.dtype))) for x in blocks])
+
+
+def drawn_labels(problem: Problem, centroids: Tensor, noise: Tensor) -> Tensor:
+    """The index of the largest of −distance / temperature + noise [n, k], [n]."""
+    with torch.no_grad():
+        score, size = _scoring(problem, centroids)
+        acc, temperature = problem.dtype(centroids), problem.temperature
+        assert temperature is not None
+        t = as_scalar("temperature", temperature, acc).to(noise.device)
+
+        def label(x: Tensor, noise: Tensor) -> Tensor:
+            from_best = score(x.to(acc))
+            # Less the best before it is scaled, which may overflow.
+            from_best = from_best - from_best.amax(1, keepdim=True)
+            perturbed = from_best / t + noise.to(acc)
+            return masked(perturbed, problem.active).max(1).indices
+
+        blocks = zip(problem.points.split(size), noise.split(size), strict=True)
+        return torch.cat([label(*pair) for pair in blocks])
+
+
+def _scoring(
+    problem: Problem, centroids: Tensor
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """Minus the distances [n, k] of points, but for a number each; and their block."""
+    about = given(problem, centroids)
+    if about is None:
+        c, _ = prepare_centroids(problem, centroids)
+        return partial(_scores_held, problem, c=c), block_for(problem, 1, c.numel())
+    form, c, rows, m = about
+    expansion = expand(problem, form, rows, m)
+
+    def score(x: Tensor) -> Tensor:
+        scores = form.scale * form.scores(form.embed(x), expansion, held=True)
+        return masked(scores, problem.active)
+
+    return score, block_for(problem, *c.shape)
 
 
 def _labeling(problem: Problem, about: Given) -> Callable[[Tensor], Tensor]:

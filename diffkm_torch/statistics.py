@@ -9,10 +9,12 @@ from torch import Tensor
 
 from diffkm_torch._checks import as_problem
 from diffkm_torch._expansion import given
+from diffkm_torch._geometry import prepare_rows
 from diffkm_torch._hints import hinted
 from diffkm_torch._numerics import per_count
 from diffkm_torch._pass import has_means, labels_of, sums
 from diffkm_torch._problem import Problem
+from diffkm_torch._products import rows_of, sums_by_label
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.distances._forms import form_of
 
@@ -83,6 +85,18 @@ def statistics_of(problem: Problem, centroids: Tensor) -> Statistics:
     # Not autograd.grad, which is silently constant in what torch.compile made.
     gradient, (value, counts) = torch.func.grad(loss, has_aux=True)(centroids)
     return Statistics(value, counts, -0.5 * gradient.to(value.dtype))
+
+
+def statistics_by(problem: Problem, centroids: Tensor, labels: Tensor) -> Statistics:
+    """The statistics of points with these labels, [n], by a distance with means."""
+    about = given(problem, centroids)
+    assert about is not None
+    form, _, rows, m = about
+    x, w = prepare_rows(problem.points, problem.weights, m)
+    x, own = form.embed(x), rows_of(rows, labels)
+    e = x - own
+    sums = sums_by_label(labels, len(rows), w, w[:, None] * e)
+    return Statistics((w * form.cost(x, own, e)).sum(), *sums)
 
 
 def loss_of(problem: Problem, centroids: Tensor) -> Tensor:

@@ -152,7 +152,9 @@ RAISES = [
         for pair, error, message in [
             ((X + 1j, C), TypeError, "points must be floating"),
             ((X, C + 1j), TypeError, "centroids must be floating"),
-            ((X[0], C), ValueError, r"points must be \[n, d\], got shape \(3,\)"),
+            ((X[0, 0], C), ValueError, r"points must be \[\.\.\., d\], got shape \(\)"),
+            ((X[:0, None], C), ValueError, "points must have at least one row, got"),
+            ((X[None, :, :2], C), ValueError, r"centroids must be .*d = 2.*\(5, 3\)"),
             ((X, C[:, :2]), ValueError, r"centroids must be .*d = 3.*\(5, 2\)"),
         ]
     ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import optax
 
+from diffkm_jax._checks import as_scalar
 from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted, shown
 from diffkm_jax._problem import Axis, Problem
@@ -14,6 +15,7 @@ from diffkm_jax._sharding import check_replicated, over_rows
 from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._empty import EmptyPolicy
+from diffkm_jax.fitting._reassign import as_index, counts_of, restarted
 from diffkm_jax.fitting._state import State, remainder_of
 from diffkm_jax.fitting._step import Algorithm, Step, check_state, step
 from diffkm_jax.fitting._units import counts_in_true_unit, counts_in_unit
@@ -22,7 +24,7 @@ from diffkm_jax.statistics import Statistics
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
 
 
 @hinted
@@ -36,6 +38,8 @@ def update(
     temperature: ArrayLike | optax.Schedule | None = None,
     distance: Distance = squared_euclidean,
     empty: str | EmptyPolicy = "keep",
+    min_count: ArrayLike | None = None,
+    index: Int[ArrayLike, " j"] | None = None,
     block_size: int | None = None,
     axis_name: Axis = None,
 ) -> tuple[State, Statistics]:
@@ -66,6 +70,12 @@ def update(
             or a function of (new centroids, counts, rows [k, d], costs [k]), the rows
             those of largest cost, that returns centroids. A row that is set has its
             optimizer state zeroed and derivative zero.
+        min_count: Non-negative scalar, in the unit of the weights, may be traced: after
+            the step, clusters whose running count is below it are set to rows of the
+            batch as `reassign` does it, but never to one of weight 0, of which none is
+            counted in m either; for an optimizer that counts. None sets none.
+        index: Rows of the batch (of all devices) for that, different ones and in random
+            order, [j], integers of no unit: `jax.random.permutation(key, n)`.
         block_size: Points in a block, static; None chooses it by shape.
         axis_name: Mesh axis inside `jax.shard_map` over which points are sharded; or
             under `jax.jit`, where an Auto mesh hides it, the `NamedSharding` of points.
@@ -81,7 +91,9 @@ def update(
         ValueError: A shape does not fit; `temperature` is a number and not positive
             and finite, or not a scalar; `empty` is unknown; `block_size` is below 1;
             `state` is of another optimizer; `distance` has no means and the optimizer
-            needs counts, as `newton` and `macqueen` do; `points` is a NumPy array with
+            needs counts, as `newton` and `macqueen` do; there is one of `min_count` and
+            `index` without the other, or both for an optimizer that keeps no counts;
+            `min_count` is a negative number; `points` is a NumPy array with
             a row outside the domain of `distance`; `axis_name` is not an axis of the
             shard_map around.
 
@@ -111,23 +123,48 @@ def update(
         axis_name=axis_name,
     )
     check_state(state, algorithm.optimizer)
-    check_replicated(algorithm.plan, problem, state)
-    found = updated(algorithm, problem, state)
+    restart = _as_restart(min_count, index, problem, state)
+    check_replicated(algorithm.plan, problem, (state, restart))
+    found = updated(algorithm, problem, state, restart)
     return found.state, found.stats
 
 
+def _as_restart(
+    min_count: ArrayLike | None,
+    index: ArrayLike | None,
+    problem: Problem,
+    state: State,
+) -> tuple[jax.Array, jax.Array] | None:
+    """Both arguments, checked, or None."""
+    if index is None and min_count is None:
+        return None
+    if index is None:
+        raise ValueError("index must be given with min_count, got None")
+    if min_count is None:
+        raise ValueError("min_count must be given with index, got None")
+    counts_of(state.opt_state, len(state.centroids))
+    given = min_count, problem.points, problem.weights, state.centroids
+    return as_scalar("min_count", *given, zero=True), as_index(index)
+
+
 @over_rows(1)
-def updated(algorithm: Algorithm, problem: Problem, state: State) -> Step:
+def updated(
+    algorithm: Algorithm,
+    problem: Problem,
+    state: State,
+    restart: tuple[jax.Array, jax.Array] | None = None,
+) -> Step:
     """A step with weights in a unit, and what it finds as the true weights make it."""
     optimizer = algorithm.optimizer
     problem = in_unit(algorithm.plan, problem, state.centroids)
     opt_state = counts_in_unit(optimizer, state.opt_state, problem)
     found = step(algorithm, problem, state._replace(opt_state=opt_state))
     opt_state = counts_in_true_unit(optimizer, found.state.opt_state, problem)
-    return found._replace(
+    found = found._replace(
         state=found.state._replace(opt_state=opt_state),
         stats=in_true_unit(found.stats, problem),
     )
+    return found if restart is None else restarted(algorithm, problem, found, *restart)
 
 
 def as_algorithm(

@@ -40,6 +40,27 @@ def largest(values: Tensor, group: ProcessGroup | None) -> Tensor:
     return values
 
 
+def rows_of_least(
+    rows: Tensor, numbers: Tensor, total: Tensor, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """The k rows with the smallest of the sorted numbers [k] of all processes, [k, d].
+
+    And the sum of the totals, []. Only these rows are exchanged, by sums with zeros.
+    """
+    if group is None:
+        return rows, total
+    k, process = len(rows), dist.get_rank(group)
+    every = numbers.new_zeros(dist.get_world_size(group), k)
+    every[process] = numbers
+    dist.all_reduce(every, dist.ReduceOp.SUM, group)
+    order = every.reshape(-1).argsort(stable=True)[:k]
+    mine = order // k == process
+    found = torch.where(mine[:, None], rows[order % k], 0)
+    dist.all_reduce(found, dist.ReduceOp.SUM, group)
+    dist.all_reduce(total, dist.ReduceOp.SUM, group)
+    return found, total
+
+
 def summed(stats: Statistics, group: ProcessGroup | None) -> Statistics:
     """The statistics of the points of all processes, exchanged as one tensor."""
     if group is None:

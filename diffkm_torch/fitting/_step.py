@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkm_torch._checks import as_problem
+from diffkm_torch._checks import as_problem, as_scalar
 from diffkm_torch._hints import hinted, shown
 from diffkm_torch._pass import has_means
 from diffkm_torch._problem import Problem
@@ -20,6 +20,7 @@ from diffkm_torch.fitting._empty import (
     set_rows,
 )
 from diffkm_torch.fitting._processes import summed
+from diffkm_torch.fitting._reassign import as_index, counts_of, restarted
 from diffkm_torch.fitting._state import (
     State,
     check_state,
@@ -80,6 +81,8 @@ def update(
     temperature: Temperature = None,
     distance: Distance = squared_euclidean,
     empty: str | EmptyPolicy = "keep",
+    min_count: float | Tensor | None = None,
+    index: Tensor | None = None,
     block_size: int | None = None,
 ) -> tuple[State, Statistics]:
     """Mirrors `diffkm_jax.update`: one pass, and one step of the optimizer."""
@@ -99,19 +102,51 @@ def update(
         block_size=block_size,
     )
     check_state(state, algorithm.optimizer)
-    return updated(algorithm, in_unit(problem, state.centroids), state)
+    restart = _as_restart(min_count, index, problem, state)
+    found = updated(algorithm, in_unit(problem, state.centroids), state)
+    if restart is None:
+        return found.state, found.stats
+    new = restarted(algorithm.optimizer, problem, found.state, *restart)
+    # A batch that is not finite has no row to be set to.
+    return select(found.finite, new, found.state), found.stats
+
+
+def _as_restart(
+    min_count: float | Tensor | None,
+    index: Tensor | None,
+    problem: Problem,
+    state: State,
+) -> tuple[Tensor, Tensor] | None:
+    """Both arguments, checked, or None."""
+    if index is None and min_count is None:
+        return None
+    if index is None:
+        raise ValueError("index must be given with min_count, got None")
+    if min_count is None:
+        raise ValueError("min_count must be given with index, got None")
+    counts_of(state)
+    dtype = problem.dtype(state.centroids)
+    return as_scalar("min_count", min_count, dtype, zero=True), as_index(index)
 
 
 def updated(
-    algorithm: Algorithm, problem: Problem, state: State
-) -> tuple[State, Statistics]:
-    """A step of a problem that has its unit; state and statistics are in the true."""
+    algorithm: Algorithm,
+    problem: Problem,
+    state: State,
+    stats: Statistics | None = None,
+) -> Step:
+    """A step of a problem that has its unit; state and statistics are in the true.
+
+    It is by the statistics of its nearest centroids, or by those given.
+    """
     optimizer = algorithm.optimizer
     opt_state = counts_in_unit(optimizer, state.opt_state, problem)
-    state, stats, *_ = step(algorithm, problem, state._replace(opt_state=opt_state))
-    opt_state = counts_in_true_unit(optimizer, state.opt_state, problem)
-    state = state._replace(opt_state=opt_state)
-    return state, Statistics(*(in_true_unit(a, problem) for a in stats))
+    found = step(algorithm, problem, state._replace(opt_state=opt_state), stats)
+    opt_state = counts_in_true_unit(optimizer, found.state.opt_state, problem)
+    return found._replace(
+        state=found.state._replace(opt_state=opt_state),
+        stats=Statistics(*(in_true_unit(a, problem) for a in found.stats)),
+    )
 
 
 class Step(NamedTuple):
@@ -131,15 +166,21 @@ class Step(NamedTuple):
     finite: Tensor
 
 
-def step(algorithm: Algorithm, problem: Problem, state: State) -> Step:
-    """One step, of a state that has its remainder."""
+def step(
+    algorithm: Algorithm,
+    problem: Problem,
+    state: State,
+    stats: Statistics | None = None,
+) -> Step:
+    """One step, of a state that has its remainder; by statistics that may be given."""
     optimizer, empty = algorithm.optimizer, algorithm.empty
     old = state
     state = retracted(problem, state, state)
     c, active = state.centroids, problem.active
     problem = at_step(algorithm, problem, state.step)
     problem = problem._replace(remainder=state.remainder)
-    stats = used = summed(statistics_of(problem, c), algorithm.group)
+    stats = statistics_of(problem, c) if stats is None else stats
+    stats = used = summed(stats, algorithm.group)
     filled, rows, weights = None, c, torch.zeros_like(stats.counts)
     if empty == "farthest":
         used, filled, rows = fill_farthest(problem, c, stats)

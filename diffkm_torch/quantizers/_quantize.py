@@ -5,6 +5,7 @@ A declared gradient is a change of value zero, added to the nearest centroid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,11 +23,11 @@ from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._geometry import fill_inert, fill_rows, prepare
 from diffkm_torch._hints import hinted
 from diffkm_torch._numerics import polar
+from diffkm_torch._pass import drawn_labels, labels_of
 from diffkm_torch._problem import Problem
-from diffkm_torch._products import rows_of
+from diffkm_torch._products import rows_of, sums_by_label
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.distances._pairwise import evaluate
-from diffkm_torch.statistics import labels_of
 
 __all__ = ["Quantized", "nsvq", "quantize", "rotation_trick", "straight_through_vector"]
 
@@ -34,12 +35,25 @@ Method = Callable[[Tensor, Tensor], Tensor]
 
 
 class Quantized(NamedTuple):
-    """Mirrors `diffkm_jax.Quantized`: values, labels, and two losses."""
+    """Mirrors `diffkm_jax.Quantized`: values, labels, two losses, and counts."""
 
     values: Tensor
     labels: Tensor
     codebook_loss: Tensor
     commitment_loss: Tensor
+    counts: Tensor
+
+    @property
+    def usage(self) -> Tensor:
+        """Share of the k codes that have a point of positive weight, []."""
+        return (self.counts > 0).to(self.counts.dtype).mean(-1)
+
+    @property
+    def perplexity(self) -> Tensor:
+        """exp(−Σ p log p) with p the counts over their sum, []; NaN without any."""
+        share = self.counts / self.counts.amax(-1, keepdim=True)
+        p = share / share.sum(-1, keepdim=True)
+        return torch.special.entr(p).sum(-1).exp()
 
 
 def straight_through_vector(points: Tensor, nearest: Tensor) -> Tensor:
@@ -119,26 +133,39 @@ def quantize(
     distance: Distance = squared_euclidean,
     weights: Tensor | None = None,
     active: Tensor | None = None,
+    temperature: float | Tensor | None = None,
+    noise: Tensor | None = None,
     block_size: int | None = None,
 ) -> Quantized:
-    """Mirrors `diffkm_jax.quantize`: nearest centroids, a method's gradient, losses."""
+    """Mirrors `diffkm_jax.quantize`: centroids, a method's gradient, losses."""
+    check_callable("method", method)
+    rows, of_rows, shape = _as_rows(points, weights, centroids)
+    if temperature is None and noise is not None:
+        raise ValueError("temperature must be given with noise, got None")
+    if noise is None and temperature is not None:
+        raise ValueError("noise must be given with temperature, got None")
     problem, centroids = as_problem(
-        points,
+        rows,
         centroids,
         distance=distance,
-        weights=weights,
+        weights=of_rows,
         active=active,
+        temperature=temperature,
         block_size=block_size,
     )
-    check_callable("method", method)
-    points = problem.points
-    x, nearest, *others = _encode(problem, centroids)
-    nearest = nearest.detach().to(centroids.dtype)
-    values = method(x.to(points.dtype), nearest)
-    if values.shape != points.shape:
-        shapes = f"{tuple(values.shape)} for points {tuple(points.shape)}"
+    leading, k = shape[:-1], len(centroids)
+    if noise is not None:
+        check_floating("noise", noise)
+        expected = f"[..., k] with k = {k}, as points {shape}"
+        check_shape("noise", noise, (*leading, k), expected)
+        noise = noise.reshape(-1, k)
+    x, codes, labels, *others = _encode(problem, centroids, noise)
+    codes = codes.detach().to(centroids.dtype)
+    values = method(x.to(problem.points.dtype).reshape(shape), codes.reshape(shape))
+    if tuple(values.shape) != shape:
+        shapes = f"{tuple(values.shape)} for points {shape}"
         raise ValueError(f"method must keep the shape of the points, got {shapes}")
-    return Quantized(values, *others)
+    return Quantized(values, labels.reshape(leading), *others)
 
 
 @hinted
@@ -153,32 +180,63 @@ def nsvq(
     block_size: int | None = None,
 ) -> Quantized:
     """Mirrors `diffkm_jax.nsvq`: x + ‖x − q‖ v/‖v‖, with gradient to x and q."""
+    rows, of_rows, shape = _as_rows(points, weights, centroids)
     problem, centroids = as_problem(
-        points,
+        rows,
         centroids,
         distance=distance,
-        weights=weights,
+        weights=of_rows,
         active=active,
         block_size=block_size,
     )
-    points = problem.points
     check_floating("noise", noise)
+    check_shape("noise", noise, shape, f"[..., d] as points {shape}")
+    x, nearest, labels, *others = _encode(problem, centroids, None)
+    scale, length, _ = polar((x - nearest).reshape(shape))
+    values = x.reshape(shape) + scale * length * polar(noise.to(x.dtype))[2]
+    values = values.to(problem.points.dtype)
+    return Quantized(values, labels.reshape(shape[:-1]), *others)
+
+
+def _as_rows(
+    points: Tensor, weights: Tensor | None, centroids: Tensor
+) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
+    """Points [n, d] and weights [n] of any leading axes, and the shape of the points.
+
+    Those that are [n, d] are left to the checks of every pass.
+    """
+    points = as_real("points", points)
     shape = tuple(points.shape)
-    check_shape("noise", noise, shape, f"[n, d] as points {shape}")
-    x, nearest, *others = _encode(problem, centroids)
-    scale, length, _ = polar(x - nearest)
-    values = x + scale * length * polar(noise.to(x.dtype))[2]
-    return Quantized(values.to(points.dtype), *others)
+    if len(shape) == 2:
+        return points, weights, shape
+    if not shape:
+        raise ValueError(f"points must be [..., d], got shape {shape}")
+    *leading, d = shape
+    if 0 in leading:
+        raise ValueError(f"points must have at least one row, got shape {shape}")
+    centroids = as_real("centroids", centroids)
+    layout = f"[k, d] with d = {d} as in points {shape}"
+    check_shape("centroids", centroids, (None, d), layout)
+    n = math.prod(leading)
+    if weights is not None:
+        weights = as_real("weights", weights)
+        check_shape("weights", weights, tuple(leading), f"[...] as points {shape}")
+        weights = weights.reshape(n)
+    return points.reshape(n, d), weights, shape
 
 
 def _encode(
-    problem: Problem, centroids: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Points and nearest centroids [n, d], labels [n], and the two losses."""
+    problem: Problem, centroids: Tensor, noise: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Points and codes [n, d], labels [n], the two losses [], and counts [k]."""
     x, c, w, _ = prepare(problem, centroids)
-    labels = labels_of(problem._replace(points=x), centroids)
-    nearest = rows_of(c, labels)
-    fixed = nearest.detach()
+    filled = problem._replace(points=x)
+    if noise is None:
+        labels = labels_of(filled, centroids)
+    else:
+        labels = drawn_labels(filled, centroids, noise)
+    codes = rows_of(c, labels)
+    fixed = codes.detach()
     # What is not finite where the weight is zero becomes the value itself.
     x = fill_inert(problem.points.to(c.dtype), problem.weights, fixed)
 
@@ -188,9 +246,12 @@ def _encode(
     with torch.no_grad():
         costs = cost(x, fixed)
     inert = fill_rows(x, w, costs, fixed)
-    codebook_loss = (w * cost(inert.detach(), nearest)).sum()
+    codebook_loss = (w * cost(inert.detach(), codes)).sum()
     commitment_loss = (w * cost(inert, fixed)).sum()
-    return x, nearest, labels, codebook_loss, commitment_loss
+    # Without what is not finite, of which the losses say so.
+    taken = torch.where(costs.isfinite() & w.isfinite(), w, 0).detach()
+    (counts,) = sums_by_label(labels, len(c), taken)
+    return x, codes, labels, codebook_loss, commitment_loss, counts
 
 
 def _as_pair(points: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,6 +76,7 @@ NO_ARRAYS = {
 }
 # Noise that is not one draw of Gumbel for every logit.
 NOISE = {
+    "diveq": "normal",
     "gumbel_rao": "draws",
     "nsvq": "normal",
     "perturbed_argmax": "draws",

@@ -15,7 +15,7 @@ from diffkm_jax.quantizers._lookup_free import (
     lookup_free_quantize,
     lookup_free_values,
 )
-from diffkm_jax.quantizers._nsvq import nsvq
+from diffkm_jax.quantizers._nsvq import diveq, nsvq
 from diffkm_jax.quantizers._quantize import quantize
 from diffkm_jax.quantizers._quantized import Quantized
 from diffkm_jax.quantizers._vector_maps import rotation_trick, straight_through_vector
@@ -24,6 +24,7 @@ __all__ = [
     "LookupFreeQuantized",
     "Quantized",
     "ScalarQuantized",
+    "diveq",
     "finite_scalar_quantize",
     "finite_scalar_values",
     "lookup_free_quantize",

@@ -95,7 +95,8 @@ def finite_scalar_quantize(
     bounded = half * jnp.tanh(points.astype(dtype) + shift) - offset
     rounded = jnp.round(bounded)
     width = _along_last(number // 2, points.ndim, dtype)
-    values = straight_through_vector(bounded, rounded) / width
+    inverse = _along_last(1 / (number // 2), points.ndim, dtype)
+    values = straight_through_vector(inverse * bounded, _as_values(rounded, levels))
     digits = jnp.where(jnp.isnan(rounded), 0, rounded + width).astype(jnp.int32)
     places = _along_last(_places(levels), points.ndim, jnp.int32)
     labels = jnp.sum(digits * places, axis=-1, dtype=jnp.int32)
@@ -145,7 +146,20 @@ def finite_scalar_values(
         _along_last(a, ndim, jnp.int32) for a in (_places(levels), number, number // 2)
     )
     steps = labels[..., None] // places % base - width
-    return (steps.astype(wide) / width.astype(wide)).astype(found)
+    return _as_values(steps.astype(wide), levels).astype(found)
+
+
+def _as_values(steps: jax.Array, levels: tuple[int, ...]) -> jax.Array:
+    """Whole steps from the middle as values from −1 to 1, everywhere the same ones.
+
+    Of a quotient XLA makes a product with a reciprocal in some programs, and in others
+    not.
+    """
+    width = np.asarray(levels) // 2
+    ends = jnp.abs(steps) == _along_last(width, steps.ndim, steps.dtype)
+    # A product that should be 1 may be rounded to less.
+    inverse = _along_last(1 / width, steps.ndim, steps.dtype)
+    return jnp.where(ends, jnp.sign(steps), steps * inverse)
 
 
 def as_labels(labels: ArrayLike) -> jax.Array:

@@ -10,10 +10,10 @@ from diffkm_torch.quantizers._lookup_free import (
     lookup_free_quantize,
     lookup_free_values,
 )
+from diffkm_torch.quantizers._nsvq import diveq, nsvq
 from diffkm_torch.quantizers._quantize import (
     Method,
     Quantized,
-    nsvq,
     quantize,
     rotation_trick,
     straight_through_vector,
@@ -24,6 +24,7 @@ __all__ = [
     "Method",
     "Quantized",
     "ScalarQuantized",
+    "diveq",
     "finite_scalar_quantize",
     "finite_scalar_values",
     "lookup_free_quantize",

@@ -42,7 +42,7 @@ def finite_scalar_quantize(points: Tensor, *, levels: Sequence[int]) -> ScalarQu
     bounded = half * (points.to(dtype) + shift).tanh() - offset
     rounded = bounded.detach().round()
     width = number // 2
-    values = straight_through_vector(bounded, rounded) / width
+    values = straight_through_vector(bounded / width, _as_values(rounded, width))
     digits = torch.where(rounded.isnan(), 0, rounded + width).to(torch.int32)
     labels = (digits * _places(levels, device)).sum(-1, dtype=torch.int32)
     return ScalarQuantized(values.to(points.dtype), labels)
@@ -59,7 +59,13 @@ def finite_scalar_values(
     width = number // 2
     steps = labels[..., None] // _places(levels, labels.device) % number - width
     wide = accumulation_dtype(torch.zeros((), dtype=found))
-    return (steps.to(wide) / width).to(found)
+    return _as_values(steps.to(wide), width).to(found)
+
+
+def _as_values(steps: Tensor, width: Tensor) -> Tensor:
+    """Whole steps from the middle as values from −1 to 1, rounded as in JAX."""
+    inverse = width.double().reciprocal().to(steps.dtype)
+    return torch.where(steps.abs() == width, steps.sign(), steps * inverse)
 
 
 def as_labels(labels: Tensor) -> Tensor:

@@ -73,10 +73,9 @@ def lookup_free_quantize(
     total = w.sum()
     total = torch.where(total == 0, 1, total)
     one = (w * _entropies(x, t).sum(-1)).sum() / total
-    whole = sum(
-        _entropy((w[:, None] * _probabilities(part, t)).sum(0) / total)
-        for part in x.split(size, dim=1)
-    )
+    groups = [_probabilities(part, t) for part in x.split(size, dim=1)]
+    whole = torch.stack([_entropy((w[:, None] * p).sum(0) / total) for p in groups])
+    whole = whole.sum()
     values = straight_through_vector(points, codes)
     return LookupFreeQuantized(
         values, labels, commitment_loss, one - factor * whole, one, whole

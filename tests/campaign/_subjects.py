@@ -49,6 +49,7 @@ CLASSES = {
 # Values that are no differentiable function of the arrays, though their gradient is
 # exact: of a soft stand-in, of arrays held constant, or zero by request.
 NO_DIFFERENCES = {
+    "diveq",
     "perturbed_argmax",
     "conditional_gumbel(differentiable=False)",
     "fit(derivative=none)",
@@ -265,6 +266,7 @@ SMOOTH = {
     "fit_restarts": _at_rest,
     "fit_sharded": _at_rest,
     # The losses hold points or centroids constant, on purpose.
+    "diveq": lambda quantized: quantized.values,
     "nsvq": lambda quantized: quantized.values,
     "update": lambda pair: (pair[0].centroids, *pair[1]),
 }

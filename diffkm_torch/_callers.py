@@ -6,6 +6,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from diffkm_torch import optimizers
 
 
@@ -76,6 +78,21 @@ def _lookup_free(
     return tuple(function(points - points.mean(), **kwargs))
 
 
+def _residual(
+    module: ModuleType, function: Callable, active: Any, **kwargs: Any
+) -> tuple:
+    """With the same codes of both codebooks active."""
+    return tuple(function(active=active[None][np.zeros(2, int)], **kwargs))
+
+
+def _product(
+    module: ModuleType, function: Callable, codebooks: Any, **kwargs: Any
+) -> tuple:
+    """Of two groups."""
+    half = codebooks[..., : codebooks.shape[-1] // 2]
+    return _residual(module, function, codebooks=half, **kwargs)
+
+
 def _power(row: Any) -> Any:
     """A convex function, in both packages."""
     return (row**4).sum()
@@ -136,6 +153,8 @@ CALLS = {
     "init": _init,
     "lookup_free_quantize": _lookup_free,
     "lookup_free_values": lambda _, f, labels: f(labels, d=4),
+    "product_quantize": _product,
+    "residual_quantize": _residual,
     "mahalanobis": lambda _, f, precision, x, y: f(precision)(x, y),
     "reassign": _reassign,
     "update": _update,

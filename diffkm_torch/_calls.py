@@ -124,6 +124,7 @@ def arrays() -> dict[str, np.ndarray]:
         **{name: np.asarray(value) for name, value in SCALARS.items()},
         "points": points,
         "centroids": centroids,
+        "codebooks": np.stack([centroids, centroids - centroids.mean(0)]),
         "weights": rng.uniform(0.5, 1.5, 40),
         "active": np.array([True, True, False, True, True]),
         "nearest": points[::-1].copy(),

@@ -18,6 +18,7 @@ from diffkm_jax.quantizers._lookup_free import (
 from diffkm_jax.quantizers._nsvq import diveq, nsvq
 from diffkm_jax.quantizers._quantize import quantize
 from diffkm_jax.quantizers._quantized import Quantized
+from diffkm_jax.quantizers._residual import product_quantize, residual_quantize
 from diffkm_jax.quantizers._vector_maps import rotation_trick, straight_through_vector
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
     "lookup_free_quantize",
     "lookup_free_values",
     "nsvq",
+    "product_quantize",
     "quantize",
+    "residual_quantize",
     "rotation_trick",
     "straight_through_vector",
 ]

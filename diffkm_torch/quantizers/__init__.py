@@ -18,6 +18,7 @@ from diffkm_torch.quantizers._quantize import (
     rotation_trick,
     straight_through_vector,
 )
+from diffkm_torch.quantizers._residual import product_quantize, residual_quantize
 
 __all__ = [
     "LookupFreeQuantized",
@@ -30,7 +31,9 @@ __all__ = [
     "lookup_free_quantize",
     "lookup_free_values",
     "nsvq",
+    "product_quantize",
     "quantize",
+    "residual_quantize",
     "rotation_trick",
     "straight_through_vector",
 ]

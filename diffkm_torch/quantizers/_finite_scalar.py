@@ -43,8 +43,8 @@ def finite_scalar_quantize(points: Tensor, *, levels: Sequence[int]) -> ScalarQu
     rounded = bounded.detach().round()
     width = number // 2
     values = straight_through_vector(bounded / width, _as_values(rounded, width))
-    digits = torch.where(rounded.isnan(), 0, rounded + width).to(torch.int32)
-    labels = (digits * _places(levels, device)).sum(-1, dtype=torch.int32)
+    digits = torch.where(rounded.isnan(), 0, rounded + width).long()
+    labels = (digits * _places(levels, device)).sum(-1)
     return ScalarQuantized(values.to(points.dtype), labels)
 
 
@@ -55,7 +55,7 @@ def finite_scalar_values(
     """Mirrors `diffkm_jax.finite_scalar_values`: the digits of labels, as values."""
     levels = _as_levels(levels)
     labels, found = as_labels(labels), as_float_dtype(dtype)
-    number = torch.tensor(levels, dtype=torch.int32, device=labels.device)
+    number = torch.tensor(levels, device=labels.device)
     width = number // 2
     steps = labels[..., None] // _places(levels, labels.device) % number - width
     wide = accumulation_dtype(torch.zeros((), dtype=found))
@@ -69,12 +69,12 @@ def _as_values(steps: Tensor, width: Tensor) -> Tensor:
 
 
 def as_labels(labels: Tensor) -> Tensor:
-    """The labels, checked: integers, as int32."""
+    """The labels, checked: integers, as int64."""
     check_tensor("labels", labels)
     kind = labels.dtype
     if kind.is_floating_point or kind.is_complex or kind == torch.bool:
         raise TypeError(f"labels must be integers, got dtype {kind}")
-    return labels.to(torch.int32)
+    return labels.long()
 
 
 def as_float_dtype(dtype: Any) -> torch.dtype:
@@ -101,4 +101,4 @@ def _as_levels(levels: Any) -> tuple[int, ...]:
 def _places(levels: tuple[int, ...], device: torch.device) -> Tensor:
     """What a step of each coordinate adds to the label."""
     places = [math.prod(levels[:i]) for i in range(len(levels))]
-    return torch.tensor(places, dtype=torch.int32, device=device)
+    return torch.tensor(places, device=device)

@@ -62,7 +62,7 @@ def lookup_free_quantize(
     bits = points.detach() > 0
     codes = bits.to(points.dtype) * 2 - 1
     places = 2 ** torch.arange(d, device=points.device)
-    labels = (bits * places).sum(-1).to(torch.int32)
+    labels = (bits * places).sum(-1)
     fixed = codes.reshape(n, d).to(acc)
     x = fill_inert(points.reshape(n, d).to(acc), w, fixed)
     w = x.new_ones(n) if w is None else w

@@ -145,6 +145,8 @@ def arrays() -> dict[str, np.ndarray]:
     return scalars | {
         "points": points,
         "centroids": centroids,
+        # Far from ties in the second stage, or group, too.
+        "codebooks": np.stack([centroids, 9 * (centroids - centroids[0])]),
         "weights": rng.uniform(0.5, 1.5, 12),
         "active": np.array([True, True, False, True]),
         "labels": np.arange(12).reshape(3, 4),

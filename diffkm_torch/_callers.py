@@ -120,7 +120,12 @@ def _optimizer(
 def _update(
     module: ModuleType, function: Callable, points: Any, centroids: Any, **kwargs: Any
 ) -> tuple:
-    state, stats = function(points, module.init(centroids), **kwargs)
+    optimizer = module.newton()
+    if "min_count" in kwargs:
+        optimizer = module.macqueen()
+        kwargs["index"] = module.assign(points, centroids)
+    state = module.init(centroids, optimizer=optimizer)
+    state, stats = function(points, state, optimizer=optimizer, **kwargs)
     return state.centroids, *stats
 
 

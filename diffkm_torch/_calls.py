@@ -31,6 +31,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "gap": (None,),
     "hard": (True,),
     "method": ("rotation_trick",),
+    "min_count": (7.0,),
     "scaled": (True,),
     "temperature": (0.3,),
 }
@@ -41,6 +42,7 @@ SCALARS = {
     "diversity_weight": 0.7,
     "eta": 0.8,
     "gap": 1.5,
+    "min_count": 7.0,
     "scale": 0.8,
     "strength": 1.2,
     "tau": 0.7,
@@ -79,6 +81,7 @@ NOISE = {
     "diveq": "normal",
     "gumbel_rao": "draws",
     "nsvq": "normal",
+    "quantize": "choices",
     "perturbed_argmax": "draws",
     "reinmax_cv": "draws",
     "reinmax_rao": "draws",
@@ -144,6 +147,7 @@ def arrays() -> dict[str, np.ndarray]:
         "noise": gumbel[0],
         "draws": gumbel[:4],
         "normal": rng.normal(size=points.shape),
+        "choices": rng.gumbel(size=(40, 5)),
     }
 
 
@@ -152,7 +156,9 @@ def arguments(name: str, variant: dict[str, Any], data: dict) -> dict[str, Any]:
     found = {key: data[key] for key in BESIDE.get(name, ())}
     for key, parameter in _parameters(name).items():
         if key == "noise":
-            found[key] = data[NOISE.get(name, "noise")]
+            # Where it may be None, it is for a temperature.
+            if parameter.default is parameter.empty or "temperature" in variant:
+                found[key] = data[NOISE.get(name, "noise")]
         elif key in SCALARS:
             # None is another formula: a variant.
             if variant.get(key, parameter.default) is not None:

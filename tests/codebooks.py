@@ -69,6 +69,31 @@ CASES = {
 }
 
 
+# Six codes of which the last three are nowhere near, and are set anew.
+FAR = torch.cat([C[:3], C[:3] + 90])
+RESTARTS = {
+    "plain": DRAWN,
+    "some not finite": changed(1, of_some, steps=(0, 1, 2, 3)),
+    "none in the first": changed(0, nowhere, steps=(0, 1, 2, 3)),
+    "none in the second": changed(1, nowhere, steps=(0, 1, 2, 3)),
+    "no weight": changed(1, lambda x, w: (x, 0 * w), steps=(0, 1, 2, 3)),
+    "one row": [[(x[:1], None) for x, _ in own] for own in DRAWN],
+    "none at all": [[nowhere(*pair) for pair in own] for own in DRAWN],
+}
+
+
+def restarting(batches, process, compiles=False):
+    """What a layer keeps after every batch."""
+    torch.manual_seed(process)
+    layer = dt.VectorQuantizer(FAR, decay=DECAY, min_count=0.5)
+    call = torch.compile(layer, backend="eager", fullgraph=True) if compiles else layer
+    found = []
+    for points, weights in batches:
+        call(points, weights=weights)
+        found.append({name: a.clone() for name, a in layer.state_dict().items()})
+    return found
+
+
 def layer_of(options):
     c = C.exp() if options.get("distance") is dt.kl_divergence else C
     return dt.VectorQuantizer(c, decay=DECAY, **options)
@@ -110,6 +135,9 @@ def results(process):
         name: trained(layer_of(options), batches[process])
         for name, (options, batches) in CASES.items()
     }
+    for name, batches in RESTARTS.items():
+        found[f"restarts, {name}"] = restarting(batches[process], process)
+    found["restarts, compiled"] = restarting(DRAWN[process], process, compiles=True)
     alone = dist.new_subgroups(1)[0]
     found["alone"] = trained(layer_of({"process_group": alone}), DRAWN[process])
     everyone = dist.new_group([0, 1])

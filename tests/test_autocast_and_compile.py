@@ -131,6 +131,29 @@ def test_layers_compile_to_one_graph_and_keep_their_state(build, mode):
         close(dict(fast.state_dict()), dict(eager.state_dict()))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"decay": 0.9, "min_count": 1.0},
+        {"decay": 0.9, "min_count": 1.0, "sample_temperature": 0.5},
+        {"sample_temperature": torch.tensor(0.5)},
+    ],
+)
+def test_layers_that_draw_compile_to_one_graph(options):
+    far = torch.cat([C, C + 90])
+    eager = QUANTIZER(far, **options)
+    fast = deepcopy(eager)
+    program = compiled(fast)
+    for step in range(3):
+        found = []
+        for layer in (program, eager):
+            torch.manual_seed(step)
+            found.append(with_gradients(layer, X + step))
+        close(*found)
+        close(dict(fast.state_dict()), dict(eager.state_dict()))
+    assert (eager.centroids.abs().max() < 50) == ("min_count" in options)
+
+
 def test_another_temperature_tensor_compiles_nothing_anew():
     layer = dt.KMeansLoss(C, temperature=torch.tensor(1.0))
     program = compiled(layer)

@@ -111,7 +111,17 @@ CALLS = {
     "kmeans_parallel": lambda: dk.kmeans_parallel(KEY, X, 3, weights=number() * W),
     "kmeans_plus_plus": lambda: dk.kmeans_plus_plus(KEY, X, 3, weights=number() * W),
     "load": lambda: saved(dk.update(X, STATE)[0]),
+    "quantize, drawn": lambda: dk.quantize(
+        X, C, temperature=number(), noise=DATA["choices"]
+    ),
+    "quantize, more axes": lambda: dk.quantize(X[None], C, weights=number() * W[None]),
     "reassign": lambda: dk.reassign(X, COUNTED, jnp.arange(4), ratio=number()),
+    "reassign, a count": lambda: dk.reassign(
+        X, COUNTED, jnp.arange(4), min_count=number()
+    ),
+    "update, a count": lambda: dk.update(
+        X, COUNTED, optimizer=dk.macqueen(), min_count=number(), index=jnp.arange(4)
+    ),
     "save": lambda: saved(dk.fit(X, C, tol=number())),
     "random_points": lambda: dk.random_points(KEY, X, 3),
     "fit, no step": lambda: dk.fit(X, C, max_steps=0),

@@ -1,6 +1,6 @@
 """Quantizers in JAX and in torch: values, gradients, second derivatives, errors."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,22 @@ def test_the_quantizers_agree(function, name, dtype):
     assert unresolved <= (1.0 if (name, dtype) == ("offset", "float32") else 0.2)
 
 
+@pytest.mark.parametrize("name", ["random", "zero weights", "inactive", "offset"])
+@pytest.mark.parametrize("distance", ["squared_euclidean", "manhattan"])
+def test_drawn_codes_agree(name, distance):
+    arrays = problem(name, "float64")
+    shape = len(arrays["points"]), len(arrays["centroids"])
+    noise = np.random.default_rng(5).gumbel(size=shape)
+
+    def outcome(module, **kw):
+        found = module.quantize(distance=getattr(module, distance), block_size=8, **kw)
+        return found.values, found.codebook_loss, found.commitment_loss, found.counts
+
+    pair = (partial(outcome, module) for module in (dk, dt))
+    arrays |= {"noise": noise, "temperature": np.asarray(0.7)}
+    assert compare(*pair, **arrays) == 0
+
+
 @pytest.mark.parametrize("name", ["random", "zero weights", "inactive"])
 @pytest.mark.parametrize("function", [*METHODS, "nsvq"])
 def test_second_derivatives_of_the_quantizers_agree(function, name):
@@ -166,6 +182,39 @@ RAISES = [
         ValueError,
         r"method must keep the shape .*\(40, 3\) for points \(41, 3\)",
     ),
+    *(
+        ("quantize", (X, C), options, error, message)
+        for options, error, message in [
+            ({"temperature": 1.0}, ValueError, "noise must be given with temperature"),
+            (
+                {"noise": V},
+                ValueError,
+                "temperature must be given with noise",
+            ),
+            (
+                {"temperature": 1.0, "noise": V},
+                ValueError,
+                r"noise must be \[\.\.\., k\] with k = 5, .*got shape \(41, 3\)",
+            ),
+            (
+                {"temperature": 1.0, "noise": np.ones((41, 5), int)},
+                TypeError,
+                "noise must be floating",
+            ),
+            ({"temperature": -1.0, "noise": W}, ValueError, "temperature must be fin"),
+            (
+                {"temperature": W, "noise": W},
+                ValueError,
+                "temperature must be a sc",
+            ),
+        ]
+    ),
+    *(
+        (name, (X[None], C, *more), {"weights": W}, ValueError, message)
+        for name, more in [("quantize", ()), ("nsvq", (V[None],))]
+        for message in [r"weights must be \[\.\.\.\] as points .*got shape \(41,\)"]
+    ),
+    ("nsvq", (X[None], C, V), {}, ValueError, r"noise must be \[\.\.\., d\] as points"),
     ("nsvq", (X, C, V.astype(int)), {}, TypeError, "noise must be floating"),
     ("nsvq", (X, C, V[:5]), {}, ValueError, r"noise .*\(41, 3\), got shape \(5, 3\)"),
 ]

@@ -71,6 +71,11 @@ def of_fit(**options):
 
 
 FAR = C.at[0].set(50.0)
+EMA = dk.ema(0.9)
+COUNTED = dk.init(FAR, optimizer=EMA)
+# Those without weight first, which become no centroid.
+ORDER = np.argsort(np.arange(40) % 7, kind="stable")
+GUMBEL = RNG.gumbel(size=(40, 4))
 FUNCTIONS = {
     "statistics": lambda x, w: dk.statistics(x, C, weights=w),
     "no weights": lambda x, w: dk.statistics(x, C),
@@ -79,6 +84,15 @@ FUNCTIONS = {
     "assigned": lambda x, w: dk.assigned_loss(x, C, dk.softmax, weights=w),
     "assign": lambda x, w: dk.assign(x, C),
     "quantize": lambda x, w: dk.quantize(x, C, weights=w),
+    "quantize drawn": lambda x, w: dk.quantize(
+        x, C, weights=w, temperature=0.5, noise=GUMBEL
+    ),
+    "quantize more axes": lambda x, w: dk.quantize(
+        x.reshape(8, 5, 3), C, weights=w.reshape(8, 5)
+    ),
+    "update restarting": lambda x, w: dk.update(
+        x, COUNTED, optimizer=EMA, weights=w, min_count=1.0, index=ORDER
+    ),
     "nsvq": lambda x, w: dk.nsvq(x, C, X[::-1].copy(), weights=w),
     "random_points": lambda x, w: dk.random_points(KEY, x, 4, weights=w),
     "random_points alike": lambda x, w: dk.random_points(KEY, x, 4),

@@ -186,11 +186,19 @@ def restarted(
             usable.sum(dtype=jnp.int32) // 2,
             (~last).sum(dtype=jnp.int32),
         )
-        return retracted(problem, state, found.state)
+        return _retracted(problem, state, found.state)
 
     low = is_below(counts_of(found.state.opt_state, k), min_count, active)
     state = lax.cond(found.finite & low.any(), restart, lambda: found.state)
     return found._replace(state=state)
+
+
+def _retracted(problem: Problem, state: State, old: State) -> State:
+    """The state with the rows that were set where those of its distance are."""
+    is_set = jnp.any(state.centroids != old.centroids, axis=1)[:, None]
+    state = retracted(problem, state, old)
+    c = jnp.where(is_set, state.centroids, old.centroids)
+    return state._replace(centroids=c)
 
 
 def refilled(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax.numpy as jnp
 from jax import export
 
+from diffkm_jax._numerics import unit_of
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
@@ -51,8 +53,8 @@ class Quantized(NamedTuple):
         The number of codes that, used evenly, would have this entropy. NaN where no
         point has weight.
         """
-        # By the largest first: a sum of weights may leave the range of its dtype.
-        share = self.counts / jnp.max(self.counts, axis=-1, keepdims=True)
+        # A sum of weights may leave the range of its dtype.
+        share = self.counts / unit_of(jnp.max(self.counts, axis=-1, keepdims=True))
         p = share / jnp.sum(share, axis=-1, keepdims=True)
         return jnp.exp(-jnp.sum(p * jnp.log(jnp.where(p == 0, 1, p)), axis=-1))
 

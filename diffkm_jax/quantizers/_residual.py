@@ -110,7 +110,7 @@ def residual_quantize(
 @hinted
 def product_quantize(
     points: Float[ArrayLike, "*batch d"],
-    codebooks: Float[ArrayLike, "g *s k d/g"],
+    codebooks: Float[ArrayLike, "g *s k e"],
     *,
     method: Method = straight_through_vector,
     distance: Distance = squared_euclidean,
@@ -127,12 +127,11 @@ def product_quantize(
     Args:
         points: Data, [..., d], real, in data units; coordinates in g groups of d/g, one
             after another.
-        codebooks: The centroids of every group, [g, k, d/g], or of every group and
-            stage, [g, s, k, d/g], real, in data units.
-        method: Function of points and what they are replaced by, both [..., g, d/g], to
-            values [..., g, d/g]; `straight_through_vector`, `rotation_trick` or
-            another.
-        distance: Function of two arrays [..., d/g], of labels and losses; static by
+        codebooks: The centroids of every group, [g, k, e] with e = d/g, or of every
+            group and stage, [g, s, k, e], real, in data units.
+        method: Function of points and what they are replaced by, both [..., g, e], to
+            values [..., g, e]; `straight_through_vector`, `rotation_trick` or another.
+        distance: Function of two arrays [..., e], of labels and losses; static by
             identity, or a tree of arrays.
         weights: Non-negative, [...], any unit, of losses and counts; a row of weight 0
             is inert, and what is not finite in it is taken to be its value. None is
@@ -166,7 +165,7 @@ def product_quantize(
     codebooks = as_real("codebooks", codebooks)
     found = codebooks.shape
     if len(found) not in (3, 4) or found[0] * found[-1] != d:
-        layout = f"[g, k, d/g] or [g, s, k, d/g] with d = {d} as in points {shape}"
+        layout = f"[g, k, e] or [g, s, k, e] with g e = {d} as in points {shape}"
         raise ValueError(f"codebooks must be {layout}, got shape {found}")
     active = _as_options(codebooks, active, distance, block_size)
     g, width, staged = found[0], found[-1], len(found) == 4

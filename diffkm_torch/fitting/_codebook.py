@@ -12,8 +12,8 @@ from diffkm_torch._checks import as_scalar
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch.distances import Distance
 from diffkm_torch.fitting._processes import largest, rows_of_least, shared_by
-from diffkm_torch.fitting._reassign import Rule, reassigned
-from diffkm_torch.fitting._state import State, retracted
+from diffkm_torch.fitting._reassign import Rule, reassigned, retracted_where_set
+from diffkm_torch.fitting._state import State
 from diffkm_torch.fitting._step import as_algorithm, updated
 from diffkm_torch.fitting._units import in_unit
 from diffkm_torch.optimizers import EmaState, GradientTransformation
@@ -77,7 +77,7 @@ def averaged(
     old = State(new_c, EmaState(new_n), 0, torch.zeros_like(c))
     rule = Rule(min_count=least)
     new = reassigned(optimizer, old, rows, rule, None, number // 2, number)
-    new = retracted(problem, new, old)
+    new = retracted_where_set(problem, new, old)
     return new.centroids, new.opt_state.counts
 
 

@@ -127,7 +127,15 @@ def restarted(
         usable.sum() // 2,
         (~last).sum(),
     )
-    return retracted(problem, new, state)
+    return retracted_where_set(problem, new, state)
+
+
+def retracted_where_set(problem: Problem, state: State, old: State) -> State:
+    """The state with the rows that were set where those of its distance are."""
+    is_set = (state.centroids != old.centroids).any(1)[:, None]
+    state = retracted(problem, state, old)
+    c = torch.where(is_set, state.centroids, old.centroids)
+    return state._replace(centroids=c)
 
 
 def counts_of(state: State) -> Tensor:

@@ -71,7 +71,7 @@ def product_quantize(
     codebooks = as_real("codebooks", codebooks)
     found = tuple(codebooks.shape)
     if len(found) not in (3, 4) or found[0] * found[-1] != d:
-        layout = f"[g, k, d/g] or [g, s, k, d/g] with d = {d} as in points {shape}"
+        layout = f"[g, k, e] or [g, s, k, e] with g e = {d} as in points {shape}"
         raise ValueError(f"codebooks must be {layout}, got shape {found}")
     _check_options(codebooks, active, distance, block_size)
     g, width, staged = found[0], found[-1], len(found) == 4

@@ -166,6 +166,7 @@ def arrays() -> dict[str, np.ndarray]:
         "noise": gumbel[0],
         "draws": gumbel[:4],
         "normal": rng.normal(size=points.shape),
+        "choices": rng.gumbel(size=(12, 4)),
     }
 
 
@@ -182,7 +183,12 @@ def _at_rest(result: Any) -> tuple:
 
 
 def _update(function: Callable, points: Any, centroids: Any, **kwargs: Any) -> Any:
-    return function(points, dk.init(centroids), **kwargs)
+    optimizer = dk.newton()
+    if "min_count" in kwargs:
+        optimizer = dk.macqueen()
+        kwargs["index"] = jnp.array([7, 2, 0, 9, 4])
+    state = dk.init(centroids, optimizer=optimizer)
+    return function(points, state, optimizer=optimizer, **kwargs)
 
 
 def cost(rows: jax.Array) -> jax.Array:

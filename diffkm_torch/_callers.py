@@ -74,8 +74,8 @@ def _finite_scalar(
 def _lookup_free(
     module: ModuleType, function: Callable, points: Any, **kwargs: Any
 ) -> tuple:
-    """Of points on either side of zero."""
-    return tuple(function(points - points.mean(), **kwargs))
+    """Of points on either side of zero, to where they are moved without rounding."""
+    return tuple(function(points - 1, **kwargs))
 
 
 def _residual(

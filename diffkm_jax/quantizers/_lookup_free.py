@@ -14,6 +14,7 @@ from diffkm_jax._blocks import fill_inert, fill_rows, finite_costs, weigh
 from diffkm_jax._checks import as_real, as_scalar, check_integer, check_shape
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import hinted
+from diffkm_jax._numerics import quotient, unit_of
 from diffkm_jax.quantizers._finite_scalar import as_float_dtype, as_labels
 from diffkm_jax.quantizers._vector_maps import straight_through_vector
 
@@ -200,33 +201,37 @@ def _losses(
     x = fill_rows(x, w, jnp.sum(_entropies(x, temperature), axis=-1), codes)
     costs = jnp.sum((x - codes) ** 2, axis=-1)
     commitment_loss = jnp.sum(weigh(w, finite_costs(costs, w)))
+    # Means do not depend on the unit of the weights, but what underflows does.
+    if w is not None:
+        w = w / unit_of(lax.stop_gradient(jnp.max(w)))
     total = jnp.asarray(n, acc) if w is None else jnp.sum(w)
     total = jnp.where(total == 0, 1, total)
     one = jnp.sum(weigh(w, jnp.sum(_entropies(x, temperature), axis=-1))) / total
     # Of independent coordinates the probabilities of codes are products.
     bits = jnp.exp(_log_bits(x, temperature)).reshape(n, d // size, size, 2)
     low, high = _products(bits[:, :, : size // 2]), _products(bits[:, :, size // 2 :])
-    low = weigh(w, low) / total
-    p = jnp.einsum("nga,ngb->gba", low, high, precision=lax.Precision.HIGHEST)
-    return commitment_loss, one, _entropy(p)
+    low = weigh(w, low)
+    sums = jnp.einsum("nga,ngb->gba", low, high, precision=lax.Precision.HIGHEST)
+    return commitment_loss, one, _entropy(sums / total)
 
 
 def _entropy(p: jax.Array) -> jax.Array:
     """The entropy of probabilities; those of about 10⁻¹⁸ or less in float32 are none.
 
-    In a unit in which their powers to the fourth, by which derivatives are divided, are
-    normal numbers.
+    Small ones in a unit in which their powers to the fourth, by which derivatives are
+    divided, are normal numbers.
     """
     exponent = jnp.finfo(p.dtype).maxexp * 15 // 64
-    used = p >= 2.0 ** (-2 * exponent)
-    scaled = jnp.where(used, p, 1) * 2.0**exponent
-    log_p = jnp.log(scaled) - exponent * math.log(2)
+    used, small = p >= 2.0 ** (-2 * exponent), p < 2.0**-exponent
+    scaled = jnp.where(used, jnp.where(small, 2.0**exponent * p, p), 1)
+    log_p = jnp.log(scaled) - jnp.where(small, exponent * math.log(2), 0)
     return -jnp.sum(jnp.where(used, p, 0) * log_p)
 
 
 def _log_bits(x: jax.Array, temperature: jax.Array) -> jax.Array:
     """Logarithms of the probabilities of −1 and 1, [n, d, 2]."""
-    z = 4 * (x / temperature)
+    # Beyond are zeros and ones, of which no logarithm is infinite then.
+    z = jnp.clip(4 * quotient(x, temperature), -1000, 1000)
     return jnp.stack([jax.nn.log_sigmoid(-z), jax.nn.log_sigmoid(z)], axis=-1)
 
 

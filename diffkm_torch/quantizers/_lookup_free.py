@@ -13,6 +13,7 @@ from diffkm_torch._checks import as_real, as_scalar, check_integer, check_shape
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._geometry import fill_inert, fill_rows
 from diffkm_torch._hints import hinted
+from diffkm_torch._numerics import quotient
 from diffkm_torch.quantizers._finite_scalar import as_float_dtype, as_labels
 from diffkm_torch.quantizers._quantize import straight_through_vector
 
@@ -70,6 +71,8 @@ def lookup_free_quantize(
         costs = _entropies(x, t).sum(-1) + ((x - fixed) ** 2).sum(-1)
     x = fill_rows(x, w, costs, fixed)
     commitment_loss = (w * ((x - fixed) ** 2).sum(-1)).sum()
+    largest = w.detach().max()
+    w = w / torch.where(largest > 0, largest, 1)
     total = w.sum()
     total = torch.where(total == 0, 1, total)
     one = (w * _entropies(x, t).sum(-1)).sum() / total
@@ -106,10 +109,14 @@ def _as_group_size(group_size: int | None, d: int) -> int:
     return int(group_size)
 
 
+def _log_odds(x: Tensor, temperature: Tensor) -> Tensor:
+    return (4 * quotient(x, temperature)).clamp(-1000, 1000)
+
+
 def _probabilities(x: Tensor, temperature: Tensor) -> Tensor:
     """Those of all codes, [n, 2^s], of points [n, s]."""
     found = x.new_ones(len(x), 1)
-    for z in (4 * (x / temperature)).unbind(1):
+    for z in _log_odds(x, temperature).unbind(1):
         p = logsigmoid(torch.stack([-z, z])).exp()[..., None]
         found = torch.cat([found * p[0], found * p[1]], dim=1)
     return found
@@ -117,14 +124,15 @@ def _probabilities(x: Tensor, temperature: Tensor) -> Tensor:
 
 def _entropies(x: Tensor, temperature: Tensor) -> Tensor:
     """The entropies of coordinates, [n, d]."""
-    z = 4 * (x / temperature)
+    z = _log_odds(x, temperature)
     log_p = logsigmoid(torch.stack([-z, z]))
     return -(log_p.exp() * log_p).sum(0)
 
 
 def _entropy(p: Tensor) -> Tensor:
-    """The entropy of probabilities, in a unit in which p⁴ is a normal number."""
+    """The entropy of probabilities, small ones in a unit in which p⁴ is normal."""
     exponent = round(math.log2(torch.finfo(p.dtype).max)) * 15 // 64
-    used = p >= 2.0 ** (-2 * exponent)
-    log_p = (torch.where(used, p, 1) * 2.0**exponent).log() - exponent * math.log(2)
+    used, small = p >= 2.0 ** (-2 * exponent), p < 2.0**-exponent
+    scaled = torch.where(used, torch.where(small, 2.0**exponent * p, p), 1)
+    log_p = scaled.log() - torch.where(small, exponent * math.log(2), 0)
     return -(torch.where(used, p, 0) * log_p).sum()

@@ -74,8 +74,8 @@ def _finite_scalar(
 def _lookup_free(
     module: ModuleType, function: Callable, points: Any, **kwargs: Any
 ) -> tuple:
-    """Of points on either side of zero, to where they are moved without rounding."""
-    return tuple(function(points - 1, **kwargs))
+    """Of undecided points on either side of zero, moved there without rounding."""
+    return tuple(function((points - 1) / 8, **kwargs))
 
 
 def _residual(

@@ -212,7 +212,9 @@ def _losses(
     low, high = _products(bits[:, :, : size // 2]), _products(bits[:, :, size // 2 :])
     low = weigh(w, low)
     sums = jnp.einsum("nga,ngb->gba", low, high, precision=lax.Precision.HIGHEST)
-    return commitment_loss, one, _entropy(sums / total)
+    # By their own sum, which is that of the weights: one code alone has entropy 0 then.
+    mass = jnp.sum(jnp.sum(sums, axis=2, keepdims=True), axis=1, keepdims=True)
+    return commitment_loss, one, _entropy(sums / jnp.where(mass == 0, 1, mass))
 
 
 def _entropy(p: jax.Array) -> jax.Array:

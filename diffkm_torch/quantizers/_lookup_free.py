@@ -71,14 +71,11 @@ def lookup_free_quantize(
         costs = _entropies(x, t).sum(-1) + ((x - fixed) ** 2).sum(-1)
     x = fill_rows(x, w, costs, fixed)
     commitment_loss = (w * ((x - fixed) ** 2).sum(-1)).sum()
-    largest = w.detach().max()
-    w = w / torch.where(largest > 0, largest, 1)
-    total = w.sum()
-    total = torch.where(total == 0, 1, total)
-    one = (w * _entropies(x, t).sum(-1)).sum() / total
+    w = w / _or_one(w.detach().max())
+    one = (w * _entropies(x, t).sum(-1)).sum() / _or_one(w.sum())
     groups = [_probabilities(part, t) for part in x.split(size, dim=1)]
-    whole = torch.stack([_entropy((w[:, None] * p).sum(0) / total) for p in groups])
-    whole = whole.sum()
+    sums = [(w[:, None] * p).sum(0) for p in groups]
+    whole = torch.stack([_entropy(a / _or_one(a.sum())) for a in sums]).sum()
     values = straight_through_vector(points, codes)
     return LookupFreeQuantized(
         values, labels, commitment_loss, one - factor * whole, one, whole
@@ -107,6 +104,11 @@ def _as_group_size(group_size: int | None, d: int) -> int:
     if d % group_size:
         raise ValueError(f"group_size must divide d = {d}, got {group_size}")
     return int(group_size)
+
+
+def _or_one(x: Tensor) -> Tensor:
+    """The number, or 1 for 0, to divide by."""
+    return torch.where(x == 0, 1, x)
 
 
 def _log_odds(x: Tensor, temperature: Tensor) -> Tensor:

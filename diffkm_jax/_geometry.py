@@ -103,7 +103,9 @@ def largest(score: jax.Array) -> jax.Array:
 
 def nearest(score: jax.Array) -> jax.Array:
     """The lowest index of the largest score over the major axis, int32, in range."""
-    return best_of(score)[1]
+    # In a loop second derivatives would ask for that of a reduction with indices, of
+    # which jax 0.10.2 knows none.
+    return best_of(lax.stop_gradient(score))[1]
 
 
 def best_of(score: jax.Array) -> tuple[jax.Array, jax.Array]:

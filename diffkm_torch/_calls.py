@@ -16,6 +16,7 @@ from typing import Any
 import diffkm_jax
 import diffkm_torch
 from diffkm_torch import optimizers
+from diffkm_torch._callers import CALLS, estimate, plain, relax
 from diffkm_torch._example_arrays import SCALARS, arrays
 
 __all__ = ["SCALARS", "arguments", "arrays", "call", "variants"]
@@ -45,9 +46,13 @@ NO_ARRAYS = {
     "block_size",
     "column_weights",
     "control",
+    "d",
     "decay",
     "distance",
+    "dtype",
     "f",
+    "group_size",
+    "levels",
     "max_configurations",
     "max_steps",
     "num_iters",
@@ -62,6 +67,7 @@ NO_ARRAYS = {
 }
 # Noise that is not one draw of Gumbel for every logit.
 NOISE = {
+    "diveq": "normal",
     "gumbel_rao": "draws",
     "nsvq": "normal",
     "quantize": "choices",
@@ -125,7 +131,7 @@ def arguments(name: str, variant: dict[str, Any], data: dict) -> dict[str, Any]:
             found[key] = data[key]
         elif key not in NO_ARRAYS:
             raise TypeError(f"no argument is known for the parameter {key!r}")
-    if _call_of(name) in (_estimate, _relax):
+    if _call_of(name) in (estimate, relax):
         factory = attrgetter(name)(diffkm_torch)
         bound = _required(name)
         bound |= {} if name != "estimators.relax" else {"control": sum, "params": ()}
@@ -152,114 +158,5 @@ def call(module: ModuleType, name: str, variant: dict[str, Any]) -> Callable[...
 
 
 def _call_of(name: str) -> Callable[..., Any]:
-    default = _estimate if name.startswith("estimators.") else _plain
+    default = estimate if name.startswith("estimators.") else plain
     return CALLS.get(name, default)
-
-
-def _plain(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
-    return function(**kwargs)
-
-
-def _conditional_gumbel(
-    module: ModuleType, function: Callable, logits: Any, **kwargs: Any
-) -> Any:
-    return function(logits, module.hard(logits), **kwargs)
-
-
-def _estimate(
-    module: ModuleType,
-    function: Callable,
-    logits: Any,
-    target: Any,
-    noise: Any,
-    **settings: Any,
-) -> Any:
-    def cost(rows: Any) -> Any:
-        costs = (rows - target[: len(rows)]) ** 3
-        return costs.sum((-2, -1)) if rows.ndim == 3 else costs.sum(-1)
-
-    return function(**settings).expect(cost, logits, noise)
-
-
-def _relax(module: ModuleType, function: Callable, params: Any, **kwargs: Any) -> Any:
-    """The control variate is quadratic in the perturbed logits."""
-
-    def made(**settings: Any) -> Any:
-        return function(lambda w, z: (z**2 @ w).sum(-1), params, **settings)
-
-    return _estimate(module, made, **kwargs)
-
-
-def _bernoulli(module: ModuleType, function: Callable, log_odds: Any) -> Any:
-    cost, rows = function(lambda values: (values**2).sum((-2, -1)), log_odds)
-    return cost(module.softmax(rows))
-
-
-def _fit(module: ModuleType, function: Callable, **kwargs: Any) -> dict[str, Any]:
-    result = function(**kwargs)._asdict()
-    names = "centroids", "labels", "loss", "counts", "residual", "history"
-    return {key: result[key] for key in names}
-
-
-def _power(row: Any) -> Any:
-    """A convex function, in both packages."""
-    return (row**4).sum()
-
-
-def _optimizer(
-    module: ModuleType,
-    function: Callable,
-    points: Any,
-    centroids: Any,
-    **settings: Any,
-) -> tuple:
-    """Two updates."""
-    optimizer = function(**settings)
-    state = module.init(centroids, optimizer=optimizer)
-    state, _ = module.update(points, state, optimizer=optimizer)
-    state, stats = module.update(points, state, optimizer=optimizer)
-    return state.centroids, *stats
-
-
-def _update(
-    module: ModuleType, function: Callable, points: Any, centroids: Any, **kwargs: Any
-) -> tuple:
-    optimizer = module.newton()
-    if "min_count" in kwargs:
-        optimizer = module.macqueen()
-        kwargs["index"] = module.assign(points, centroids)
-    state = module.init(centroids, optimizer=optimizer)
-    state, stats = function(points, state, optimizer=optimizer, **kwargs)
-    return state.centroids, *stats
-
-
-def _reassign(
-    module: ModuleType, function: Callable, points: Any, centroids: Any, **kwargs: Any
-) -> tuple:
-    optimizer = module.macqueen()
-    state, _ = module.update(
-        points, module.init(centroids, optimizer=optimizer), optimizer=optimizer
-    )
-    # Any rows: each is one of those that are first in the data.
-    index = module.assign(points, centroids)
-    state = function(points, state, index, ratio=0.9, **kwargs)
-    return state.centroids, state.opt_state.counts
-
-
-# How a function is called; the others with their arguments as they are, and factories
-# of estimators by `_estimate`.
-CALLS = {
-    "assigned_loss": lambda m, f, **kwargs: f(assignment=m.softmax, **kwargs),
-    "conditional_gumbel": _conditional_gumbel,
-    "estimators.attach": _plain,
-    "estimators.bernoulli": _bernoulli,
-    "estimators.over_rows": lambda _, f, costs, rows: f(costs, rows) * rows,
-    "estimators.relax": _relax,
-    "fit": _fit,
-    "bregman": lambda _, f, x, y: f(_power)(x, y),
-    "init": lambda _, f, **kwargs: f(**kwargs).centroids,
-    "mahalanobis": lambda _, f, precision, x, y: f(precision)(x, y),
-    "reassign": _reassign,
-    "update": _update,
-    **dict.fromkeys(optimizers.__all__, _optimizer),
-}

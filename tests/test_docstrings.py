@@ -29,7 +29,10 @@ TORCH_NAMES = {"torch": torch, "dt": dt}
 SECTIONS = ("Args", "Returns", "Raises", "Example", "Source", "Attributes")
 ARRAY = re.compile(r"\b(Float|Int|Bool)\[|\bArrayLike\b|\bTensor\b")
 # Documented where they are defined, field by field.
-RECORDS = "State Statistics FitResult StreamResult Certificate Quantized Report"
+RECORDS = (
+    "State Statistics FitResult StreamResult Certificate Report Quantized "
+    "LookupFreeQuantized ScalarQuantized"
+)
 RECORD = re.compile(rf"\b({'|'.join(RECORDS.split())})\b")
 AXIS = r"[\w*.]+( \+ \w+)?"
 WORD = r"\b([Ss]calar|number|any shape)\b"

@@ -51,6 +51,12 @@ FUNCTIONS = {
     "macqueen fit": partial(dk.fit, optimizer=dk.macqueen(), max_steps=50),
     "soft fit": partial(dk.fit, temperature=0.5, max_steps=20),
     "quantize": dk.quantize,
+    "residual_quantize": lambda x, c: dk.residual_quantize(x, jnp.stack([c, 0.3 * c])),
+    "product_quantize": lambda x, c: dk.product_quantize(x, c.T[:, :, None]),
+    "finite_scalar_quantize": lambda x, c: dk.finite_scalar_quantize(
+        x, levels=(5,) * c.shape[1]
+    ),
+    "lookup_free_quantize": lambda x, c: dk.lookup_free_quantize(x, temperature=1.0),
 }
 
 
@@ -100,6 +106,13 @@ def test_the_named_tuples_come_back_as_themselves():
     assert isinstance(result.state, dk.State)
     assert isinstance(round_trip(dk.statistics, *shapes()).call(X, C), dk.Statistics)
     assert isinstance(round_trip(dk.quantize, *shapes()).call(X, C), dk.Quantized)
+    for name, kind in (
+        ("residual_quantize", dk.Quantized),
+        ("finite_scalar_quantize", dk.ScalarQuantized),
+        ("lookup_free_quantize", dk.LookupFreeQuantized),
+    ):
+        found = round_trip(FUNCTIONS[name], *shapes()).call(X, C)
+        assert isinstance(found, kind)
     certified = round_trip(dk.certificate, *shapes()).call(X, C)
     assert isinstance(certified, dk.Certificate)
 

@@ -36,6 +36,19 @@ def calls(package, array):
         "fit": lambda x, c, w: package.fit(x, c, weights=w),
         "quantize": lambda x, c, w: package.quantize(x, c, weights=w),
         "nsvq": lambda x, c, w: package.nsvq(x, c, floats, weights=w),
+        "diveq": lambda x, c, w: package.diveq(x, c, floats, weights=w),
+        "residual_quantize": lambda x, c, w: package.residual_quantize(
+            x, c[None], weights=w
+        ),
+        "product_quantize": lambda x, c, w: package.product_quantize(
+            x, c[:, :, None], weights=w
+        ),
+        "finite_scalar_quantize": lambda x, c, w: package.finite_scalar_quantize(
+            x, levels=(4, 5)
+        ),
+        "lookup_free_quantize": lambda x, c, w: package.lookup_free_quantize(
+            x - 3, temperature=2, weights=w
+        ),
         "rotation_trick": lambda x, c, w: package.rotation_trick(x, x + 1),
         "straight_through_vector": lambda x, c, w: package.straight_through_vector(
             x, x + 1

@@ -31,7 +31,7 @@ LEVELS = [
     ["modules", "sharding", "streaming"],
     ["storage"],
     ["__init__"],
-    ["_example_arrays"],
+    ["_callers", "_example_arrays"],
     ["_calls"],
     ["_parity", "_arguments", "_files"],
     ["__main__"],
@@ -156,7 +156,11 @@ def test_the_mirror_has_the_same_arguments_in_the_same_order(ours, theirs, name)
     assert arguments(ours) == arguments(theirs)
 
 
-@pytest.mark.parametrize("name", ["Statistics", "State", "FitResult", "Quantized"])
+TUPLES = ["Statistics", "State", "FitResult"]
+TUPLES += ["LookupFreeQuantized", "Quantized", "ScalarQuantized"]
+
+
+@pytest.mark.parametrize("name", TUPLES)
 def test_the_mirror_has_the_same_fields(name):
     ours, theirs = getattr(diffkm_jax, name), getattr(diffkm_torch, name)
     assert ours._fields == theirs._fields

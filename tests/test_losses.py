@@ -178,3 +178,22 @@ def test_a_huge_centroid_takes_no_point_from_the_others(dtype):
         c = x[:6].at[row].set(huge)
         few = dk.kmeans_loss(x, jnp.delete(x[:6], row, axis=0))
         np.testing.assert_allclose(dk.kmeans_loss(x, c), few, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_second_derivatives_inside_a_loop_are_those_outside(temperature):
+    def loss(c):
+        if temperature is None:
+            return dk.kmeans_loss(X, c, block_size=8) ** 2
+        return dk.soft_kmeans_loss(X, c, temperature=temperature, block_size=8) ** 2
+
+    def looped(c):
+        total = jnp.zeros((), c.dtype)
+        return jax.lax.scan(lambda s, c: (s + loss(c), None), total, c)[0]
+
+    def second(f):
+        return jax.grad(lambda c: jnp.sum(jax.grad(f)(c) ** 2))(c)
+
+    c = jnp.stack([C, 2 * C])
+    expected = second(lambda c: loss(c[0]) + loss(c[1]))
+    np.testing.assert_allclose(second(looped), expected, rtol=1e-11)

@@ -43,7 +43,7 @@ UNDERFLOW = 1e-36
 NEARLY = LARGEST / 64
 # Where a scalar has no meaning, by its documentation; if traced, it is not checked.
 POSITIVE = {"tau", "tau_backward", "temperature", "strength", "scale"}
-NOT_NEGATIVE = {"tol", "gap", "eta", "min_count", "weights"}
+NOT_NEGATIVE = {"tol", "gap", "eta", "min_count", "weights", "diversity_weight"}
 
 
 # What moves centroids, or measures where they rest.
@@ -60,10 +60,10 @@ def in_domain(subject: Subject, name: str, value: float) -> bool:
     """Whether a value of an argument has a meaning."""
     if name == "alpha" and subject.base in ("entmax", "entmax_loss"):
         return 1 <= value < np.inf
-    if name in POSITIVE:
+    if name in POSITIVE and (subject.base, name) != ("diveq", "scale"):
         # XLA takes what is below the smallest normal number for zero.
         return TINY <= value < np.inf
-    if name in NOT_NEGATIVE:
+    if name in NOT_NEGATIVE or name == "scale":
         return 0 <= value < np.inf or (name == "weights" and not value < 0)
     return True
 
@@ -246,4 +246,6 @@ def say(name: str, wrong: np.ndarray, a: np.ndarray, b: np.ndarray, what: str) -
 
 def k_of(subject: Subject, given: dict) -> int:
     """How many labels there are."""
+    if subject.base in ("finite_scalar_quantize", "lookup_free_quantize"):
+        return 4 ** given["points"].shape[-1]
     return len(given["centroids"]) if "centroids" in given else 3

@@ -37,7 +37,9 @@ CLASSES = {
     "load": "init",
     "save": "init",
     "tune": "estimators.rebar",
+    "LookupFreeQuantized": "lookup_free_quantize",
     "Quantized": "quantize",
+    "ScalarQuantized": "finite_scalar_quantize",
     "Report": "evaluate",
     "State": "init",
     "Statistics": "statistics",
@@ -47,6 +49,7 @@ CLASSES = {
 # Values that are no differentiable function of the arrays, though their gradient is
 # exact: of a soft stand-in, of arrays held constant, or zero by request.
 NO_DIFFERENCES = {
+    "diveq",
     "perturbed_argmax",
     "perturbed_argmax(size=2)",
     "conditional_gumbel(differentiable=False)",
@@ -143,8 +146,11 @@ def arrays() -> dict[str, np.ndarray]:
     return scalars | {
         "points": points,
         "centroids": centroids,
+        # Far from ties in the second stage, or group, too.
+        "codebooks": np.stack([centroids, 9 * (centroids - centroids[0])]),
         "weights": rng.uniform(0.5, 1.5, 12),
         "active": np.array([True, True, False, True]),
+        "labels": np.arange(12).reshape(3, 4),
         "nearest": points[::-1] + 0.1,
         "x": points[:6],
         "y": points[6:] + 0.2,
@@ -269,6 +275,7 @@ SMOOTH = {
     "fit_restarts": _at_rest,
     "fit_sharded": _at_rest,
     # The losses hold points or centroids constant, on purpose.
+    "diveq": lambda quantized: quantized.values,
     "nsvq": lambda quantized: quantized.values,
     "update": lambda pair: (pair[0].centroids, *pair[1]),
 }

@@ -29,7 +29,12 @@ from diffkm_torch._products import rows_of, sums_by_label
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.distances._pairwise import evaluate
 
-__all__ = ["Quantized", "nsvq", "quantize", "rotation_trick", "straight_through_vector"]
+__all__ = [
+    "Quantized",
+    "quantize",
+    "rotation_trick",
+    "straight_through_vector",
+]
 
 Method = Callable[[Tensor, Tensor], Tensor]
 
@@ -139,7 +144,7 @@ def quantize(
 ) -> Quantized:
     """Mirrors `diffkm_jax.quantize`: centroids, a method's gradient, losses."""
     check_callable("method", method)
-    rows, of_rows, shape = _as_rows(points, weights, centroids)
+    rows, of_rows, shape = as_rows(points, weights, centroids)
     if temperature is None and noise is not None:
         raise ValueError("temperature must be given with noise, got None")
     if noise is None and temperature is not None:
@@ -159,7 +164,7 @@ def quantize(
         expected = f"[..., k] with k = {k}, as points {shape}"
         check_shape("noise", noise, (*leading, k), expected)
         noise = noise.reshape(-1, k)
-    x, codes, labels, *others = _encode(problem, centroids, noise)
+    x, codes, labels, *others = encode(problem, centroids, noise)
     codes = codes.detach().to(centroids.dtype)
     values = method(x.to(problem.points.dtype).reshape(shape), codes.reshape(shape))
     if tuple(values.shape) != shape:
@@ -168,37 +173,7 @@ def quantize(
     return Quantized(values, labels.reshape(leading), *others)
 
 
-@hinted
-def nsvq(
-    points: Tensor,
-    centroids: Tensor,
-    noise: Tensor,
-    *,
-    distance: Distance = squared_euclidean,
-    weights: Tensor | None = None,
-    active: Tensor | None = None,
-    block_size: int | None = None,
-) -> Quantized:
-    """Mirrors `diffkm_jax.nsvq`: x + ‖x − q‖ v/‖v‖, with gradient to x and q."""
-    rows, of_rows, shape = _as_rows(points, weights, centroids)
-    problem, centroids = as_problem(
-        rows,
-        centroids,
-        distance=distance,
-        weights=of_rows,
-        active=active,
-        block_size=block_size,
-    )
-    check_floating("noise", noise)
-    check_shape("noise", noise, shape, f"[..., d] as points {shape}")
-    x, nearest, labels, *others = _encode(problem, centroids, None)
-    scale, length, _ = polar((x - nearest).reshape(shape))
-    values = x.reshape(shape) + scale * length * polar(noise.to(x.dtype))[2]
-    values = values.to(problem.points.dtype)
-    return Quantized(values, labels.reshape(shape[:-1]), *others)
-
-
-def _as_rows(
+def as_rows(
     points: Tensor, weights: Tensor | None, centroids: Tensor
 ) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
     """Points [n, d] and weights [n] of any leading axes, and the shape of the points.
@@ -225,7 +200,7 @@ def _as_rows(
     return points.reshape(n, d), weights, shape
 
 
-def _encode(
+def encode(
     problem: Problem, centroids: Tensor, noise: Tensor | None
 ) -> tuple[Tensor, ...]:
     """Points and codes [n, d], labels [n], the two losses [], and counts [k]."""

@@ -16,7 +16,7 @@ X = RNG.normal(size=(40, 3))
 C = X[:4] + 0.01
 
 
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.parametrize("seed", range(48))
 def test_labels_are_of_least_cost_and_sizes_within_bounds(seed):
     x, c, low, high = sizes.problem(seed)
     costs = sizes.squares(x, c)
@@ -54,9 +54,7 @@ def test_without_bounds_that_hold_labels_are_the_nearest():
     every = dk.assign_bounded(X, C, min_size=0)
     np.testing.assert_array_equal(every, dk.assign(X, C))
     bounds = {"min_size": 2, "max_size": 39}
-    np.testing.assert_array_equal(
-        dk.assign_bounded(X, C, **bounds), dk.assign(X, C)
-    )
+    np.testing.assert_array_equal(dk.assign_bounded(X, C, **bounds), dk.assign(X, C))
 
 
 def test_by_default_no_cluster_is_empty():
@@ -70,7 +68,7 @@ def test_by_default_no_cluster_is_empty():
     assert dk.Status.EMPTY_CLUSTER in status(empty)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(16))
 def test_the_loss_never_rises_and_sizes_are_met(seed):
     x, c, low, high = sizes.problem(seed)
     result = dk.fit_bounded(x, c, min_size=low, max_size=high, tol=0.0)
@@ -112,6 +110,16 @@ def test_every_step_is_optimal_on_digits():
     assert status(result) == dk.Status.MAX_STEPS
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_never_rises_on_digits(seed):
+    result = dk.fit_bounded(DIGITS, start(seed), min_size=179, max_size=180, tol=0.0)
+    assert status(result) == dk.Status.CONVERGED
+    history = np.asarray(result.history)
+    assert (np.diff(history) <= 1e-12 * history[0]).all()
+    counts = np.bincount(result.labels)
+    assert ((counts == 179) | (counts == 180)).all()
+
+
 DISTANCES = {
     "cosine": dk.cosine,
     "kl_divergence": dk.kl_divergence,
@@ -144,9 +152,7 @@ def test_other_distances(name):
 def test_infinite_distances_are_avoided_where_they_can_be():
     x = np.array([[1.0, 0.0], [2.0, 0.0], [1.0, 1.0], [3.0, 0.0]])
     c = np.array([[2.0, 0.0], [1.0, 1.0]])
-    labels = dk.assign_bounded(
-        x, c, distance=dk.kl_divergence, min_size=2, max_size=2
-    )
+    labels = dk.assign_bounded(x, c, distance=dk.kl_divergence, min_size=2, max_size=2)
     assert labels[2] == 1  # From the first it is infinitely far.
     forced = dk.fit_bounded(
         x, c, distance=dk.kl_divergence, min_size=[4, 0], max_size=4, max_steps=0
@@ -212,9 +218,9 @@ def test_rows_of_weight_zero_are_rows_removed_even_of_nan():
     np.testing.assert_allclose(ours.centroids, fewer.centroids, rtol=1e-12)
     np.testing.assert_allclose(ours.loss, fewer.loss, rtol=1e-12)
     np.testing.assert_array_equal(ours.labels[weights > 0], fewer.labels)
-    gradient = jax.grad(
-        lambda x: dk.fit_bounded(x, C, weights=weights, **bounds).loss
-    )(jnp.asarray(x))
+    gradient = jax.grad(lambda x: dk.fit_bounded(x, C, weights=weights, **bounds).loss)(
+        jnp.asarray(x)
+    )
     np.testing.assert_array_equal(gradient[np.array([0, 5, 39])], 0)
     assert np.isfinite(gradient).all()
 

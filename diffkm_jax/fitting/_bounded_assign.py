@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from diffkm_jax._checks import check_given
 from diffkm_jax._given import as_problem
@@ -15,7 +13,7 @@ from diffkm_jax._hints import hinted
 from diffkm_jax._problem import Problem
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._bounded import check_means
-from diffkm_jax.fitting._bounded_pass import shared
+from diffkm_jax.fitting._bounded_pass import plan_at, shared
 from diffkm_jax.fitting._bounds import Bounds, as_bounds
 
 if TYPE_CHECKING:
@@ -135,11 +133,9 @@ def soft_assign_bounded(
     return _shares(problem, centroids, bounds)
 
 
-@partial(jax.jit)
+@jax.jit
 def _shares(problem: Problem, centroids: jax.Array, bounds: Bounds) -> jax.Array:
+    shares = shared(problem, centroids, bounds, jnp.zeros_like(bounds.low))
     if problem.temperature is None:
-        problem, centroids = lax.stop_gradient((problem, centroids))
-    found = shared(problem, centroids, bounds, jnp.zeros_like(bounds.low))
-    if problem.temperature is None:
-        return found.shares
-    return jnp.where(found.met & found.usable, found.shares, jnp.nan).T
+        return jnp.where(shares.usable, shares.labels, -1)
+    return plan_at(problem, centroids, bounds, shares)

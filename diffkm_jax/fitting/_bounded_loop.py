@@ -12,7 +12,7 @@ from jax import lax
 from diffkm_jax._domain import out_of_domain
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._units import in_true_unit, in_unit
-from diffkm_jax.fitting._bounded_pass import Found, again, labels_of, shared
+from diffkm_jax.fitting._bounded_pass import Shares, shared, statistics_at
 from diffkm_jax.fitting._bounds import Bounds
 from diffkm_jax.fitting._derivative import differentiate_at_rest
 from diffkm_jax.fitting._loop import (
@@ -50,33 +50,43 @@ def fitted(
     variance = mean_variance(PLAN, held, start.centroids)
     rule = StopRule(tol.astype(variance.dtype), variance, held.temperature)
 
-    def advance(now: tuple[Progress, jax.Array]) -> tuple[Progress, jax.Array]:
-        progress, prices = now
-        step, rests, prices = _step(held, rule, progress.state, limits, prices)
-        return after(progress, step, step.stats.loss, rests), prices
+    def advance(now: tuple[Progress, Shares, jax.Array]):
+        """Shares at the centroids, and if there is one the step from them."""
+        progress, shares, _ = now
+        last = ~goes_on(progress)
+        state = retracted(held, progress.state, progress.state)
+        # The last shares are those of centroids as they are returned.
+        at = state.centroids.astype(dtype).astype(state.centroids.dtype)
+        at = jnp.where(last, at, state.centroids)
+        shares = shared(held, at, limits, shares.prices)
+        step, rests = _step(held, rule, state, limits, shares)
+        stepped = after(progress, step, step.stats.loss, rests)
+        kept = jax.tree.map(lambda a, b: jnp.where(last, a, b), progress, stepped)
+        return lax.stop_gradient((kept, shares, last))
 
-    begin = begun(start, max_steps, variance.dtype), jnp.zeros_like(limits.low)
-    end, prices = lax.while_loop(lambda now: goes_on(now[0]), lambda now: lax.stop_gradient(advance(now)), begin)
-    return _result(derivative, dtype, problem, start, bounds, rule, end, prices)
+    none, yes = jnp.zeros(problem.points.shape[0], jnp.int32), jnp.ones((), bool)
+    shares = Shares(none, jnp.zeros_like(limits.low), yes, yes)
+    begin = begun(start, max_steps, variance.dtype), shares, ~yes
+    end, shares, _ = lax.while_loop(lambda now: ~now[2], advance, begin)
+    return _result(derivative, dtype, problem, start, bounds, rule, end, shares)
 
 
 def _step(
-    problem: Problem, rule: StopRule, old: State, bounds: Bounds, prices: jax.Array
-) -> tuple[Step, jax.Array, jax.Array]:
-    """The step to the means of the clusters, whether it is the last, and prices."""
-    c = retracted(problem, old, old).centroids
-    found = shared(problem, c, bounds, prices)
-    stats = found.stats
+    problem: Problem, rule: StopRule, old: State, bounds: Bounds, shares: Shares
+) -> tuple[Step, jax.Array]:
+    """The step to the means of the clusters, and whether it is the last."""
+    c = old.centroids
+    stats = statistics_at(problem, c, bounds, shares)
     new = means_of(problem, c, stats).astype(c.dtype)
     residual = residual_of(problem, c, stats)
     finite = jnp.isfinite(stats.loss) & jnp.isfinite(new).all()
-    kept = old._replace(centroids=jnp.where(finite, new, old.centroids))
+    kept = old._replace(centroids=jnp.where(finite, new, c))
     rests = has_converged(rule, problem, residual, c, stats.counts > 0)
-    return Step(kept, stats, residual, finite), rests, found.prices
+    return Step(kept, stats, residual, finite), rests
 
 
 def _differentiate(
-    derivative: str, problem: Problem, c: jax.Array, bounds: Bounds, found: Found
+    derivative: str, problem: Problem, c: jax.Array, bounds: Bounds, shares: Shares
 ) -> tuple[jax.Array, jax.Array]:
     """The centroids with the derivative asked for, and whether it can be trusted."""
     yes = jnp.ones((), bool)
@@ -85,17 +95,15 @@ def _differentiate(
         return c, yes
     if derivative == "one_step" or problem.temperature is None:
         # Hard, labels are constant, and centroids the means of their points.
-        means = means_of(problem, c, found.stats)
+        means = means_of(problem, c, statistics_at(problem, c, bounds, shares))
         move = jnp.where(jnp.isfinite(means), means - lax.stop_gradient(means), 0)
         return c + move.astype(c.dtype), yes
 
     def statistics(problem: Problem, c: jax.Array, *consts: jax.Array) -> Statistics:
-        low, high, prices = consts
-        return shared(problem, c, Bounds(low, high), prices).stats
+        low, high, *found = consts
+        return statistics_at(problem, c, Bounds(low, high), Shares(*found))
 
-    # From its prices no iteration is needed.
-    consts = (*bounds, lax.stop_gradient(found.prices))
-    return differentiate_at_rest(PLAN, problem, c, statistics, consts)
+    return differentiate_at_rest(PLAN, problem, c, statistics, (*bounds, *shares))
 
 
 def _result(
@@ -106,16 +114,13 @@ def _result(
     bounds: Bounds,
     rule: StopRule,
     progress: Progress,
-    prices: jax.Array,
+    shares: Shares,
 ) -> FitResult:
     """What a loop found, by a pass at the centroids as they are returned."""
     c = retracted(problem, progress.state, progress.state).centroids
-    at = lax.stop_gradient(c).astype(dtype)
-    found = shared(problem, at, bounds, lax.stop_gradient(prices))
-    c, solved = _differentiate(derivative, problem, c, bounds, found)
+    c, solved = _differentiate(derivative, problem, c, bounds, shares)
     centroids = c.astype(dtype)
-    last = again(problem, centroids, bounds, found)
-    stats = last.stats
+    stats = statistics_at(problem, centroids, bounds, shares)
     residual = lax.stop_gradient(residual_of(problem, centroids, stats))
     weighty = stats.counts > 0
     stats = in_true_unit(stats, problem)
@@ -125,20 +130,18 @@ def _result(
     failed = progress.failed | ~jnp.isfinite(loss)
     stopped = progress.converged & ~failed
     rests = is_at_rest(rule, problem, c, dtype, residual, weighty)
-    labels = labels_of(problem, last)
-    own = jnp.maximum(labels, 0)
     status = status_of(
-        CONVERGED=stopped & rests & last.met,
-        MAX_STEPS=(~progress.converged | ~last.met) & ~failed,
+        CONVERGED=stopped & rests & shares.met,
+        MAX_STEPS=(~progress.converged | ~shares.met) & ~failed,
         NON_FINITE=failed,
-        EMPTY_CLUSTER=last.usable & ~weighty.all(),
+        EMPTY_CLUSTER=shares.usable & ~weighty.all(),
         LINEAR_SOLVE=~solved,
-        DOMAIN=out_of_domain(PLAN, problem, start.centroids, centroids, own),
+        DOMAIN=out_of_domain(PLAN, problem, start.centroids, centroids, shares.labels),
         NOT_AT_REST=stopped & ~rests,
     )
     return FitResult(
         centroids=centroids,
-        labels=labels,
+        labels=jnp.where(shares.usable, shares.labels, -1),
         loss=stats.loss,
         counts=stats.counts,
         residual=residual,

@@ -1,4 +1,4 @@
-"""Loss, counts and shifts of clusters of bounded size, from an [k, n] array of costs."""
+"""Loss, counts and shifts of clusters of bounded size, of costs in one [k, n] array."""
 
 from __future__ import annotations
 
@@ -36,19 +36,17 @@ from diffkm_jax.statistics import Statistics
 COLD = 1e-4
 
 
-class Found(NamedTuple):
-    """What is known of the clusters at some centroids.
+class Shares(NamedTuple):
+    """Which points are in which clusters, at some centroids; without a derivative.
 
     Attributes:
-        stats: Loss, counts and shifts; the loss NaN where `usable` is not.
-        shares: Labels [n], −1 where `usable` is not; soft, the plan [k, n].
-        prices: Of places in the clusters, [k], to start from at the next centroids.
+        labels: [n], int32, in range; soft, of the largest shares.
+        prices: Of places in the clusters, [k]; hard, to start from at other centroids.
         usable: Whether data are finite and the sizes can be met, [], bool.
         met: Whether the sizes are, to the tolerance, [], bool.
     """
 
-    stats: Statistics
-    shares: jax.Array
+    labels: jax.Array
     prices: jax.Array
     usable: jax.Array
     met: jax.Array
@@ -65,18 +63,38 @@ class _Rows(NamedTuple):
 
 def shared(
     problem: Problem, centroids: jax.Array, bounds: Bounds, prices: jax.Array
-) -> Found:
-    """The clusters at some centroids, hard or soft; with derivatives."""
+) -> Shares:
+    """The best shares at some centroids, hard or soft, found from some prices."""
+    given = lax.stop_gradient((problem, centroids, bounds, prices))
+    problem, centroids, bounds, prices = given
+    rows = _rows(problem, centroids)
     if problem.temperature is None:
-        return _hard(problem, centroids, bounds, prices)
-    return _soft(problem, centroids, bounds, prices)
+        return _labels(rows.costs, rows.w, bounds, prices)
+    return _prices(rows.costs, rows.w, problem.temperature, bounds, prices)
 
 
-def labels_of(problem: Problem, found: Found) -> jax.Array:
-    """The cluster of every point, [n], int32: that of its largest share."""
+def statistics_at(
+    problem: Problem, centroids: jax.Array, bounds: Bounds, shares: Shares
+) -> Statistics:
+    """Loss, counts and shifts for the best shares at these centroids, differentiable.
+
+    Labels are held constant; a plan moves as the best one does. NaN if not usable.
+    """
+    rows = _rows(problem, centroids)
     if problem.temperature is None:
-        return found.shares
-    return jnp.where(found.usable, nearest(lax.stop_gradient(found.shares)), -1)
+        stats = _hard_statistics(rows, shares.labels)
+    else:
+        stats = _soft_statistics(rows, _transport(problem, rows, bounds), shares)
+    return Statistics(*(jnp.where(shares.usable, a, jnp.nan) for a in stats))
+
+
+def plan_at(
+    problem: Problem, centroids: jax.Array, bounds: Bounds, shares: Shares
+) -> jax.Array:
+    """The plan, [n, k], differentiable; NaN where sizes are missed."""
+    transport = _transport(problem, _rows(problem, centroids), bounds)
+    plan = transport.plan(_differentiable(transport, shares.prices)).T
+    return jnp.where(shares.usable & shares.met, plan, jnp.nan)
 
 
 def _rows(problem: Problem, centroids: jax.Array) -> _Rows:
@@ -96,40 +114,18 @@ def _rows(problem: Problem, centroids: jax.Array) -> _Rows:
     return _Rows(given.form.embed(x), w, costs_of(x), given)
 
 
-def _hard(
-    problem: Problem, centroids: jax.Array, bounds: Bounds, prices: jax.Array
-) -> Found:
-    rows = _rows(problem, centroids)
-    given = lax.stop_gradient((rows.costs, rows.w, bounds, prices))
-    labels, prices, usable = _labels(*given)
-    stats = _statistics(rows, labels, usable)
-    return Found(stats, jnp.where(usable, labels, -1), prices, usable, usable)
-
-
-def again(
-    problem: Problem, centroids: jax.Array, bounds: Bounds, found: Found
-) -> Found:
-    """The clusters at the same centroids, of which only the derivative is another."""
-    if problem.temperature is not None:
-        return _soft(problem, centroids, bounds, found.prices)
-    rows, labels = _rows(problem, centroids), jnp.maximum(found.shares, 0)
-    return found._replace(stats=_statistics(rows, labels, found.usable))
-
-
-def _statistics(rows: _Rows, labels: jax.Array, usable: jax.Array) -> Statistics:
-    """Sums over the points of clusters, labels held constant."""
+def _hard_statistics(rows: _Rows, labels: jax.Array) -> Statistics:
     x, w, _, given = rows
     k, own = len(given.rows), rows_of(given.rows, labels)
     costs = finite_costs(given.form.cost(x, own), w)
     shifts = sum_by_label(weigh(w, x - own), labels, k)
-    sums = jnp.sum(w * costs), sum_by_label(w, labels, k), shifts
-    return Statistics(*(jnp.where(usable, a, jnp.nan) for a in sums))
+    return Statistics(jnp.sum(w * costs), sum_by_label(w, labels, k), shifts)
 
 
 def _labels(
     costs: jax.Array, w: jax.Array, bounds: Bounds, prices: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The labels of least cost, in range, prices near theirs, and whether they are."""
+) -> Shares:
+    """The labels of least cost, and prices near theirs."""
     k, counted = len(costs), w > 0
     least = costs.min(axis=0)
     least = jnp.where(jnp.isfinite(least), least, 0)
@@ -145,45 +141,66 @@ def _labels(
     problem = Transport(excess, jnp.where(counted, 1, w), bounds, COLD * warm)
     begin = jnp.where(usable, prices, 0)
     hot = jnp.where((begin == 0).all(), warm, warm / 16)
-    found, off = prices_of(problem, begin, hot, 0.01, 0.1)
+    found, off = prices_of(problem, begin, hot, 0.01, 0.1, jnp.int32(100))
     # Others are not wrong, but take as many exchanges as none.
     found = jnp.where(off < 1, found, 0)
     labels, met = exchanged(excess, counted, bounds, found)
-    return jnp.where(counted, labels, nearest(-costs)), found, usable & met
+    labels = jnp.where(counted, labels, nearest(-costs))
+    # Never what misses a size.
+    return Shares(labels, found, usable & met, met)
 
 
-def _soft(
-    problem: Problem, centroids: jax.Array, bounds: Bounds, prices: jax.Array
-) -> Found:
-    rows = _rows(problem, centroids)
+def _transport(problem: Problem, rows: _Rows, bounds: Bounds) -> Transport:
+    """With costs less the least of every point, which is no derivative."""
+    least = lax.stop_gradient(rows.costs.min(axis=0))
+    temperature = problem.temperature.astype(rows.costs.dtype)
+    return Transport(rows.costs - least[None], rows.w, bounds, temperature)
+
+
+def _prices(
+    costs: jax.Array,
+    w: jax.Array,
+    temperature: jax.Array,
+    bounds: Bounds,
+    prices: jax.Array,
+) -> Shares:
+    """The best prices, from some that are near, or else from none."""
+    goal, enough = limits_of(costs.dtype)
+    t, least = temperature.astype(costs.dtype), costs.min(axis=0)
+    usable = jnp.isfinite(least).all() & ~jnp.isnan(costs).any()
+    usable &= is_feasible(bounds, w, 1e-5, hard=False) & (t > 0) & jnp.isfinite(t)
+    low = jnp.where(usable, bounds.low, 0)
+    bounds = Bounds(low, jnp.where(usable, bounds.high, jnp.inf))
+    costs = jnp.where(usable, costs - least[None], 0)
+    transport = Transport(costs, w, bounds, jnp.where(usable, t, 1))
+    warm = warmth(costs, w)
+
+    def again(now: tuple) -> tuple:
+        prices, _, tries = now
+        anew = tries > 0
+        prices, hot = jnp.where(anew, 0, prices), jnp.where(anew, warm, 0)
+        limit = jnp.where(anew, 200, 20)
+        return *prices_of(transport, prices, hot, goal, enough, limit), tries + 1
+
+    start = jnp.where(usable, prices, 0), jnp.full_like(t, jnp.inf), jnp.int32(0)
+    found, off, _ = lax.while_loop(
+        lambda now: ~(now[1] <= enough) & (now[2] < 2), again, start
+    )
+    labels = nearest(transport.logits(found))
+    return Shares(labels, found, usable, off <= enough)
+
+
+def _soft_statistics(rows: _Rows, transport: Transport, shares: Shares) -> Statistics:
     x, w, costs, given = rows
-    acc, t = costs.dtype, problem.temperature.astype(costs.dtype)
-    goal, enough = limits_of(acc)
+    prices = _differentiable(transport, shares.prices)
+    plan = transport.plan(prices)
     least = lax.stop_gradient(costs.min(axis=0))
-    transport = Transport(costs - least[None], w, bounds, t)
-    held = lax.stop_gradient(transport)
-    usable = jnp.isfinite(least).all() & is_feasible(held.bounds, w, 1e-5, hard=False)
-    usable &= ~jnp.isnan(held.costs).any() & (held.temperature > 0)
-    usable &= jnp.isfinite(held.temperature)
-    low = jnp.where(usable, held.bounds.low, 0)
-    held = held._replace(bounds=Bounds(low, jnp.where(usable, held.bounds.high, jnp.inf)))
-    begin = lax.stop_gradient(jnp.where(usable, prices, 0))
-    warm = warmth(held.costs, held.weights)
-    hot = jnp.where((begin == 0).all(), warm, 0)
-    begin, off = prices_of(held, begin, hot.astype(acc), goal, enough)
-    # Once more from the start, where these were far off.
-    missed = off > enough
-    begin, hot = jnp.where(missed, 0, begin), jnp.where(missed, warm, 0)
-    begin, off = prices_of(held, begin, hot.astype(acc), goal, enough)
-    prices = _differentiable(transport, begin)
-    plan = jnp.where(usable, transport.plan(prices), jnp.nan)
     loss = jnp.sum(w * least) + transport.value(prices)
     # Σ w P (x − c) = Σ w P y − counts b with y and b from an origin near them.
     y, b = x - given.expansion.origin, given.rows - given.expansion.origin
     counts = transport.sizes(plan)
     shifts = sum_of_products(w[None] * plan, y) - counts[:, None] * b
-    stats = Statistics(jnp.where(usable, loss, jnp.nan), counts, shifts)
-    return Found(stats, plan, begin, usable, off <= enough)
+    return Statistics(loss, counts, shifts)
 
 
 def _differentiable(transport: Transport, prices: jax.Array) -> jax.Array:

@@ -53,9 +53,8 @@ def as_bounds(
             f"cluster {j}"
         )
     found = arrays["min_size"], arrays["max_size"]
-    fill = 0.0, np.inf
-    wide = (jnp.asarray(f if a is None else a, dtype) for f, a in zip(fill, found))
-    return Bounds(*(jnp.broadcast_to(a, (k,)) for a in wide))
+    filled = (f if a is None else a for f, a in zip((0, np.inf), found, strict=True))
+    return Bounds(*(jnp.broadcast_to(jnp.asarray(a, dtype), (k,)) for a in filled))
 
 
 def is_feasible(

@@ -88,12 +88,18 @@ def exchanged(
         return ~now.done & ~now.stuck & (now.moves < 2 * n + 100)
 
     no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-    end = lax.while_loop(goes_on, exchange, _Now(labels, own, edges, sizes, zero, no, no))
+    end = lax.while_loop(
+        goes_on, exchange, _Now(labels, own, edges, sizes, zero, no, no)
+    )
     return end.labels, end.done
 
 
 def _edges_from(
-    j: jax.Array, costs: jax.Array, counted: jax.Array, labels: jax.Array, own: jax.Array
+    j: jax.Array,
+    costs: jax.Array,
+    counted: jax.Array,
+    labels: jax.Array,
+    own: jax.Array,
 ) -> jax.Array:
     """What the cheapest point of cluster j costs to move to every other, [k]."""
     members = (labels == j) & counted

@@ -9,6 +9,7 @@ are found by Newton's method, safeguarded by the steps of Sinkhorn's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,8 +19,6 @@ from jax import lax
 from diffkm_jax._geometry import matmul, sum_of_products
 from diffkm_jax._numerics import nonzero, quotient
 from diffkm_jax.fitting._bounds import Bounds
-
-MAX_ITERATIONS = 200
 
 
 class Transport(NamedTuple):
@@ -83,7 +82,12 @@ def limits_of(dtype: jnp.dtype) -> tuple[float, float]:
 
 
 def prices_of(
-    problem: Transport, start: jax.Array, hot: jax.Array, goal: float, enough: float
+    problem: Transport,
+    start: jax.Array,
+    hot: jax.Array,
+    goal: float,
+    enough: float,
+    limit: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The prices [k], and the largest relative excess of a size, [].
 
@@ -93,16 +97,18 @@ def prices_of(
         hot: Temperature to start at, cooled to that of the problem.
         goal: Excess to end at.
         enough: Excess to end at where it does not become smaller.
+        limit: Of iterations, [], int32.
     """
     cold = problem.temperature
     farthest = jnp.max(problem.costs) + cold
 
-    def off(at: Transport, prices: jax.Array) -> jax.Array:
-        return jnp.max(jnp.abs(at.excess(prices, at.sizes(at.plan(prices)))))
+    def measure(at: Transport, prices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        excess = at.excess(prices, at.sizes(at.plan(prices)))
+        return jnp.max(jnp.abs(excess)), at.value(prices)
 
     def goes_on(now: _Now) -> jax.Array:
         rests = (now.excess <= goal) | ((now.excess <= enough) & (now.stalls > 3))
-        more = (now.iteration < MAX_ITERATIONS) & jnp.isfinite(now.prices).all()
+        more = (now.iteration < limit) & jnp.isfinite(now.prices).all()
         return more & ~((now.temperature <= cold) & rests)
 
     def iterate(now: _Now) -> _Now:
@@ -113,21 +119,17 @@ def prices_of(
         # No best prices differ by more than costs do.
         step *= jnp.minimum(1, farthest / nonzero(jnp.max(jnp.abs(step))))
         before = jnp.max(jnp.abs(at.excess(now.prices, sizes)))
-        full = _signed(at, now.prices, sizes, now.prices + step)
-        good = off(at, full) <= 0.5 * before
-
-        def slowly() -> jax.Array:
-            some = (
-                full,
+        some = jnp.stack(
+            [
+                _signed(at, now.prices, sizes, now.prices + step),
                 _signed(at, now.prices, sizes, now.prices + 0.2 * step),
                 _sinkhorn(at, now.prices, sizes),
-            )
-            values = jnp.stack([at.value(prices) for prices in some])
-            best = jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))
-            return jnp.stack(some)[best]
-
-        prices = lax.cond(good, lambda: full, slowly)
-        excess = off(at, prices)
+            ]
+        )
+        excesses, values = jax.vmap(partial(measure, at))(some)
+        best = jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))
+        best = jnp.where(excesses[0] <= 0.5 * before, 0, best)
+        prices, excess = some[best], excesses[best]
         cooler = (excess < 0.1) & (now.temperature > cold)
         temperature = jnp.where(cooler, now.temperature / 4, now.temperature)
         stays = (now.temperature <= cold) & (excess > 0.5 * now.excess)
@@ -142,7 +144,7 @@ def prices_of(
     begin = _Now(
         start,
         jnp.maximum(hot, cold),
-        off(problem, start),
+        jnp.full_like(cold, jnp.inf),
         jnp.zeros((), jnp.int32),
         jnp.zeros((), jnp.int32),
     )

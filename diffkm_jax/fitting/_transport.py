@@ -115,14 +115,16 @@ def prices_of(
         at = problem._replace(temperature=now.temperature)
         plan = at.plan(now.prices)
         sizes = at.sizes(plan)
-        step = _newton(at, now.prices, plan, sizes)
+        new = _newton(at, now.prices, plan, sizes)
+        step = new - now.prices
         # No best prices differ by more than costs do.
-        step *= jnp.minimum(1, farthest / nonzero(jnp.max(jnp.abs(step))))
+        part = farthest / nonzero(jnp.max(jnp.abs(step)))
+        new = jnp.where(part < 1, now.prices + part * step, new)
         before = jnp.max(jnp.abs(at.excess(now.prices, sizes)))
         some = jnp.stack(
             [
-                _signed(at, now.prices, sizes, now.prices + step),
-                _signed(at, now.prices, sizes, now.prices + 0.2 * step),
+                new,
+                now.prices + 0.2 * (new - now.prices),
                 _sinkhorn(at, now.prices, sizes),
             ]
         )
@@ -162,17 +164,47 @@ def warmth(costs: jax.Array, weights: jax.Array) -> jax.Array:
 def _newton(
     at: Transport, prices: jax.Array, plan: jax.Array, sizes: jax.Array
 ) -> jax.Array:
-    """Newton's step for the bounds that hold there: sizes to these, others to 0."""
+    """The prices that are best where sizes are linear in them, [k].
+
+    Which bounds hold then is found by trying: one is let go where its price has the
+    other sign, and held where it is broken. Because no price lets another cluster
+    shrink, this ends (Hintermüller, Ito & Kunisch 2003).
+    """
     low, high = at.bounds
-    total = at.weights.sum()
-    leaning = sizes + prices * total / (len(prices) * at.temperature)
-    is_held, bound = held_bounds(at.bounds, leaning - jnp.clip(leaning, low, high))
-    right = jnp.where(is_held, sizes - bound, -prices)
     hessian = jnp.diag(sizes) - matmul(plan * at.weights[None], plan.T)
-    identity = jnp.eye(len(sizes), dtype=sizes.dtype)
-    matrix = jnp.where(is_held[:, None], hessian / at.temperature, identity)
-    matrix = regular(matrix, is_held, high > 0)
-    return jnp.linalg.solve(matrix, right[:, None])[:, 0]
+    slope, identity = hessian / at.temperature, jnp.eye(len(sizes), dtype=sizes.dtype)
+
+    all_given = ((low == high) | (high <= 0)).all()
+
+    def solved(lean: jax.Array) -> jax.Array:
+        is_held, bound = held_bounds(at.bounds, lean)
+        # Of the change of prices: others go to 0.
+        right = jnp.where(is_held, sizes - bound, -prices)
+        matrix = jnp.where(is_held[:, None], slope, identity)
+        matrix = regular(matrix, is_held, all_given)
+        change = jnp.linalg.solve(matrix, right[:, None])[:, 0]
+        # Exactly, or it would be taken for held.
+        return jnp.where(is_held, prices + change, 0)
+
+    def retry(now: tuple) -> tuple:
+        lean, _, tries = now
+        new = solved(lean)
+        expected = sizes - matmul(slope, (new - prices)[:, None])[:, 0]
+        away = expected - jnp.clip(expected, low, high)
+        # At a bound that is held only the price says on which side.
+        leaning = jnp.where(lean == 0, away, jnp.where(new * lean > 0, lean, 0))
+        return leaning, lean, tries + 1
+
+    lean = jnp.where(prices == 0, sizes - jnp.clip(sizes, low, high), prices)
+
+    def goes_on(now: tuple) -> jax.Array:
+        lean, before, tries = now
+        same = (jnp.sign(lean) == jnp.sign(before)) | (low == high)
+        return ~same.all() & (tries < 2 * len(prices))
+
+    start = retry((lean, lean, jnp.int32(0)))
+    lean, *_ = lax.while_loop(goes_on, retry, start)
+    return solved(lean)
 
 
 def held_bounds(bounds: Bounds, lean: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -185,15 +217,15 @@ def held_bounds(bounds: Bounds, lean: jax.Array) -> tuple[jax.Array, jax.Array]:
     return is_held, jnp.where(is_held, jnp.where(lean > 0, high, low), 0)
 
 
-def regular(matrix: jax.Array, is_held: jax.Array, is_open: jax.Array) -> jax.Array:
+def regular(matrix: jax.Array, is_held: jax.Array, pins_all: jax.Array) -> jax.Array:
     """Minus the derivative of held sizes in prices, [k, k], so that it has an inverse.
 
-    Prices that are all held may move together: that is pinned; a part of the clusters
-    that shares no point with the others is held by a ridge.
+    Prices that are all held may move together, and are pinned on request; a part of the
+    clusters that shares no point with the others is held by a ridge.
     """
     k, eps = len(matrix), float(jnp.finfo(matrix.dtype).eps)
     scale = lax.stop_gradient(jnp.diagonal(matrix))
-    pin = jnp.where((is_held == is_open).all(), scale.sum() / k**2, 0)
+    pin = jnp.where(pins_all, scale.sum() / k**2, 0)
     pins = jnp.where(is_held[:, None] & is_held[None], pin, 0)
     # Of the mean too, for a cluster that has nothing yet.
     return matrix + 32 * eps * jnp.diag(scale + scale.mean()) + pins
@@ -206,17 +238,9 @@ def pinned(
     right: jax.Array,
 ) -> jax.Array:
     """The prices that a linear map takes to some sizes, where it has an inverse."""
+    pins_all = (is_held == is_open).all()
     columns = jax.vmap(slope)(jnp.eye(len(right), dtype=right.dtype))
-    return jnp.linalg.solve(regular(columns.T, is_held, is_open), right[:, None])[:, 0]
-
-
-def _signed(
-    at: Transport, prices: jax.Array, sizes: jax.Array, new: jax.Array
-) -> jax.Array:
-    """New prices, 0 where one passes from a bound to the other."""
-    low, high = at.bounds
-    lean = jnp.where(prices == 0, sizes - jnp.clip(sizes, low, high), prices)
-    return jnp.where((low < high) & (new * lean < 0), 0, new)
+    return jnp.linalg.solve(regular(columns.T, is_held, pins_all), right[:, None])[:, 0]
 
 
 def _sinkhorn(at: Transport, prices: jax.Array, sizes: jax.Array) -> jax.Array:

@@ -305,3 +305,74 @@ def test_data_that_are_not_finite_never_converge(where):
 def test_traced_weights_that_divide_points_are_refused_by_status():
     result = dk.fit_bounded(X, C, weights=jnp.full(40, 0.5))
     assert status(result) == dk.Status.NON_FINITE
+
+
+@pytest.mark.parametrize("name", ["fit_bounded", "assign_bounded"])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"min_size": 11}, ValueError, r"min_size must add up to .* 40 .*, got 44$"),
+        ({"max_size": 9}, ValueError, r"max_size must add up to .* 40 .*, got 36$"),
+        (
+            {"min_size": 11, "weights": np.arange(40) > 1},
+            ValueError,
+            r"min_size must add up to at most 38 \(the points\), got 44",
+        ),
+        (
+            {"min_size": [1, 9, 1, 1], "max_size": [9, 8, 20, 20]},
+            ValueError,
+            r"min_size must be at most max_size, got 9.0 and 8.0 of cluster 1",
+        ),
+        ({"min_size": -1}, ValueError, "min_size must not be negative, got -1.0"),
+        ({"max_size": np.nan}, ValueError, "max_size must not be negative, got nan"),
+        ({"max_size": 10.5}, ValueError, "max_size must be a number of points.*10.5"),
+        ({"min_size": np.ones(3)}, ValueError, r"min_size must be .*k = 4, got .*\(3,"),
+        ({"min_size": "one"}, TypeError, "min_size must be an array of real numbers"),
+        ({"max_size": 1j}, TypeError, "max_size must be floating, got dtype complex"),
+        ({"weights": np.full(40, 0.5)}, ValueError, "weights must be 0 or 1 .* 0.5"),
+        ({"distance": dk.manhattan}, ValueError, "distance must be one .*manhattan"),
+        ({"distance": "l2"}, TypeError, "distance must be a function, got 'l2'"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(name, options, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        getattr(dk, name)(X, C, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"derivative": "unrolled"}, ValueError, "derivative must be 'implicit', 'on"),
+        ({"max_steps": -1}, ValueError, "max_steps must be at least 0, got -1"),
+        ({"max_steps": 1.5}, TypeError, "max_steps must be a Python integer"),
+        ({"tol": -1.0}, ValueError, "tol must be finite and not negative, got -1.0"),
+        ({"temperature": 0}, ValueError, "temperature must be .*positive, got 0"),
+        (
+            {"temperature": 1.0, "min_size": 10.5},
+            ValueError,
+            r"min_size must add up to at most 40 \(the sum of weights\), got 42",
+        ),
+    ],
+)
+def test_bad_options_of_a_fit_are_refused_by_name(options, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        dk.fit_bounded(X, C, **options)
+
+
+def test_a_result_and_another_optimizers_state_are_no_start():
+    result = dk.fit_bounded(X, C, max_steps=1)
+    with pytest.raises(TypeError, match=r"^centroids must be .*: pass result\.state"):
+        dk.fit_bounded(X, result)
+    state = dk.init(C, optimizer=dk.macqueen())
+    with pytest.raises(ValueError, match=r"^state must be of the optimizer given"):
+        dk.fit_bounded(X, state)
+
+
+def test_a_plan_needs_a_temperature():
+    with pytest.raises(ValueError, match=r"^temperature must be .*, got None"):
+        dk.soft_assign_bounded(X, C, temperature=None)
+    rows = -np.abs(X)
+    with pytest.raises(ValueError, match=r"^points must .* under kl_divergence"):
+        dk.soft_assign_bounded(
+            rows, np.abs(C), temperature=1.0, distance=dk.kl_divergence
+        )

@@ -53,7 +53,7 @@ NO_DIFFERENCES = {
     "fit_minibatch",
 }
 # Results in the dtype of the input are rounded to it before others are made of them.
-FITS = "fit", "fit_minibatch", "fit_restarts", "fit_sharded"
+FITS = "fit", "fit_bounded", "fit_minibatch", "fit_restarts", "fit_sharded"
 ROUNDED_INSIDE = {*FITS, "certificate", "assigned_loss"}
 STEPS = {*FITS, "update", "newton", "macqueen", "ema"}
 MAX_STEPS = 25
@@ -231,6 +231,10 @@ def _start(initializer: Callable) -> Callable:
     return draw
 
 
+def _bounded(**kwargs: Any) -> Any:
+    return _fit(partial(dk.fit_bounded, max_size=4, tol=0.0), **kwargs)
+
+
 def _sharded(points: Any, centroids: Any, weights: Any) -> Any:
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     fit = partial(dk.fit_sharded, mesh=mesh, tol=0.0)
@@ -246,6 +250,16 @@ OTHERS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     ),
     "evaluate": (_evaluate, ("logits", "tau")),
     "is_discrete": (_is_discrete, ("logits", "tau")),
+    "assign_bounded": (partial(dk.assign_bounded, max_size=4), ("points", "centroids")),
+    "fit_bounded": (_bounded, ("points", "centroids")),
+    "fit_bounded(temperature=0.3)": (
+        _bounded,
+        ("points", "centroids", "weights", "temperature"),
+    ),
+    "soft_assign_bounded": (
+        partial(dk.soft_assign_bounded, max_size=4.0),
+        ("points", "centroids", "weights", "temperature"),
+    ),
     "fit_minibatch": (_minibatch, ("points", "centroids", "weights")),
     "fit_restarts": (_restarts, ("points", "weights")),
     "fit_sharded": (_sharded, ("points", "centroids", "weights")),
@@ -258,6 +272,7 @@ OTHERS: dict[str, tuple[Callable, tuple[str, ...]]] = {
 WHOLE = {"fit": _fit, "update": _update}
 SMOOTH = {
     "fit": _at_rest,
+    "fit_bounded": _at_rest,
     "fit_minibatch": _at_rest,
     "fit_restarts": _at_rest,
     "fit_sharded": _at_rest,

@@ -58,7 +58,9 @@ NO_ARRAYS = {
     "distance",
     "f",
     "max_configurations",
+    "max_size",
     "max_steps",
+    "min_size",
     "num_iters",
     "num_samples",
     "one_hot",
@@ -99,6 +101,8 @@ def variants(name: str) -> Iterator[dict[str, Any]]:
         yield {}
     for key in varied:
         for value in VARIANTS[key]:
+            if (name, value) == ("fit_bounded", "unrolled"):
+                continue  # It has no such derivative.
             yield {key: value}
 
 
@@ -230,6 +234,27 @@ def _fit(module: ModuleType, function: Callable, **kwargs: Any) -> dict[str, Any
     return {key: result[key] for key in names}
 
 
+def _assign_bounded(
+    module: ModuleType, function: Callable, weights: Any, **kwargs: Any
+) -> Any:
+    """Without the weights, which divide points."""
+    size = len(weights) // len(kwargs["centroids"])
+    return function(**kwargs, min_size=size - 1, max_size=size + 1)
+
+
+def _fit_bounded(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
+    """Hard without the weights, soft at a temperature with them."""
+    size = len(kwargs["weights"]) // len(kwargs["centroids"])
+    if "temperature" not in kwargs:
+        del kwargs["weights"]
+    return _fit(module, function, **kwargs, min_size=size - 1, max_size=size + 1)
+
+
+def _soft_assign_bounded(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
+    size = len(kwargs["weights"]) // len(kwargs["centroids"])
+    return function(**kwargs, min_size=size - 1, max_size=size + 1)
+
+
 def _init(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
     return function(**kwargs).centroids
 
@@ -281,6 +306,7 @@ def _reassign(
 # How a function is called; the others with their arguments as they are, and factories
 # of estimators by `_estimate`.
 CALLS = {
+    "assign_bounded": _assign_bounded,
     "assigned_loss": _assigned_loss,
     "conditional_gumbel": _conditional_gumbel,
     "estimators.attach": _plain,
@@ -288,10 +314,12 @@ CALLS = {
     "estimators.over_rows": lambda _, f, costs, rows: f(costs, rows) * rows,
     "estimators.relax": _relax,
     "fit": _fit,
+    "fit_bounded": _fit_bounded,
     "bregman": _bregman,
     "init": _init,
     "mahalanobis": lambda _, f, precision, x, y: f(precision)(x, y),
     "reassign": _reassign,
+    "soft_assign_bounded": _soft_assign_bounded,
     "update": _update,
     **dict.fromkeys(optimizers.__all__, _optimizer),
 }

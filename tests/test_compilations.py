@@ -91,18 +91,14 @@ def mirrored(name):
 # What has no twin in torch, or a loop, or another program under other options.
 CALLS = {
     **{name: mirrored(name) for name in _parity.mirrored()},
-    "assign_bounded": lambda: dk.assign_bounded(X, C, max_size=12),
     "certificate": lambda: dk.certificate(X, C),
     "certificate, soft": lambda: dk.certificate(X, C, temperature=number()),
     "evaluate": lambda: dk.evaluate(KEY, cost, LOGITS, es.reinmax(tau=number())),
     "evaluate, sampled": lambda: dk.evaluate(
         KEY, cost, LOGITS, [es.gumbel_softmax(tau=number()), es.rloo()], num_samples=9
     ),
-    "fit_bounded": lambda: dk.fit_bounded(X, C, min_size=6, tol=number()),
+    "fit_bounded, hard": lambda: dk.fit_bounded(X, C, min_size=6, tol=number()),
     "fit_bounded, soft": lambda: dk.fit_bounded(
-        X, C, min_size=7 * number(), temperature=number()
-    ),
-    "soft_assign_bounded": lambda: dk.soft_assign_bounded(
         X, C, min_size=7 * number(), temperature=number()
     ),
     "fit_minibatch": lambda: dk.fit_minibatch(

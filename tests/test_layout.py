@@ -39,10 +39,8 @@ LEVELS = [
 ONLY_JAX = {
     "Certificate",
     "Report",
-    "assign_bounded",
     "certificate",
     "evaluate",
-    "fit_bounded",
     "fit_minibatch",
     "fit_restarts",
     "fit_sharded",
@@ -56,7 +54,6 @@ ONLY_JAX = {
     "save",
     "kmeans_plus_plus",
     "random_points",
-    "soft_assign_bounded",
 }
 ONLY_TORCH = {"KMeansLoss", "VectorQuantizer", "sgd"}
 

@@ -17,9 +17,6 @@ MESH = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 # Functions without a twin in torch.
 OTHERS = {
     "certificate": lambda points, centroids: dk.certificate(points, centroids),
-    "fit_bounded": lambda points, centroids: dk.fit_bounded(
-        points, centroids, min_size=6, temperature=0.3
-    ),
     "fit_minibatch": lambda points, centroids: dk.fit_minibatch(
         KEY, points, centroids, num_steps=3, batch_size=4
     ),
@@ -30,12 +27,9 @@ OTHERS = {
     "kmeans_parallel": lambda points: dk.kmeans_parallel(KEY, points, 3),
     "kmeans_plus_plus": lambda points: dk.kmeans_plus_plus(KEY, points, 3),
     "random_points": lambda points: dk.random_points(KEY, points, 3),
-    "soft_assign_bounded": lambda points, centroids: dk.soft_assign_bounded(
-        points, centroids, min_size=6, temperature=0.3
-    ),
 }
 # Returned numbers whose derivative is none: labels, flags.
-NOT_IN_TABLE = {"assign"}
+NOT_IN_TABLE = {"assign", "assign_bounded"}
 
 
 PROMISES = [pytest.param(name, cells, id=name) for name, cells in promises()]

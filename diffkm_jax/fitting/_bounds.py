@@ -62,9 +62,8 @@ def is_feasible(
 ) -> jax.Array:
     """Whether some assignment meets the bounds, to a relative slack, [], bool."""
     low, high, total = *bounds, weights.sum()
-    slack *= total
     found = (low <= high).all() & (low >= 0).all() & (total > 0)
-    found &= (low.sum() <= total + slack) & (high.sum() >= total - slack)
+    found &= (low.sum() <= (1 + slack) * total) & (high.sum() >= (1 - slack) * total)
     if hard:
         found &= ((weights == 0) | (weights == 1)).all()
     return found

@@ -56,8 +56,16 @@ def differentiate(
     statistics: Callable[..., Statistics] = partial(statistics_of, plan)
     if form_of(problem.distance) is None:
         # Arrays that the distance closes over are differentiated too.
+        problem = _weighted(problem, c)
         statistics, consts = jax.closure_convert(statistics, problem, c)
     return differentiate_at_rest(plan, problem, c, statistics, tuple(consts))
+
+
+def _weighted(problem: Problem, c: jax.Array) -> Problem:
+    """The problem with weights, which the trial solve needs."""
+    if problem.weights is not None:
+        return problem
+    return problem._replace(weights=jnp.ones(problem.points.shape[0], c.dtype))
 
 
 def differentiate_at_rest(
@@ -73,10 +81,8 @@ def differentiate_at_rest(
     """
     form = form_of(problem.distance)
     is_flat = form is None or form.is_flat
-    if is_flat and problem.weights is None:
-        # The trial solve has weights.
-        ones = jnp.ones(problem.points.shape[0], c.dtype)
-        problem = problem._replace(weights=ones)
+    if is_flat:
+        problem = _weighted(problem, c)
     at = Stationarity(statistics, is_flat, plan.axis_name)
     system = System(at.f, at.solve, at.is_solvable)
     c, solved = solution(system, c, (problem, consts))

@@ -231,10 +231,6 @@ def _start(initializer: Callable) -> Callable:
     return draw
 
 
-def _bounded(**kwargs: Any) -> Any:
-    return _fit(partial(dk.fit_bounded, max_size=4, tol=0.0), **kwargs)
-
-
 def _sharded(points: Any, centroids: Any, weights: Any) -> Any:
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     fit = partial(dk.fit_sharded, mesh=mesh, tol=0.0)
@@ -250,16 +246,6 @@ OTHERS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     ),
     "evaluate": (_evaluate, ("logits", "tau")),
     "is_discrete": (_is_discrete, ("logits", "tau")),
-    "assign_bounded": (partial(dk.assign_bounded, max_size=4), ("points", "centroids")),
-    "fit_bounded": (_bounded, ("points", "centroids")),
-    "fit_bounded(temperature=0.3)": (
-        _bounded,
-        ("points", "centroids", "weights", "temperature"),
-    ),
-    "soft_assign_bounded": (
-        partial(dk.soft_assign_bounded, max_size=4.0),
-        ("points", "centroids", "weights", "temperature"),
-    ),
     "fit_minibatch": (_minibatch, ("points", "centroids", "weights")),
     "fit_restarts": (_restarts, ("points", "weights")),
     "fit_sharded": (_sharded, ("points", "centroids", "weights")),
@@ -272,7 +258,7 @@ OTHERS: dict[str, tuple[Callable, tuple[str, ...]]] = {
 WHOLE = {"fit": _fit, "update": _update}
 SMOOTH = {
     "fit": _at_rest,
-    "fit_bounded": _at_rest,
+    "fit_bounded": lambda found: [found[k] for k in ("centroids", "loss", "counts")],
     "fit_minibatch": _at_rest,
     "fit_restarts": _at_rest,
     "fit_sharded": _at_rest,

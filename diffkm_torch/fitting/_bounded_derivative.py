@@ -43,9 +43,10 @@ def differentiate(
         weights = torch.ones_like(c[:1, 0]).expand(len(problem.points))
         weights = weights if problem.weights is None else problem.weights.detach()
         change = torch.arange(len(weights), dtype=c.dtype).cos() * weights
-        push = torch.autograd.functional.jvp(
+        _, push = torch.autograd.functional.jvp(
             lambda w: pull(c, w), weights.to(c.dtype), change
-        )[1]
+        )
+    assert isinstance(push, Tensor)
     hessian = -jacobian.detach().reshape(c.numel(), c.numel())
     with torch.no_grad():
         stats = statistics_at(problem, c, bounds, shares)

@@ -189,10 +189,6 @@ def _plain(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
     return function(**kwargs)
 
 
-def _assigned_loss(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
-    return function(assignment=module.softmax, **kwargs)
-
-
 def _conditional_gumbel(
     module: ModuleType, function: Callable, logits: Any, **kwargs: Any
 ) -> Any:
@@ -234,38 +230,17 @@ def _fit(module: ModuleType, function: Callable, **kwargs: Any) -> dict[str, Any
     return {key: result[key] for key in names}
 
 
-def _assign_bounded(
-    module: ModuleType, function: Callable, weights: Any, **kwargs: Any
-) -> Any:
-    """Without the weights, which divide points."""
-    size = len(weights) // len(kwargs["centroids"])
-    return function(**kwargs, min_size=size - 1, max_size=size + 1)
-
-
-def _fit_bounded(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
-    """Hard without the weights, soft at a temperature with them."""
+def _sized(inner: Callable, module: Any, function: Callable, **kwargs: Any) -> Any:
+    """With sizes about equal; hard, without the weights, which divide points."""
     size = len(kwargs["weights"]) // len(kwargs["centroids"])
     if "temperature" not in kwargs:
         del kwargs["weights"]
-    return _fit(module, function, **kwargs, min_size=size - 1, max_size=size + 1)
-
-
-def _soft_assign_bounded(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
-    size = len(kwargs["weights"]) // len(kwargs["centroids"])
-    return function(**kwargs, min_size=size - 1, max_size=size + 1)
-
-
-def _init(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
-    return function(**kwargs).centroids
+    return inner(module, function, **kwargs, min_size=size - 1, max_size=size + 1)
 
 
 def _power(row: Any) -> Any:
     """A convex function, in both packages."""
     return (row**4).sum()
-
-
-def _bregman(module: ModuleType, function: Callable, x: Any, y: Any) -> Any:
-    return function(_power)(x, y)
 
 
 def _optimizer(
@@ -306,20 +281,19 @@ def _reassign(
 # How a function is called; the others with their arguments as they are, and factories
 # of estimators by `_estimate`.
 CALLS = {
-    "assign_bounded": _assign_bounded,
-    "assigned_loss": _assigned_loss,
+    **dict.fromkeys(("assign_bounded", "soft_assign_bounded"), partial(_sized, _plain)),
+    "assigned_loss": lambda m, f, **kwargs: f(assignment=m.softmax, **kwargs),
     "conditional_gumbel": _conditional_gumbel,
     "estimators.attach": _plain,
     "estimators.bernoulli": _bernoulli,
     "estimators.over_rows": lambda _, f, costs, rows: f(costs, rows) * rows,
     "estimators.relax": _relax,
     "fit": _fit,
-    "fit_bounded": _fit_bounded,
-    "bregman": _bregman,
-    "init": _init,
+    "fit_bounded": partial(_sized, _fit),
+    "bregman": lambda _, f, x, y: f(_power)(x, y),
+    "init": lambda _, f, **kwargs: f(**kwargs).centroids,
     "mahalanobis": lambda _, f, precision, x, y: f(precision)(x, y),
     "reassign": _reassign,
-    "soft_assign_bounded": _soft_assign_bounded,
     "update": _update,
     **dict.fromkeys(optimizers.__all__, _optimizer),
 }

@@ -70,12 +70,12 @@ def fit_bounded(
         min_size: Least size of every cluster, scalar or [k], real and not negative, in
             the unit of the weights; hard, whole numbers of points. None is 0; but if
             both are None, hard, it is 1, so that no cluster is empty.
-        max_size: Largest size, likewise; None is no bound. Where it is `min_size`, the
-            size is given.
+        max_size: Largest size, scalar or [k], likewise in the unit of the weights; None
+            is no bound. Where it is `min_size`, the size is given.
         temperature: Positive scalar in the unit of `distance`; may be traced. None is
             the hard assignment.
-        weights: Non-negative, [n]; a row of weight 0 is inert, even one of NaN. Hard,
-            they are 0 or 1, because points are not divided. None is ones.
+        weights: Non-negative, [n], any unit; a row of weight 0 is inert, even one of
+            NaN. Hard, they are 0 or 1: points are not divided. None is ones.
         distance: One that has means: `squared_euclidean`, `cosine`, `kl_divergence`,
             `itakura_saito`, `mahalanobis(P)` or `bregman(phi)`.
         tol: As in `fit`.

@@ -115,7 +115,7 @@ def soft_assign_bounded(
         >>> x, c = jnp.array([[0.0], [1.0], [2.0], [9.0]]), jnp.array([[0.0], [9.0]])
         >>> rows = dk.soft_assign_bounded(x, c, temperature=9.0, max_size=2.0)
         >>> [f"{p:.2f}" for p in rows.sum(axis=0)], f"{rows[2, 1]:.2f}"
-        (['2.00', '2.00'], '0.74')
+        (['2.00', '2.00'], '0.71')
 
     Source: Cuturi 2013, https://arxiv.org/abs/1306.0895
     """

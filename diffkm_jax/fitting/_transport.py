@@ -128,7 +128,7 @@ def prices_of(
                 _sinkhorn(at, now.prices, sizes),
             ]
         )
-        excesses, values = jax.vmap(partial(measure, at))(some)
+        excesses, values = lax.map(partial(measure, at), some)
         best = jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))
         best = jnp.where(excesses[0] <= 0.5 * before, 0, best)
         prices, excess = some[best], excesses[best]

@@ -70,7 +70,7 @@ def check_domain(
         ("points", points, weights),
         ("centroids", centroids, active),
     ):
-        if not _is_read(rows) or not (usable is None or _is_read(usable)):
+        if not is_read(rows) or not (usable is None or is_read(usable)):
             continue
         rows = np.asarray(rows)
         if not rows.size:
@@ -92,7 +92,7 @@ def check_domain(
             )
 
 
-def _is_read(value: Any) -> bool:
+def is_read(value: Any) -> bool:
     """Whether the numbers of an argument are here to be read."""
     if isinstance(value, list | tuple):
         return all(isinstance(a, int | float) for a in jax.tree.leaves(value))

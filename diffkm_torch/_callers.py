@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -13,10 +14,6 @@ from diffkm_torch import optimizers
 
 def plain(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
     return function(**kwargs)
-
-
-def _assigned_loss(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
-    return function(assignment=module.softmax, **kwargs)
 
 
 def _conditional_gumbel(
@@ -60,8 +57,12 @@ def _fit(module: ModuleType, function: Callable, **kwargs: Any) -> dict[str, Any
     return {key: result[key] for key in names}
 
 
-def _init(module: ModuleType, function: Callable, **kwargs: Any) -> Any:
-    return function(**kwargs).centroids
+def _sized(inner: Callable, module: Any, function: Callable, **kwargs: Any) -> Any:
+    """With sizes about equal; hard, without the weights, which divide points."""
+    size = len(kwargs["weights"]) // len(kwargs["centroids"])
+    if "temperature" not in kwargs:
+        del kwargs["weights"]
+    return inner(module, function, **kwargs, min_size=size - 1, max_size=size + 1)
 
 
 def _finite_scalar(
@@ -96,10 +97,6 @@ def _product(
 def _power(row: Any) -> Any:
     """A convex function, in both packages."""
     return (row**4).sum()
-
-
-def _bregman(module: ModuleType, function: Callable, x: Any, y: Any) -> Any:
-    return function(_power)(x, y)
 
 
 def _optimizer(
@@ -145,7 +142,8 @@ def _reassign(
 # How a function is called; the others with their arguments as they are, and factories
 # of estimators by `estimate`.
 CALLS = {
-    "assigned_loss": _assigned_loss,
+    **dict.fromkeys(("assign_bounded", "soft_assign_bounded"), partial(_sized, plain)),
+    "assigned_loss": lambda m, f, **kwargs: f(assignment=m.softmax, **kwargs),
     "conditional_gumbel": _conditional_gumbel,
     "estimators.attach": plain,
     "estimators.bernoulli": _bernoulli,
@@ -154,8 +152,9 @@ CALLS = {
     "finite_scalar_quantize": _finite_scalar,
     "finite_scalar_values": lambda _, f, labels: f(labels, levels=(3, 4)),
     "fit": _fit,
-    "bregman": _bregman,
-    "init": _init,
+    "fit_bounded": partial(_sized, _fit),
+    "bregman": lambda _, f, x, y: f(_power)(x, y),
+    "init": lambda _, f, **kwargs: f(**kwargs).centroids,
     "lookup_free_quantize": _lookup_free,
     "lookup_free_values": lambda _, f, labels: f(labels, d=4),
     "product_quantize": _product,

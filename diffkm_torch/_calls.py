@@ -54,7 +54,9 @@ NO_ARRAYS = {
     "group_size",
     "levels",
     "max_configurations",
+    "max_size",
     "max_steps",
+    "min_size",
     "num_iters",
     "num_samples",
     "one_hot",
@@ -112,6 +114,8 @@ def variants(name: str) -> Iterator[dict[str, Any]]:
         yield {}
     for key in varied:
         for value in VARIANTS[key]:
+            if (name, value) == ("fit_bounded", "unrolled"):
+                continue  # It has no such derivative.
             yield {key: value}
 
 

@@ -97,6 +97,10 @@ CALLS = {
     "evaluate, sampled": lambda: dk.evaluate(
         KEY, cost, LOGITS, [es.gumbel_softmax(tau=number()), es.rloo()], num_samples=9
     ),
+    "fit_bounded, hard": lambda: dk.fit_bounded(X, C, min_size=6, tol=number()),
+    "fit_bounded, soft": lambda: dk.fit_bounded(
+        X, C, min_size=7 * number(), temperature=number()
+    ),
     "fit_minibatch": lambda: dk.fit_minibatch(
         KEY, X, number() * C, num_steps=3, batch_size=4
     ),

@@ -29,7 +29,12 @@ OTHERS = {
     "random_points": lambda points: dk.random_points(KEY, points, 3),
 }
 # Returned numbers whose derivative is none: labels, flags.
-NOT_IN_TABLE = {"assign", "finite_scalar_values", "lookup_free_values"}
+NOT_IN_TABLE = {
+    "assign",
+    "assign_bounded",
+    "finite_scalar_values",
+    "lookup_free_values",
+}
 
 
 PROMISES = [pytest.param(name, cells, id=name) for name, cells in promises()]

@@ -1,5 +1,7 @@
 """Fits: one step, which is one pass and one step of an optimizer, and a loop."""
 
+from diffkm_jax.fitting._bounded import fit_bounded
+from diffkm_jax.fitting._bounded_assign import assign_bounded, soft_assign_bounded
 from diffkm_jax.fitting._fit import fit
 from diffkm_jax.fitting._minibatch import fit_minibatch
 from diffkm_jax.fitting._reassign import reassign
@@ -11,10 +13,13 @@ __all__ = [
     "FitResult",
     "State",
     "Status",
+    "assign_bounded",
     "fit",
+    "fit_bounded",
     "fit_minibatch",
     "fit_restarts",
     "init",
     "reassign",
+    "soft_assign_bounded",
     "update",
 ]

@@ -54,18 +54,38 @@ def differentiate(
         return solution(system, c, problem)
     consts = []
     statistics: Callable[..., Statistics] = partial(statistics_of, plan)
+    if form_of(problem.distance) is None:
+        # Arrays that the distance closes over are differentiated too.
+        problem = _weighted(problem, c)
+        statistics, consts = jax.closure_convert(statistics, problem, c)
+    return differentiate_at_rest(plan, problem, c, statistics, tuple(consts))
+
+
+def _weighted(problem: Problem, c: jax.Array) -> Problem:
+    """The problem with weights, which the trial solve needs."""
+    if problem.weights is not None:
+        return problem
+    return problem._replace(weights=jnp.ones(problem.points.shape[0], c.dtype))
+
+
+def differentiate_at_rest(
+    plan: Plan,
+    problem: Problem,
+    c: jax.Array,
+    statistics: Callable[..., Statistics],
+    consts: tuple,
+) -> tuple[jax.Array, jax.Array]:
+    """Centroids where the pull of some statistics vanishes, with their derivative.
+
+    The statistics are a function of (problem, c, *consts), differentiable in all.
+    """
     form = form_of(problem.distance)
     is_flat = form is None or form.is_flat
-    if is_flat and problem.weights is None:
-        # The trial solve has weights.
-        ones = jnp.ones(problem.points.shape[0], c.dtype)
-        problem = problem._replace(weights=ones)
-    if form is None:
-        # Arrays that the distance closes over are differentiated too.
-        statistics, consts = jax.closure_convert(statistics, problem, c)
+    if is_flat:
+        problem = _weighted(problem, c)
     at = Stationarity(statistics, is_flat, plan.axis_name)
     system = System(at.f, at.solve, at.is_solvable)
-    c, solved = solution(system, c, (problem, tuple(consts)))
+    c, solved = solution(system, c, (problem, consts))
     if not is_flat or form is None:
         return c, solved
     if form.is_curved:
@@ -74,7 +94,7 @@ def differentiate(
     else:
         # Where the distance does not depend on c, centroids are means still: the
         # derivative is that of one more step, of centroids that move as the others say.
-        same = means_of(problem, c, statistics(problem, c))
+        same = means_of(problem, c, statistics(problem, c, *consts))
     return lax.stop_gradient(c) + (same - lax.stop_gradient(same)), solved
 
 

@@ -105,9 +105,13 @@ class Stationarity(NamedTuple):
         if not self.is_flat:
             return solved
         problem, consts = theta
-        # The pull is linear in the weights: this is what some change of them makes.
+        # What some change of the weights makes of the pull.
         change = jnp.cos(jnp.arange(problem.points.shape[0], dtype=mass.dtype))
-        weights = change * problem.weights.astype(change.dtype)
-        push = scale(self.f(c, (problem._replace(weights=weights), consts))[0])
+        weights = problem.weights.astype(change.dtype)
+
+        def pull(weights: jax.Array) -> jax.Array:
+            return self.f(c, (problem._replace(weights=weights), consts))[0]
+
+        push = scale(jax.jvp(pull, (weights,), (change * weights,))[1])
         along = jnp.abs(jnp.sum(push * left))
         return solved | (null & (along <= tol * norm(push) * norm(left)))

@@ -60,7 +60,7 @@ def differentiate(derivative: str, problem: Problem, c: Tensor) -> tuple[Tensor,
         # Of hard clusters these are the means, wherever they are measured from, so that
         # this is exact at every order.
         return _one_step(problem, c, stats).to(dtype), True
-    scale = _scale(problem, c, stats)
+    scale = scale_of(problem, c, stats)
     inverse, trusted = pseudo_inverse(_hessian(problem, c), scale, _push(problem, c))
     if inverse is None:
         return _with_derivative_zero(problem, c.to(dtype)), trusted
@@ -107,7 +107,7 @@ def _hessian(problem: Problem, c: Tensor) -> Tensor:
     return -rows.reshape(c.numel(), c.numel())
 
 
-def _scale(problem: Problem, c: Tensor, stats: Statistics) -> Tensor:
+def scale_of(problem: Problem, c: Tensor, stats: Statistics) -> Tensor:
     """S = (counts_j s ∇²φ(c_j))^−½, [kd, kd], and zero for clusters without weight.
 
     With 2 for s ∇²φ if the distance has no means.

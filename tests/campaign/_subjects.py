@@ -57,7 +57,7 @@ NO_DIFFERENCES = {
     "fit_minibatch",
 }
 # Results in the dtype of the input are rounded to it before others are made of them.
-FITS = "fit", "fit_minibatch", "fit_restarts", "fit_sharded"
+FITS = "fit", "fit_bounded", "fit_minibatch", "fit_restarts", "fit_sharded"
 ROUNDED_INSIDE = {*FITS, "certificate", "assigned_loss"}
 STEPS = {*FITS, "update", "newton", "macqueen", "ema"}
 MAX_STEPS = 25
@@ -271,6 +271,7 @@ OTHERS: dict[str, tuple[Callable, tuple[str, ...]]] = {
 WHOLE = {"fit": _fit, "update": _update}
 SMOOTH = {
     "fit": _at_rest,
+    "fit_bounded": lambda found: [found[k] for k in ("centroids", "loss", "counts")],
     "fit_minibatch": _at_rest,
     "fit_restarts": _at_rest,
     "fit_sharded": _at_rest,

@@ -33,6 +33,32 @@ def excess(columns, min_size=0.0, max_size=np.inf):
     return max(below.max(), above.max())
 
 
+@pytest.mark.parametrize("temperature", [0.001, 0.003, 0.01])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_weighted_sizes_are_met_at_low_temperatures_as_well(temperature, dtype):
+    """There few points are shared, and Newton's step from prices nearby is too long."""
+    missed, eps = [], float(np.finfo(dtype).eps)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x, w = rng.normal(size=(15, 2)), rng.uniform(0.2, 2, 15)
+        x, w = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
+        size = jnp.sum(w) / 3
+        for limits in (
+            {"min_size": size, "max_size": size},
+            {"min_size": 0.6 * size, "max_size": 1.2 * size},
+        ):
+            plan = dk.soft_assign_bounded(
+                x, x[:3], temperature=temperature, weights=w, **limits
+            )
+            columns = jnp.sum(w[:, None] * plan, axis=0) / size
+            low, high = (float(s / size) for s in limits.values())
+            off = jnp.maximum(columns - high, low - columns).max()
+            # Prices here are below 20.
+            bound = (1e-10 if dtype == "float64" else 4e-6) + 80 * eps / temperature
+            missed.append(not bool(off <= bound))
+    assert sum(missed) == 0
+
+
 @pytest.mark.parametrize("temperature", [0.01, 0.3, 3.0, 100.0])
 @pytest.mark.parametrize("name", BOUNDS)
 def test_rows_sum_to_one_and_columns_are_within_bounds(name, temperature):

@@ -506,3 +506,32 @@ def test_restarts_fill_a_codebook_of_the_digits(k):
     assert filled[0] > 0.98
     assert filled[1] > 0.8 * k
     assert filled[2] < 0.7 * loss
+
+
+@MODULES
+def test_rows_that_are_not_finite_never_become_centroids(module):
+    x = ARRAYS[module](X.copy())
+    optimizer = module.ema(0.9)
+    state = module.init(ARRAYS[module](C), optimizer=optimizer)
+    state, _ = module.update(x, state, optimizer=optimizer)
+    spoiled = X.copy()
+    spoiled[ORDER[0]], spoiled[ORDER[1], 1] = np.nan, np.inf
+    found = module.reassign(
+        ARRAYS[module](spoiled),
+        state,
+        ARRAYS[module](ORDER),
+        optimizer=optimizer,
+        min_count=MIN,
+    )
+    clean = module.reassign(
+        x, state, ARRAYS[module](ORDER[2:]), optimizer=optimizer, min_count=MIN
+    )
+    np.testing.assert_array_equal(found.centroids, clean.centroids)
+    none = module.reassign(
+        ARRAYS[module](np.full_like(X, np.nan)),
+        state,
+        ARRAYS[module](ORDER),
+        optimizer=optimizer,
+        min_count=MIN,
+    )
+    np.testing.assert_array_equal(none.centroids, state.centroids)

@@ -441,3 +441,12 @@ def test_every_error_is_raised(module, name, array, options, error, message):
         options["dtype"] = kinds[options["dtype"]]
     with pytest.raises(error, match="^" + message):
         getattr(module, name)(make(array), **options)
+
+
+@pytest.mark.parametrize("module", [dk, dt], ids=["jax", "torch"])
+def test_all_losses_of_a_batch_with_nan_are_nan(module):
+    x = np.ones((4, 2))
+    x[1] = np.nan
+    found = module.lookup_free_quantize((jnp if module is dk else torch).asarray(x))
+    for loss in found[2:]:
+        assert np.isnan(float(loss))

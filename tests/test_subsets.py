@@ -514,3 +514,26 @@ def test_bad_sizes_and_laws_of_estimators_are_named():
         dk.evaluate(*problem, [es.simple(size=2), es.rloo()])
     with pytest.raises(ValueError, match=r"^estimator must be a list of one size"):
         dk.evaluate(*problem, es.simple(size=2), reference=es.rloo(size=2))
+
+
+def test_of_one_cluster_the_records_of_several_are_those_of_one():
+    problem = jax.random.key(0), lambda row: jnp.sum(row * WEIGHTS[0]) ** 2, LOGITS[0]
+    records = [es.simple(size=1, tau=0.7), es.sampled_straight_through(tau=0.7)]
+    ours, known = dk.evaluate(*problem, records)
+    assert bool(ours.enumerated)
+    np.testing.assert_allclose(ours.bias, known.bias, atol=1e-14)
+    np.testing.assert_allclose(ours.variance, known.variance, atol=1e-14)
+    drawn = dk.simple(LOGITS, NOISE, size=1)
+    np.testing.assert_array_equal(drawn, dk.hard(LOGITS + NOISE))
+    theirs = dt.simple(*(torch.tensor(np.array(a)) for a in (LOGITS, NOISE)), size=1)
+    np.testing.assert_array_equal(drawn, theirs)
+
+
+@pytest.mark.parametrize("record", [es.Estimator, dt.estimators.Estimator])
+def test_a_record_of_ones_own_says_what_it_draws(record):
+    with pytest.raises(ValueError, match=r"^size must be at least 1, got 0$"):
+        record("mine", len, size=0)
+    with pytest.raises(TypeError, match=r"^size must be a Python integer"):
+        record("mine", len, size=2.0)
+    with pytest.raises(ValueError, match=r"^law must be 'plackett_luce' or "):
+        record("mine", len, size=2, law="uniform")

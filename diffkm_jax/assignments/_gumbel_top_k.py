@@ -34,8 +34,9 @@ def gumbel_top_k(
 
     The `size` largest of logits + noise are drawn one after the other, each from the
     softmax over those that are left (Plackett and Luce's law). The relaxed row is the
-    sum of as many softmax rows at `tau`: after each, p, the perturbed logits go on
-    lower by log(1 − p). An entry may exceed 1; as tau → 0 the row becomes the draw. The
+    sum of as many softmax rows p at `tau`, after each of which log(1 − p) is added to
+    the perturbed logits. So an entry may exceed 1, far above the others too: it is 1.5
+    at tau = 1 and size = 2; as tau → 0 the row becomes the draw. The
     gradient of the soft rows is exact, in logits, noise and tau, in both modes and at
     every order; as an estimate of that of a discrete draw it is biased. With `hard` the
     value is the exact draw and the gradient that of the soft rows, reverse mode only.

@@ -126,7 +126,8 @@ def simple(
         noise: Standard Gumbel noise, [..., k], floating, no unit. A cluster is in if
             exp(−noise), an exponential variable, is below −log(1 − p), p its
             probability given those before it.
-        size: How many clusters to draw, from 1 to k; static.
+        size: How many clusters to draw, from 1 to k; static. With 1 it is
+            `sampled_straight_through`, that of the largest logits + noise.
         tau: Positive scalar, in the unit of `logits`; shapes the gradient only, and
             may be traced.
 
@@ -207,6 +208,8 @@ def drawn_subset(
 ) -> jax.Array:
     """A subset drawn with the probabilities of `simple`, as rows of the logits."""
     del rest
+    if size == 1:
+        return chosen(logits, noise)
     dtype = accumulation_dtype(logits, noise)
     z, noise = lax.stop_gradient((logits.astype(dtype), noise.astype(dtype)))
     z = jnp.where(jnp.isneginf(noise), -jnp.inf, z)
@@ -230,6 +233,6 @@ def drawn_subset(
     waiting = jnp.exp(-noise)
     by_cluster = [jnp.moveaxis(a, -1, 0) for a in (scores.z, scores.out, waiting)]
     start = scores.wanted[..., 0].astype(jnp.int32)
-    _, chosen = lax.scan(choose, start, (*by_cluster, sums[:-1], sums[1:]))
-    rows = jnp.moveaxis(chosen, 0, -1) | scores.certain
+    _, taken = lax.scan(choose, start, (*by_cluster, sums[:-1], sums[1:]))
+    rows = jnp.moveaxis(taken, 0, -1) | scores.certain
     return jnp.where(scores.undefined, best(logits, size), rows.astype(logits.dtype))

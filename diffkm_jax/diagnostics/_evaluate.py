@@ -209,7 +209,8 @@ def evaluate(
         if not isinstance(fits, Tracer) and not fits:
             raise ValueError(
                 f"estimator {record.name} must not be declared discrete: its estimates "
-                "change with noise of the same argmax(logits + noise)"
+                "change with noise of the same argmax(logits + noise), or if it draws "
+                f"several, of the same subset by its size ({record.size}) and law"
             )
     labels = [label_of(e, logits.shape, grid or {}, standard) for e in estimators]
     reports = Reports(

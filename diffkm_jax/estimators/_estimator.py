@@ -62,6 +62,10 @@ class Estimator:
             after the other without replacement, as `dk.gumbel_top_k` draws) or
             "conditional_bernoulli" (in proportion to ∏ exp(logits), as `dk.simple`).
 
+    Raises:
+        TypeError: `size` is no Python integer.
+        ValueError: `size` is below 1, or `law` neither.
+
     Example:
         >>> def my_reinforce(f, logits, noise, *, scale):
         ...     row = dk.hard(logits + noise[0])
@@ -82,6 +86,10 @@ class Estimator:
     discrete: bool = False
     size: int = 1
     law: str = PLACKETT_LUCE
+
+    def __post_init__(self) -> None:
+        """Checks what is drawn."""
+        as_law(self.size, self.law)
 
     def draw(
         self, key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float

@@ -51,7 +51,8 @@ def fit_bounded(
     over rows that sum to one and columns Σ_i w_i P_ij within the bounds: it is
     softmax(−(distance + price)/T), with a price for each cluster that is 0 where no
     bound holds, positive at `max_size` and negative at `min_size`. Sizes are met to
-    4·10⁻⁶ of each in float32 and 10⁻¹⁰ in float64. `loss` is the least value, which
+    4·10⁻⁶ of each in float32 and 10⁻¹⁰ in float64, or to what rounding of a price
+    leaves, 4 ε price/T, where that is more. `loss` is the least value, which
     without a bound that holds is `soft_kmeans_loss`; its gradient in centroids is
     Σ_i w_i P_ij ∂distance, in bounds that hold minus the price. From high T to low it
     goes from one merged cluster to the hard fit.

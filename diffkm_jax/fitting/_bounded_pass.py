@@ -28,6 +28,7 @@ from diffkm_jax.fitting._transport import (
     limits_of,
     pinned,
     prices_of,
+    rounding_of,
     warmth,
 )
 from diffkm_jax.statistics import Statistics
@@ -176,18 +177,24 @@ def _prices(
     warm = warmth(costs, w)
 
     def again(now: tuple) -> tuple:
-        prices, _, tries = now
+        prices, off, tries = now
         anew = tries > 0
-        prices, hot = jnp.where(anew, 0, prices), jnp.where(anew, warm, 0)
-        limit = jnp.where(anew, 200, 20)
-        return *prices_of(transport, prices, hot, goal, enough, limit), tries + 1
+        begin, hot = jnp.where(anew, 0, prices), jnp.where(anew, warm, 0)
+        limit = jnp.where(anew, 500, 20)
+        found = prices_of(transport, begin, hot, goal, enough, limit)
+        better = found[1] < off
+        prices, off = (
+            jnp.where(better, a, b) for a, b in zip(found, (prices, off), strict=True)
+        )
+        return prices, off, tries + 1
 
     start = jnp.where(usable, prices, 0), jnp.full_like(t, jnp.inf), jnp.int32(0)
     found, off, _ = lax.while_loop(
         lambda now: ~(now[1] <= enough) & (now[2] < 2), again, start
     )
     labels = nearest(transport.logits(found))
-    return Shares(labels, found, usable, off <= enough)
+    met = off <= enough + rounding_of(transport, found)
+    return Shares(labels, found, usable, met)
 
 
 def _soft_statistics(rows: _Rows, transport: Transport, shares: Shares) -> Statistics:

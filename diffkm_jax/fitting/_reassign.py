@@ -51,7 +51,8 @@ def reassign(
         points: A batch, [m, d], real, in data units.
         state: The `State` after an update by this optimizer.
         index: Rows of the batch, different ones and in random order, [j], integers of
-            no unit: `jax.random.permutation(key, m)`. Clusters beyond the j-th stay.
+            no unit: `jax.random.permutation(key, m)`. Rows that are not finite are left
+            out. Clusters beyond the j-th stay.
         optimizer: One that keeps counts, as `macqueen()`, which None is, or `ema()`.
         ratio: Non-negative scalar, no unit; 0 sets none. Not used with a `min_count`.
         min_count: Non-negative scalar, in the unit of the weights, of a batch for `ema`
@@ -88,9 +89,14 @@ def reassign(
     if min_count is not None:
         min_count = as_scalar("min_count", min_count, points, centroids, zero=True)
     check_state(state, optimizer)
-    rows = points[index[: len(centroids)]].astype(centroids.dtype)
-    rule = Rule(ratio, min_count)
-    return reassigned(optimizer, state, rows, rule, active, len(points) // 2)
+    # Rows that are not finite last: they are as if there were none.
+    usable = jnp.isfinite(points).all(axis=1)[index]
+    index = index[jnp.argsort(~usable)][: len(centroids)]
+    rows, number = points[index].astype(centroids.dtype), usable.sum(dtype=jnp.int32)
+    rows = jnp.where(jnp.isfinite(rows), rows, 0)
+    number = jnp.minimum(number, len(index))
+    given = Rule(ratio, min_count), active, len(points) // 2
+    return reassigned(optimizer, state, rows, *given, number)
 
 
 class Rule(NamedTuple):

@@ -104,10 +104,14 @@ def prices_of(
 
     def measure(at: Transport, prices: jax.Array) -> tuple[jax.Array, jax.Array]:
         excess = at.excess(prices, at.sizes(at.plan(prices)))
-        return jnp.max(jnp.abs(excess)), at.value(prices)
+        value = at.value(prices)
+        value = jnp.where(jnp.isnan(value), -jnp.inf, value)
+        return jnp.max(jnp.abs(excess)), value
 
     def goes_on(now: _Now) -> jax.Array:
-        rests = (now.excess <= goal) | ((now.excess <= enough) & (now.stalls > 3))
+        nearly = now.excess <= enough + rounding_of(problem, now.prices)
+        patience = jnp.where(now.excess <= enough, 3, 20)
+        rests = (now.excess <= goal) | (nearly & (now.stalls > patience))
         more = (now.iteration < limit) & jnp.isfinite(now.prices).all()
         return more & ~((now.temperature <= cold) & rests)
 
@@ -121,19 +125,14 @@ def prices_of(
         part = farthest / nonzero(jnp.max(jnp.abs(step)))
         new = jnp.where(part < 1, now.prices + part * step, new)
         before = jnp.max(jnp.abs(at.excess(now.prices, sizes)))
-        some = jnp.stack(
-            [
-                new,
-                now.prices + 0.2 * (new - now.prices),
-                _sinkhorn(at, now.prices, sizes),
-            ]
-        )
-        excesses, values = lax.map(partial(measure, at), some)
-        best = jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))
-        best = jnp.where(excesses[0] <= 0.5 * before, 0, best)
-        prices, excess = some[best], excesses[best]
-        cooler = (excess < 0.1) & (now.temperature > cold)
-        temperature = jnp.where(cooler, now.temperature / 4, now.temperature)
+        prices, excess = _best_of(partial(measure, at), now.prices, new, before)
+        others = _sinkhorn(at, now.prices, sizes)
+        excess_of_others, value = measure(at, others)
+        better = ~(excess <= 0.5 * before) & (value > measure(at, prices)[1])
+        prices = jnp.where(better, others, prices)
+        excess = jnp.where(better, excess_of_others, excess)
+        cooler = (excess < 0.01) & (now.temperature > cold)
+        temperature = jnp.where(cooler, now.temperature / 2, now.temperature)
         stays = (now.temperature <= cold) & (excess > 0.5 * now.excess)
         return _Now(
             prices,
@@ -153,6 +152,43 @@ def prices_of(
     end = lax.while_loop(goes_on, iterate, begin)
     excess = jnp.where(end.temperature <= cold, end.excess, jnp.inf)
     return end.prices, excess
+
+
+def rounding_of(problem: Transport, prices: jax.Array) -> jax.Array:
+    """What of a size the rounding of its price may move, relative."""
+    eps = float(jnp.finfo(prices.dtype).eps)
+    return 4 * eps * jnp.max(jnp.abs(prices)) / problem.temperature
+
+
+def _best_of(
+    measure: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    start: jax.Array,
+    end: jax.Array,
+    before: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The best prices on the way to some, and their excess.
+
+    All the way, if that halves the excess; else a part of it, by quarters: the value is
+    concave, so that once it falls it has had its best.
+    """
+
+    def at(part: jax.Array) -> tuple:
+        prices = start + part * (end - start)
+        return prices, *measure(prices)
+
+    def goes_on(now: tuple) -> jax.Array:
+        (_, excess, value), (_, _, smaller), part = now
+        return ~(excess <= 0.5 * before) & (smaller >= value) & (part > 1e-12)
+
+    def shrink(now: tuple) -> tuple:
+        _, found, part = now
+        return found, at(part / 4), part / 4
+
+    one = jnp.ones_like(before)
+    (prices, excess, _), *_ = lax.while_loop(
+        goes_on, shrink, (at(one), at(one / 4), one / 4)
+    )
+    return prices, excess
 
 
 def warmth(costs: jax.Array, weights: jax.Array) -> jax.Array:

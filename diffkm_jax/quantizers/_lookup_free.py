@@ -224,7 +224,8 @@ def _entropy(p: jax.Array) -> jax.Array:
     divided, are normal numbers.
     """
     exponent = jnp.finfo(p.dtype).maxexp * 15 // 64
-    used, small = p >= 2.0 ** (-2 * exponent), p < 2.0**-exponent
+    # What is NaN is used.
+    used, small = ~(p < 2.0 ** (-2 * exponent)), p < 2.0**-exponent
     scaled = jnp.where(used, jnp.where(small, 2.0**exponent * p, p), 1)
     log_p = jnp.log(scaled) - jnp.where(small, exponent * math.log(2), 0)
     return -jnp.sum(jnp.where(used, p, 0) * log_p)

@@ -8,7 +8,7 @@ from torch import Tensor
 from diffkm_torch._checks import as_logits, as_noise, as_scalar
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._numerics import log_sum
-from diffkm_torch.assignments._straight_through import with_gradient_of
+from diffkm_torch.assignments._straight_through import chosen, with_gradient_of
 from diffkm_torch.assignments._top_k import best, check_size, scores_of
 
 
@@ -84,6 +84,8 @@ def log_sums(z: Tensor, out: Tensor, size: int) -> list[Tensor]:
 @torch.no_grad()
 def drawn_subset(size: int, logits: Tensor, noise: Tensor) -> Tensor:
     """A subset drawn with the probabilities of `simple`, as rows of the logits."""
+    if size == 1:
+        return chosen(logits, noise)
     dtype = accumulation_dtype(logits, noise)
     one = torch.ones((), dtype=dtype, device=logits.device)
     z = logits.to(dtype).masked_fill(noise.isneginf(), -torch.inf)

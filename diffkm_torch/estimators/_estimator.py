@@ -36,6 +36,10 @@ class Estimator:
     size: int = 1
     law: str = PLACKETT_LUCE
 
+    def __post_init__(self) -> None:
+        """Checks what is drawn."""
+        as_law(self.size, self.law)
+
     def draw(
         self,
         generator: torch.Generator | None,

@@ -52,9 +52,13 @@ def reassign(
     if min_count is not None:
         rule = Rule(min_count=as_scalar("min_count", min_count, dtype, zero=True))
     check_state(state, optimizer)
-    rows = points[index[: len(centroids)]]
+    # Rows that are not finite last: they are as if there were none.
+    usable = points.isfinite().all(1)[index]
+    order = (~usable).to(torch.uint8).argsort(stable=True)[: len(centroids)]
+    rows = points[index[order]]
+    rows = rows.masked_fill(~rows.isfinite(), 0)
     half = torch.as_tensor(len(points) // 2, device=points.device)
-    number = torch.as_tensor(len(rows), device=points.device)
+    number = usable.sum().clamp(max=len(rows))
     return reassigned(optimizer, state, rows, rule, active, half, number)
 
 

@@ -69,32 +69,53 @@ def prices_of(problem: Transport) -> tuple[Tensor, bool]:
         mean = (costs.mean(1) * problem.weights).sum() / problem.weights.sum()
         temperature, prices = torch.maximum(mean, cold), torch.zeros_like(costs[0])
         stalls, before = 0, torch.inf
-        for _ in range(200):
+        for _ in range(500):
             at = problem._replace(temperature=temperature)
             prices = _better(at, prices)
             excess = float(at.excess(prices))
             if temperature > cold:
-                if excess < 0.1:
-                    temperature = torch.maximum(temperature / 4, cold)
+                if excess < 0.01:
+                    temperature = torch.maximum(temperature / 2, cold)
                 continue
             stalls += excess > 0.5 * before
             before = excess
-            if excess <= goal or (excess <= enough and stalls > 3):
+            limit = enough + _rounding(problem, prices)
+            patience = 3 if excess <= enough else 20
+            if excess <= goal or (excess <= limit and stalls > patience):
                 break
-        return prices, float(problem.excess(prices)) <= enough
+        limit = enough + _rounding(problem, prices)
+        return prices, float(problem.excess(prices)) <= limit
+
+
+def _rounding(problem: Transport, prices: Tensor) -> float:
+    """What of a size the rounding of its price may move, relative."""
+    eps = torch.finfo(prices.dtype).eps
+    return 4 * eps * float(prices.abs().max() / problem.temperature)
 
 
 def _better(at: Transport, prices: Tensor) -> Tensor:
-    """Newton's prices if they are much better, else the best of some steps."""
+    """Newton's prices if they are much better, else the best on the way to them.
+
+    By quarters: the value is concave, so that once it falls it has had its best. Or
+    Sinkhorn's, if those are better still.
+    """
     new = _newton(at, prices)
     part = float((at.costs.max() + at.temperature) / (new - prices).abs().max())
     if part < 1:
         new = prices + part * (new - prices)
     if at.excess(new) <= 0.5 * at.excess(prices):
         return new
-    some = [new, prices + 0.2 * (new - prices), _sinkhorn(at, prices)]
-    values = torch.stack([at.value(p) for p in some])
-    return some[int(values.nan_to_num(nan=-torch.inf).argmax())]
+
+    def value(prices: Tensor) -> float:
+        return float(at.value(prices).nan_to_num(nan=-torch.inf))
+
+    best, part = new, 0.25
+    while part > 1e-12 and value(found := prices + part * (new - prices)) >= value(
+        best
+    ):
+        best, part = found, part / 4
+    others = _sinkhorn(at, prices)
+    return others if value(others) > value(best) else best
 
 
 def _newton(at: Transport, prices: Tensor) -> Tensor:

@@ -134,7 +134,8 @@ def _entropies(x: Tensor, temperature: Tensor) -> Tensor:
 def _entropy(p: Tensor) -> Tensor:
     """The entropy of probabilities, small ones in a unit in which p⁴ is normal."""
     exponent = round(math.log2(torch.finfo(p.dtype).max)) * 15 // 64
-    used, small = p >= 2.0 ** (-2 * exponent), p < 2.0**-exponent
+    # What is NaN is used.
+    used, small = ~(p < 2.0 ** (-2 * exponent)), p < 2.0**-exponent
     scaled = torch.where(used, torch.where(small, 2.0**exponent * p, p), 1)
     log_p = scaled.log() - torch.where(small, exponent * math.log(2), 0)
     return -(torch.where(used, p, 0) * log_p).sum()

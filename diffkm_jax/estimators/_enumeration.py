@@ -29,7 +29,8 @@ def exact(
 
     Args:
         max_configurations: The largest k**r to accept, static.
-        size: How many clusters a draw has, at least 1; static.
+        size: How many clusters a draw has, at least 1, and at most 12 under
+            "plackett_luce"; static.
         law: Of draws of several, "plackett_luce" or "conditional_bernoulli", as in
             `Estimator`; static.
 

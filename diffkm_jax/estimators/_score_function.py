@@ -35,7 +35,8 @@ def reinforce(
     Args:
         baseline: Scalar, or one per problem, [*batch], in the unit of the cost; may be
             traced.
-        size: How many clusters a draw has, at least 1; static.
+        size: How many clusters a draw has, at least 1, and at most 12 under
+            "plackett_luce"; static.
         law: Of draws of several, "plackett_luce" or "conditional_bernoulli", as in
             `Estimator`; static.
 
@@ -88,7 +89,8 @@ def rloo(*, num_samples: int = 4, size: int = 1, law: str = PLACKETT_LUCE) -> Es
 
     Args:
         num_samples: Draws n, at least 2; static.
-        size: How many clusters a draw has, at least 1; static.
+        size: How many clusters a draw has, at least 1, and at most 12 under
+            "plackett_luce"; static.
         law: Of draws of several, "plackett_luce" or "conditional_bernoulli", as in
             `Estimator`; static.
 

@@ -25,7 +25,8 @@ def gumbel_top_k(*, size: int, tau: ArrayLike = 1.0, hard: bool = False) -> Esti
         hard: Whether the cost is evaluated at the draw; static.
 
     Returns:
-        An `Estimator`: logits [..., k], noise [1, ..., k], costs [*batch].
+        An `Estimator` of the law "plackett_luce": logits [..., k], noise [1, ..., k],
+        costs [*batch].
 
     Raises:
         TypeError: `size` is no integer.
@@ -59,7 +60,8 @@ def simple(*, size: int, tau: ArrayLike = 1.0) -> Estimator:
         tau: Positive scalar, in the unit of the logits; may be traced.
 
     Returns:
-        An `Estimator`, discrete: logits [..., k], noise [1, ..., k], costs [*batch].
+        An `Estimator` of the law "conditional_bernoulli", discrete: logits [..., k],
+        noise [1, ..., k], costs [*batch].
 
     Raises:
         TypeError: `size` is no integer.

@@ -112,7 +112,8 @@ class FitResult(NamedTuple):
     Attributes:
         centroids: [k, d], in the dtype of the centroids given (of the points, if a
             `State` was), in data units.
-        labels: Index of the nearest returned centroid, [n], int32.
+        labels: Index of the nearest returned centroid, [n], int32; of `fit_bounded`
+            that of the cluster that each point was assigned to.
         loss: The loss at the returned centroids, [], accumulation dtype.
         counts: Weight of every cluster there, [k], accumulation dtype.
         residual: Σ_j distance(c_j + shifts_j / counts_j, c_j) there, [], in the unit of

@@ -17,7 +17,9 @@ class Quantized(NamedTuple):
     """Points replaced by values of a codebook, and the losses that train it.
 
     Both losses sum over the points; at nearest centroids their value is `kmeans_loss`.
-    A code is a centroid of the codebook.
+    A code is a centroid of the codebook. Of several codebooks, as of
+    `residual_quantize` and `product_quantize`, labels have their axes last, [..., s],
+    and counts, usage and perplexity first, [s, k] and [s].
 
     Attributes:
         values: What stands for the points, [..., d], in data units.

@@ -42,7 +42,6 @@ def arrays() -> dict[str, np.ndarray]:
         "weights": rng.uniform(0.5, 1.5, 40),
         "active": np.array([True, True, False, True, True]),
         "nearest": points[::-1].copy(),
-        "labels": np.arange(12).reshape(3, 4),
         "x": points[:6],
         "y": points[6:12],
         "precision": root @ root.T,

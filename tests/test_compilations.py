@@ -91,6 +91,10 @@ def mirrored(name):
 # What has no twin in torch, or a loop, or another program under other options.
 CALLS = {
     **{name: mirrored(name) for name in _parity.mirrored()},
+    "finite_scalar_values": lambda: dk.finite_scalar_values(
+        jnp.arange(4), levels=(3, 4)
+    ),
+    "lookup_free_values": lambda: dk.lookup_free_values(jnp.arange(4), d=4),
     "certificate": lambda: dk.certificate(X, C),
     "certificate, soft": lambda: dk.certificate(X, C, temperature=number()),
     "evaluate": lambda: dk.evaluate(KEY, cost, LOGITS, es.reinmax(tau=number())),

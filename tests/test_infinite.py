@@ -218,7 +218,11 @@ OTHERS = {*dk.estimators.__all__} - NONE - {"gumbel_rao", "rebar"}
 )
 def test_an_estimate_at_infinite_noise_is_the_limit(name, value):
     logits = LOGITS[:, :2] if name in ("arm", "arms", "disarm") else LOGITS
-    mine, other = (getattr(m.estimators, name)() for m in (dk, dt))
+    # A relaxed row of several has that limit at a tau below 1.
+    options = {"gumbel_top_k": {"size": 2, "tau": 0.5}, "simple": {"size": 2}}
+    mine, other = (
+        getattr(m.estimators, name)(**options.get(name, {})) for m in (dk, dt)
+    )
     noise = gumbel((mine.num_draws, *logits.shape))
     estimates = []
     for entry in (value, np.clip(value, -1e6, 1e6)):

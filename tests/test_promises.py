@@ -32,8 +32,6 @@ OTHERS = {
 NOT_IN_TABLE = {
     "assign",
     "assign_bounded",
-    "finite_scalar_values",
-    "lookup_free_values",
 }
 
 

@@ -43,7 +43,8 @@ def gumbel_top_k(
 
     Args:
         logits: Unnormalized log-probabilities, [..., k], floating, no unit; −inf is
-            never drawn.
+            never drawn, +inf (or noise of that) first and once, as large ones are at a
+            tau below 1.
         noise: Standard Gumbel noise, [..., k], floating, no unit.
         size: How many clusters to draw, from 1 to k; static. With 1 it is
             `gumbel_softmax`.

@@ -140,8 +140,8 @@ def diveq(
         >>> c = jnp.zeros((1, 2))
         >>> dk.diveq(x, c, v, scale=0.0).values.tolist()
         [[0.0, 0.0]]
-        >>> dk.diveq(x, c, v, scale=2.0).values.round(2).tolist()  # Along (−3, 4).
-        [[1.2, 2.4]]
+        >>> [f"{a:.1f}" for a in dk.diveq(x, c, v, scale=2.0).values[0]]  # By (−3, 4).
+        ['1.2', '2.4']
 
     Source: Vali, Bäckström & Solin 2025, https://arxiv.org/abs/2509.26469
     """

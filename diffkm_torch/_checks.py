@@ -104,6 +104,15 @@ def as_rows(
     if shape[-1:] != (d,):
         layout = f"[..., d] with d = {d} as in centroids {tuple(centroids.shape)}"
         raise ValueError(f"points must be {layout}, got shape {shape}")
+    return flattened(points, weights)
+
+
+def flattened(points: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Points [n, d] and weights [n] of [..., d] and [...], checked."""
+    points = as_real("points", points)
+    shape = tuple(points.shape)
+    if not shape:
+        raise ValueError(f"points must be [..., d], got shape {shape}")
     n = math.prod(shape[:-1])
     if n == 0:
         raise ValueError(f"points must have at least one row, got shape {shape}")
@@ -111,7 +120,7 @@ def as_rows(
         weights = as_real("weights", weights)
         check_shape("weights", weights, shape[:-1], f"[...] as points {shape}")
         weights = weights.reshape(-1)
-    return points.reshape(n, d), weights
+    return points.reshape(n, shape[-1]), weights
 
 
 def as_active(active: Tensor | None, k: int) -> Tensor | None:

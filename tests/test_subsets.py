@@ -244,7 +244,7 @@ def test_several_of_the_perturbation_maps_are_the_best_several():
 
 def test_the_mean_over_perturbations_moves_as_the_smooth_map_does():
     """The gradient of the mean of draws, against that of exact Plackett–Luce sums."""
-    z, rows = jnp.array([0.3, -0.5, 0.8, 0.0]), jnp.asarray(subsets(4, 2))
+    z = jnp.array([0.3, -0.5, 0.8, 0.0])
     noise = jax.random.gumbel(jax.random.key(1), (200_000, 4))
     g = jnp.array([1.0, -0.5, 0.2, 0.0])
 
@@ -252,10 +252,8 @@ def test_the_mean_over_perturbations_moves_as_the_smooth_map_does():
         return dk.perturbed_argmax(z, noise, size=2) @ g
 
     def exact(z):
-        cost = partial(jnp.dot, g)
-        return es.exact(size=2).expect(lambda row: cost(row), z)
+        return es.exact(size=2).expect(lambda row: jnp.dot(g, row), z)
 
-    del rows
     np.testing.assert_allclose(mean(z), exact(z), atol=5e-3)
     np.testing.assert_allclose(jax.grad(mean)(z), jax.grad(exact)(z), atol=1e-2)
 
@@ -410,9 +408,9 @@ def test_estimators_of_subsets_against_all_their_draws():
         key,
         quadratic,
         LOGITS[0],
-        [records[1], es.gumbel_top_k(size=2, hard=True), of_orders[0]][:1],
+        records[1],
         enumerate_draws=False,
-    )[0]
+    )
     error = np.asarray(sampled.mean - reports[1].mean[0])
     assert (np.abs(error) < 5 * np.asarray(sampled.bias_error)).all()
 
@@ -471,9 +469,7 @@ def test_records_say_whether_only_the_subset_matters():
 
 
 def test_a_compiled_estimator_of_subsets_is_found_again():
-    step = jax.jit(
-        lambda record, z, n: record.expect(quadratic, z, n), static_argnums=()
-    )
+    step = jax.jit(lambda record, z, n: record.expect(quadratic, z, n))
     noise = NOISE[None]
     for tau in (0.5, 0.7):
         step(es.simple(size=2, tau=tau), LOGITS, noise)

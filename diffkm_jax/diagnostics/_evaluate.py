@@ -181,18 +181,18 @@ def evaluate(
     if chunk_size is not None:
         check_integer("chunk_size", chunk_size, minimum=1)
     cost = traced_cost(f, logits)
-    law = _law_of_all(estimators, logits)
+    if reference is not None:
+        check_estimator(reference, name="reference")
+    law = _law_of_all([*estimators, *([reference] if reference else [])], logits)
     if reference is None:
         num_configurations(logits, cost.num_axes, law, max_configurations)
         kind, of_reference, standard = None, [], None
     else:
-        check_estimator(reference, name="reference")
         if not reference.num_draws:
             raise ValueError(
                 "reference must be None, for the sum over all draws, or an unbiased "
                 f"estimator with noise, as es.rloo(), got {reference.name}"
             )
-        _law_of_all((*estimators, reference), logits)
         of_reference, kind = split_settings(reference)
         standard = reference.name
     size = None

@@ -89,12 +89,9 @@ def reassign(
     if min_count is not None:
         min_count = as_scalar("min_count", min_count, points, centroids, zero=True)
     check_state(state, optimizer)
-    # Rows that are not finite last: they are as if there were none.
-    usable = jnp.isfinite(points).all(axis=1)[index]
-    index = index[jnp.argsort(~usable)][: len(centroids)]
-    rows, number = points[index].astype(centroids.dtype), usable.sum(dtype=jnp.int32)
-    rows = jnp.where(jnp.isfinite(rows), rows, 0)
-    number = jnp.minimum(number, len(index))
+    finite = jnp.isfinite(points).all(axis=1)
+    index, number = usable_first(index, finite, len(centroids))
+    rows = jnp.where(finite[:, None], points, 0)[index].astype(centroids.dtype)
     given = Rule(ratio, min_count), active, len(points) // 2
     return reassigned(optimizer, state, rows, *given, number)
 
@@ -118,6 +115,18 @@ def as_index(index: ArrayLike) -> jax.Array:
         got = f"shape {index.shape}, dtype {index.dtype}"
         raise TypeError(f"index must be integers [j], got {got}")
     return index
+
+
+def usable_first(
+    index: jax.Array, usable: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+    """The first k rows of an index, and how many of all are usable: those are first.
+
+    The others are as if there were none.
+    """
+    last = ~usable[index]
+    first = index[jnp.argsort(last)[:k]].astype(jnp.int32)
+    return first, (~last).sum(dtype=jnp.int32)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -179,9 +188,7 @@ def restarted(
         if problem.weights is not None:
             usable = problem.weights > 0
         usable = gather(usable, axis).reshape(-1)
-        # Rows without weight last: they are as if there were none.
-        last = ~usable[index]
-        chosen = index[jnp.argsort(last)[:k]].astype(jnp.int32)
+        chosen, number = usable_first(index, usable, k)
         rows = take(problem.points, chosen, axis).astype(dtype)
         state = reassigned(
             algorithm.optimizer,
@@ -190,7 +197,7 @@ def restarted(
             Rule(min_count=min_count),
             active,
             usable.sum(dtype=jnp.int32) // 2,
-            (~last).sum(dtype=jnp.int32),
+            number,
         )
         return _retracted(problem, state, found.state)
 

@@ -26,18 +26,26 @@ def as_rows(
     shape = tuple(rows.shape)
     if len(shape) == 2:
         return points, weights, shape
+    mass = None if weights is None else _as_array("weights", weights)
+    rows, mass = flattened(rows, mass)
+    d = shape[-1]
+    as_centroids(centroids, d, f"[k, d] with d = {d} as in points {shape}")
+    return rows, mass, shape
+
+
+def flattened(points: Any, weights: Any) -> tuple[Any, Any]:
+    """Points [n, d] and weights [n] of arrays [..., d] and [...], checked."""
+    shape = tuple(points.shape)
     if not shape:
         raise ValueError(f"points must be [..., d], got shape {shape}")
     *leading, d = shape
-    if 0 in leading:
-        raise ValueError(f"points must have at least one row, got shape {shape}")
-    as_centroids(centroids, d, f"[k, d] with d = {d} as in points {shape}")
     n = math.prod(leading)
-    if weights is None:
-        return rows.reshape(n, d), None, shape
-    mass = _as_array("weights", weights)
-    check_shape("weights", mass, tuple(leading), f"[...] as points {shape}")
-    return rows.reshape(n, d), mass.reshape(n), shape
+    if n == 0:
+        raise ValueError(f"points must have at least one row, got shape {shape}")
+    if weights is not None:
+        check_shape("weights", weights, tuple(leading), f"[...] as points {shape}")
+        weights = weights.reshape(n)
+    return points.reshape(n, d), weights
 
 
 def _as_array(name: str, value: ArrayLike) -> Any:

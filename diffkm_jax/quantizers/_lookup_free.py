@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import export, lax
 
 from diffkm_jax._blocks import fill_inert, fill_rows, finite_costs, weigh
-from diffkm_jax._checks import as_real, as_scalar, check_integer, check_shape
+from diffkm_jax._checks import as_real, as_scalar, check_integer
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import quotient, unit_of
 from diffkm_jax.quantizers._finite_scalar import as_float_dtype, as_labels
+from diffkm_jax.quantizers._leading import flattened
 from diffkm_jax.quantizers._vector_maps import straight_through_vector
 
 if TYPE_CHECKING:
@@ -110,23 +111,17 @@ def lookup_free_quantize(
     if points.ndim == 0 or not 1 <= d <= 31:
         found = f"got shape {points.shape}"
         raise ValueError(f"points must be [..., d] with d from 1 to 31, {found}")
-    n = math.prod(batch)
-    if n == 0:
-        raise ValueError(f"points must have at least one row, got shape {points.shape}")
-    if weights is not None:
-        weights = as_real("weights", weights)
-        layout = f"[...] as points {points.shape}"
-        check_shape("weights", weights, tuple(batch), layout)
-        weights = weights.reshape(n)
+    w = None if weights is None else as_real("weights", weights)
+    rows, w = flattened(points, w)
     size = _as_group_size(group_size, d)
-    temperature = as_scalar("temperature", temperature, points, weights)
-    factor = as_scalar("diversity_weight", diversity_weight, points, weights, zero=True)
+    temperature = as_scalar("temperature", temperature, points, w)
+    factor = as_scalar("diversity_weight", diversity_weight, points, w, zero=True)
     positive = points > 0
     codes = jnp.where(positive, 1, -1).astype(points.dtype)
     places = jnp.int32(1) << lax.broadcasted_iota(jnp.int32, points.shape, len(batch))
     labels = jnp.sum(jnp.where(positive, places, 0), axis=-1, dtype=jnp.int32)
-    rows = (a.reshape(n, d) for a in (points, codes))
-    commitment_loss, one, all_of_them = _losses(size, *rows, weights, temperature)
+    given = rows, codes.reshape(rows.shape), w, temperature
+    commitment_loss, one, all_of_them = _losses(size, *given)
     return LookupFreeQuantized(
         straight_through_vector(points, codes),
         labels,

@@ -125,8 +125,14 @@ def quantize(
     leading = shape[:-1]
     x = as_given(found.points.astype(problem.points.dtype), leading)
     codes = lax.stop_gradient(found.codes).astype(centroids.dtype)
-    values = method(x, as_given(codes, leading))
-    if values.shape != shape:
-        shapes = f"{values.shape} for points {shape}"
-        raise ValueError(f"method must keep the shape of the points, got {shapes}")
+    values = applied(method, x, as_given(codes, leading))
     return Quantized(values, as_given(found.labels, leading), *found[3:])
+
+
+def applied(method: Method, points: jax.Array, codes: jax.Array) -> jax.Array:
+    """The values of a method, whose shape is checked."""
+    values = method(points, codes)
+    if values.shape != points.shape:
+        shapes = f"{values.shape} for points {points.shape}"
+        raise ValueError(f"method must keep the shape of the points, got {shapes}")
+    return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,8 @@ from diffkm_jax._checks import (
 from diffkm_jax._dtypes import accumulation_dtype
 from diffkm_jax._hints import hinted
 from diffkm_jax.distances import Distance, squared_euclidean
-from diffkm_jax.quantizers._quantize import Method, quantize
+from diffkm_jax.quantizers._leading import flattened
+from diffkm_jax.quantizers._quantize import Method, applied, quantize
 from diffkm_jax.quantizers._quantized import Quantized
 from diffkm_jax.quantizers._vector_maps import straight_through_vector
 
@@ -88,17 +88,17 @@ def residual_quantize(
     Source: Zeghidour et al. 2021, https://arxiv.org/abs/2107.03312
     """
     check_callable("method", method)
-    points, w = _as_points(points, weights)
-    *leading, d = shape = points.shape
+    rows, w, shape = _as_points(points, weights)
+    *leading, d = shape
     codebooks = as_real("codebooks", codebooks)
     layout = f"[s, k, d] with d = {d} as in points {shape}"
     check_shape("codebooks", codebooks, (None, None, d), layout)
     active = _as_options(codebooks, active, distance, block_size)
     x, total, found = _residual(
-        block_size, _rows(points, d), codebooks, as_tree(distance), w, active
+        block_size, rows, codebooks, as_tree(distance), w, active
     )
-    x = x.astype(points.dtype)
-    values = _applied(method, x.reshape(shape), total.reshape(shape))
+    x = x.astype(rows.dtype)
+    values = applied(method, x.reshape(shape), total.reshape(shape))
     return found._replace(
         values=values,
         labels=found.labels.T.reshape(*leading, len(codebooks)),
@@ -160,8 +160,8 @@ def product_quantize(
     Source: Jégou, Douze & Schmid 2011, https://doi.org/10.1109/TPAMI.2010.57
     """
     check_callable("method", method)
-    points, w = _as_points(points, weights)
-    *leading, d = shape = points.shape
+    rows, w, shape = _as_points(points, weights)
+    *leading, d = shape
     codebooks = as_real("codebooks", codebooks)
     found = codebooks.shape
     if len(found) not in (3, 4) or found[0] * found[-1] != d:
@@ -172,18 +172,18 @@ def product_quantize(
     if not staged:
         codebooks = codebooks[:, None]
         active = None if active is None else active[:, None]
-    rows = jnp.moveaxis(_rows(points, g, width), 1, 0)
+    rows = jnp.moveaxis(rows.reshape(-1, g, width), 1, 0)
     x, total, of_groups = _product(
         block_size, rows, codebooks, as_tree(distance), w, active
     )
     x, total = (
         jnp.moveaxis(a, 0, 1).reshape(*leading, g, width)
-        for a in (x.astype(points.dtype), total)
+        for a in (x.astype(rows.dtype), total)
     )
     labels = jnp.moveaxis(of_groups.labels, -1, 0)
     counts = of_groups.counts
     return of_groups._replace(
-        values=_applied(method, x, total).reshape(shape),
+        values=applied(method, x, total).reshape(shape),
         labels=labels.reshape(*leading, *(labels.shape[1:] if staged else (g,))),
         codebook_loss=jnp.sum(of_groups.codebook_loss),
         commitment_loss=jnp.sum(of_groups.commitment_loss),
@@ -238,24 +238,11 @@ def _product(
 
 def _as_points(
     points: ArrayLike, weights: ArrayLike | None
-) -> tuple[jax.Array, jax.Array | None]:
-    """Points [..., d] and weights [n], checked."""
+) -> tuple[jax.Array, jax.Array | None, tuple[int, ...]]:
+    """Points [n, d] and weights [n], checked, and the shape of the points."""
     points = as_real("points", points)
-    shape = points.shape
-    if points.ndim == 0:
-        raise ValueError(f"points must be [..., d], got shape {shape}")
-    if math.prod(shape[:-1]) == 0:
-        raise ValueError(f"points must have at least one row, got shape {shape}")
-    if weights is None:
-        return points, None
-    weights = as_real("weights", weights)
-    check_shape("weights", weights, shape[:-1], f"[...] as points {shape}")
-    return points, weights.reshape(-1)
-
-
-def _rows(points: jax.Array, *shape: int) -> jax.Array:
-    """Points of any leading axes as [n, ...]."""
-    return points.reshape(math.prod(points.shape[:-1]), *shape)
+    weights = None if weights is None else as_real("weights", weights)
+    return *flattened(points, weights), points.shape
 
 
 def _as_options(
@@ -278,11 +265,3 @@ def _as_options(
         raise TypeError(f"active must be bool, got dtype {active.dtype}")
     check_shape("active", active, shape, f"{shape} as codebooks {codebooks.shape}")
     return active
-
-
-def _applied(method: Method, points: jax.Array, total: jax.Array) -> jax.Array:
-    values = method(points, total)
-    if values.shape != points.shape:
-        shapes = f"{values.shape} for points {points.shape}"
-        raise ValueError(f"method must keep the shape of the points, got {shapes}")
-    return values

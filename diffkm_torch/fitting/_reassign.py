@@ -52,13 +52,10 @@ def reassign(
     if min_count is not None:
         rule = Rule(min_count=as_scalar("min_count", min_count, dtype, zero=True))
     check_state(state, optimizer)
-    # Rows that are not finite last: they are as if there were none.
-    usable = points.isfinite().all(1)[index]
-    order = (~usable).to(torch.uint8).argsort(stable=True)[: len(centroids)]
-    rows = points[index[order]]
-    rows = rows.masked_fill(~rows.isfinite(), 0)
+    finite = points.isfinite().all(1)
+    index, number = usable_first(index, finite, len(centroids))
+    rows = points.masked_fill(~finite[:, None], 0)[index]
     half = torch.as_tensor(len(points) // 2, device=points.device)
-    number = usable.sum().clamp(max=len(rows))
     return reassigned(optimizer, state, rows, rule, active, half, number)
 
 
@@ -69,6 +66,16 @@ def as_index(index: Tensor) -> Tensor:
         got = f"shape {tuple(index.shape)}, dtype {index.dtype}"
         raise TypeError(f"index must be integers [j], got {got}")
     return index
+
+
+def usable_first(index: Tensor, usable: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The first k rows of an index, and how many of all are usable: those are first.
+
+    The others are as if there were none.
+    """
+    last = ~usable[index]
+    first = index[last.to(torch.uint8).argsort(stable=True)[:k]]
+    return first, (~last).sum()
 
 
 def reassigned(
@@ -119,9 +126,7 @@ def restarted(
     usable = problem.points.new_ones(len(problem.points), dtype=torch.bool)
     if problem.weights is not None:
         usable = problem.weights > 0
-    # Rows without weight last: they are as if there were none.
-    last = ~usable[index]
-    chosen = index[last.to(torch.uint8).argsort(stable=True)[: len(state.centroids)]]
+    chosen, number = usable_first(index, usable, len(state.centroids))
     new = reassigned(
         optimizer,
         state,
@@ -129,7 +134,7 @@ def restarted(
         Rule(min_count=min_count),
         problem.active,
         usable.sum() // 2,
-        (~last).sum(),
+        number,
     )
     return retracted_where_set(problem, new, state)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffkm_torch._checks import as_real, as_scalar, check_integer, check_shape
+from diffkm_torch._checks import as_real, as_scalar, check_integer, flattened
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._geometry import fill_inert, fill_rows
 from diffkm_torch._hints import hinted
@@ -46,17 +46,9 @@ def lookup_free_quantize(
     if points.ndim == 0 or not 1 <= shape[-1] <= 31:
         found = f"got shape {shape}"
         raise ValueError(f"points must be [..., d] with d from 1 to 31, {found}")
-    *batch, d = shape
-    n = math.prod(batch)
-    if n == 0:
-        raise ValueError(f"points must have at least one row, got shape {shape}")
-    acc = accumulation_dtype(points)
-    w = None
-    if weights is not None:
-        weights = as_real("weights", weights)
-        check_shape("weights", weights, tuple(batch), f"[...] as points {shape}")
-        acc = accumulation_dtype(points, weights)
-        w = weights.reshape(n).to(acc)
+    rows, w = flattened(points, weights)
+    (n, d), acc = rows.shape, accumulation_dtype(rows, w)
+    w = None if w is None else w.to(acc)
     size = _as_group_size(group_size, d)
     t = as_scalar("temperature", temperature, acc)
     factor = as_scalar("diversity_weight", diversity_weight, acc, zero=True)
@@ -65,7 +57,7 @@ def lookup_free_quantize(
     places = 2 ** torch.arange(d, device=points.device)
     labels = (bits * places).sum(-1)
     fixed = codes.reshape(n, d).to(acc)
-    x = fill_inert(points.reshape(n, d).to(acc), w, fixed)
+    x = fill_inert(rows.to(acc), w, fixed)
     w = x.new_ones(n) if w is None else w
     with torch.no_grad():
         costs = _entropies(x, t).sum(-1) + ((x - fixed) ** 2).sum(-1)

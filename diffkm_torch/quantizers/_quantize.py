@@ -5,7 +5,6 @@ A declared gradient is a change of value zero, added to the nearest centroid.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from diffkm_torch._checks import (
     check_callable,
     check_floating,
     check_shape,
+    flattened,
 )
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._geometry import fill_inert, fill_rows, prepare
@@ -166,11 +166,18 @@ def quantize(
         noise = noise.reshape(-1, k)
     x, codes, labels, *others = encode(problem, centroids, noise)
     codes = codes.detach().to(centroids.dtype)
-    values = method(x.to(problem.points.dtype).reshape(shape), codes.reshape(shape))
-    if tuple(values.shape) != shape:
-        shapes = f"{tuple(values.shape)} for points {shape}"
-        raise ValueError(f"method must keep the shape of the points, got {shapes}")
+    x = x.to(problem.points.dtype).reshape(shape)
+    values = applied(method, x, codes.reshape(shape))
     return Quantized(values, labels.reshape(leading), *others)
+
+
+def applied(method: Method, points: Tensor, codes: Tensor) -> Tensor:
+    """The values of a method, whose shape is checked."""
+    values = method(points, codes)
+    if values.shape != points.shape:
+        shapes = f"{tuple(values.shape)} for points {tuple(points.shape)}"
+        raise ValueError(f"method must keep the shape of the points, got {shapes}")
+    return values
 
 
 def as_rows(
@@ -184,20 +191,11 @@ def as_rows(
     shape = tuple(points.shape)
     if len(shape) == 2:
         return points, weights, shape
-    if not shape:
-        raise ValueError(f"points must be [..., d], got shape {shape}")
-    *leading, d = shape
-    if 0 in leading:
-        raise ValueError(f"points must have at least one row, got shape {shape}")
-    centroids = as_real("centroids", centroids)
+    rows, weights = flattened(points, weights)
+    centroids, d = as_real("centroids", centroids), shape[-1]
     layout = f"[k, d] with d = {d} as in points {shape}"
     check_shape("centroids", centroids, (None, d), layout)
-    n = math.prod(leading)
-    if weights is not None:
-        weights = as_real("weights", weights)
-        check_shape("weights", weights, tuple(leading), f"[...] as points {shape}")
-        weights = weights.reshape(n)
-    return points.reshape(n, d), weights, shape
+    return rows, weights, shape
 
 
 def encode(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from diffkm_torch._checks import (
     check_callable,
     check_shape,
     check_tensor,
+    flattened,
 )
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._geometry import fill_inert
@@ -22,6 +22,7 @@ from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.quantizers._quantize import (
     Method,
     Quantized,
+    applied,
     quantize,
     straight_through_vector,
 )
@@ -40,15 +41,15 @@ def residual_quantize(
 ) -> Quantized:
     """Mirrors `diffkm_jax.residual_quantize`: codes of what the stages before left."""
     check_callable("method", method)
-    points, w = _as_points(points, weights)
+    rows, w = flattened(points, weights)
     *leading, d = shape = tuple(points.shape)
     codebooks = as_real("codebooks", codebooks)
     layout = f"[s, k, d] with d = {d} as in points {shape}"
     check_shape("codebooks", codebooks, (None, None, d), layout)
     _check_options(codebooks, active, distance, block_size)
     options = {"distance": distance, "weights": w, "block_size": block_size}
-    x, total, found = _residual(_rows(points, d), codebooks, active, options)
-    values = _applied(method, x.to(points.dtype).reshape(shape), total.reshape(shape))
+    x, total, found = _residual(rows, codebooks, active, options)
+    values = applied(method, x.to(rows.dtype).reshape(shape), total.reshape(shape))
     labels = found.labels.reshape(*leading, len(codebooks))
     return found._replace(values=values, labels=labels)
 
@@ -66,7 +67,7 @@ def product_quantize(
 ) -> Quantized:
     """Mirrors `diffkm_jax.product_quantize`: a codebook for every group."""
     check_callable("method", method)
-    points, w = _as_points(points, weights)
+    rows, w = flattened(points, weights)
     *leading, d = shape = tuple(points.shape)
     codebooks = as_real("codebooks", codebooks)
     found = tuple(codebooks.shape)
@@ -77,13 +78,13 @@ def product_quantize(
     g, width, staged = found[0], found[-1], len(found) == 4
     options = {"distance": distance, "weights": w, "block_size": block_size}
     groups = []
-    for i, rows in enumerate(_rows(points, g, width).unbind(1)):
+    for i, part in enumerate(rows.reshape(-1, g, width).unbind(1)):
         own = codebooks[i] if staged else codebooks[i][None]
         exist = None if active is None else active[i].reshape(own.shape[:-1])
-        groups.append(_residual(rows, own, exist, options))
+        groups.append(_residual(part, own, exist, options))
     x, total = (torch.stack([group[j] for group in groups], 1) for j in (0, 1))
     each = (*leading, g, width)
-    values = _applied(method, x.to(points.dtype).reshape(each), total.reshape(each))
+    values = applied(method, x.to(rows.dtype).reshape(each), total.reshape(each))
     parts = Quantized(*map(_stack, zip(*(q for _, _, q in groups), strict=True)))
     # From [g, n, s].
     labels = parts.labels.movedim(0, 1)
@@ -122,26 +123,6 @@ def _stack(tensors: Any) -> Tensor:
     return torch.stack(list(tensors))
 
 
-def _as_points(points: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Points [..., d] and weights [n], checked."""
-    points = as_real("points", points)
-    shape = tuple(points.shape)
-    if not shape:
-        raise ValueError(f"points must be [..., d], got shape {shape}")
-    if math.prod(shape[:-1]) == 0:
-        raise ValueError(f"points must have at least one row, got shape {shape}")
-    if weights is None:
-        return points, None
-    weights = as_real("weights", weights)
-    check_shape("weights", weights, shape[:-1], f"[...] as points {shape}")
-    return points, weights.reshape(-1)
-
-
-def _rows(points: Tensor, *shape: int) -> Tensor:
-    """Points of any leading axes as [n, ...]."""
-    return points.reshape(math.prod(points.shape[:-1]), *shape)
-
-
 def _check_options(
     codebooks: Tensor,
     active: Tensor | None,
@@ -163,11 +144,3 @@ def _check_options(
         check_shape(
             "active", active, tuple(shape), f"{tuple(shape)} as codebooks {whole}"
         )
-
-
-def _applied(method: Method, points: Tensor, total: Tensor) -> Tensor:
-    values = method(points, total)
-    if values.shape != points.shape:
-        shapes = f"{tuple(values.shape)} for points {tuple(points.shape)}"
-        raise ValueError(f"method must keep the shape of the points, got {shapes}")
-    return values

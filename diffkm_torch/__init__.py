@@ -8,8 +8,10 @@ except ImportError as error:
         'pip install "diffkm[torch]"; its CPU build alone is much smaller'
     ) from error
 
+import sys
 from importlib.metadata import version
 
+import diffkm_torch._docstrings
 from diffkm_torch import estimators
 from diffkm_torch.assignments import (
     blackbox,
@@ -159,3 +161,5 @@ __all__ = [
     "top_k",
     "update",
 ]
+
+diffkm_torch._docstrings.attach(sys.modules[__name__])

@@ -87,7 +87,14 @@ def _step(gradient: Tensor, shifts: Tensor | None, counts: Tensor) -> Tensor:
 
 
 def newton() -> GradientTransformation:
-    """Mirrors `diffkm_jax.newton`: update = shifts / counts."""
+    """Mirrors `diffkm_jax.newton`: update = shifts / counts.
+
+    Example:
+        >>> x, c = torch.tensor([[0.0], [1.0], [8.0]]), torch.tensor([[0.0], [9.0]])
+        >>> state, _ = dt.update(x, dt.init(c, optimizer=dt.newton()))
+        >>> state.centroids.tolist()  # The means.
+        [[0.5], [8.0]]
+    """
     return _NEWTON
 
 

@@ -16,6 +16,7 @@ import diffkm_torch
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
     ["_dtypes", "_hints", "_leaves", "_mesh", "_numerics", "_tangents", "_writing"],
+    ["_docstrings"],
     ["_problem"],
     ["_checks", "_blocks", "_products", "_units", "agreement", "bridge"],
     ["_sharding"],

@@ -13,7 +13,7 @@ from diffkm_torch.assignments._top_k import best, check_size, scores_of
 
 
 def subset_marginals(logits: Tensor, *, size: int, tau: float | Tensor = 1.0) -> Tensor:
-    """Mirrors `diffkm_jax.subset_marginals`: by sums over what is before and after."""
+    """Mirrors `diffkm_jax.subset_marginals`, by sums over what is before and after."""
     logits = as_logits(logits)
     check_size(size, logits)
     tau = as_scalar("tau", tau, accumulation_dtype(logits))

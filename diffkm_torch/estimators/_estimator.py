@@ -26,7 +26,21 @@ Rule = Callable[..., Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Estimator:
-    """Mirrors `diffkm_jax.estimators.Estimator`; settings are numbers or tensors."""
+    """Mirrors `diffkm_jax.estimators.Estimator`; settings are numbers or tensors.
+
+    Example:
+        >>> def my_reinforce(f, logits, noise, *, scale):
+        ...     row = dt.hard(logits + noise[0])
+        ...     costs = f(row)
+        ...     score = row - torch.softmax(logits, -1)
+        ...     estimate = scale * es.over_rows(costs, row) * score
+        ...     return es.attach(costs, logits, estimate)
+        >>> mine = es.Estimator("mine", my_reinforce, {"scale": 1.0}, discrete=True)
+        >>> def first(z):
+        ...     return mine.expect(lambda row: row[0], z, torch.tensor([[1.0, 0.0]]))
+        >>> torch.func.grad(first)(torch.zeros(2)).tolist()
+        [0.5, -0.5]
+    """
 
     name: str
     rule: Rule
@@ -46,9 +60,20 @@ class Estimator:
         shape: tuple[int, ...],
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """The noise of one estimate: standard Gumbel, [num_draws, *shape].
+        """The noise of one estimate: standard Gumbel, without a gradient.
 
         Not the numbers that JAX draws: to compare, hand both the same array.
+
+        Args:
+            generator: A generator, on the device of the logits; None is the default.
+            shape: That of the logits, [*batch, *rows, k].
+            dtype: Floating; the noise is float32 or wider.
+
+        Returns:
+            Noise, [num_draws, *shape].
+
+        Raises:
+            TypeError: `dtype` is not floating.
         """
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be floating, got {dtype}")

@@ -19,7 +19,17 @@ Scalar = float | Tensor
 
 
 def blackbox(*, strength: Scalar = 1.0) -> Estimator:
-    """Mirrors `diffkm_jax.estimators.blackbox`."""
+    """Mirrors `diffkm_jax.estimators.blackbox`.
+
+    By autograd inside, which `torch.func` does not see through.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 0.0], [9.0, 0.0]], requires_grad=True)
+        >>> costs = es.blackbox(strength=2.0).expect(lambda rows: rows[:, 0], logits)
+        >>> costs.mean().backward()
+        >>> logits.grad.tolist()  # 0.5 / 2
+        [[0.25, -0.25], [0.0, 0.0]]
+    """
     settings = {"strength": setting("strength", strength)}
     return Estimator("blackbox", _blackbox, settings, num_draws=0, discrete=True)
 
@@ -32,7 +42,17 @@ def _blackbox(f: Cost, logits: Tensor, noise: Tensor, *, strength: Scalar) -> Te
 def implicit_mle(
     *, strength: Scalar = 1.0, scaled: bool = False, size: int = 1
 ) -> Estimator:
-    """Mirrors `diffkm_jax.estimators.implicit_mle`."""
+    """Mirrors `diffkm_jax.estimators.implicit_mle`.
+
+    By autograd inside, which `torch.func` does not see through.
+
+    Example:
+        >>> record, noise = es.implicit_mle(strength=2.0), torch.tensor([[1.0, 0.0]])
+        >>> logits = torch.zeros(2, requires_grad=True)
+        >>> (0.25 * record.expect(lambda row: row[0], logits, noise)).backward()
+        >>> logits.grad.tolist()  # The map would give zero.
+        [0.25, -0.25]
+    """
     settings = {"strength": setting("strength", strength)}
     of = as_law(size, PLACKETT_LUCE)
     rule = partial(_implicit_mle, scaled=bool(scaled), size=size)

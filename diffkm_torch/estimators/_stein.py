@@ -21,7 +21,18 @@ Scalar = float | Tensor
 def rodeo(
     *, num_samples: int = 4, alpha: Scalar = 1.0, beta: Scalar = 1.0
 ) -> Estimator:
-    """Mirrors `diffkm_jax.estimators.rodeo`, by a loop over the rows drawn anew."""
+    """Mirrors `diffkm_jax.estimators.rodeo`, by a loop over the rows drawn anew.
+
+    Example:
+        >>> record, f = es.rodeo(num_samples=2), lambda row: row @ torch.arange(3.0)
+        >>> def slope(seed):
+        ...     logits = torch.zeros(3, requires_grad=True)
+        ...     noise = record.draw(torch.Generator().manual_seed(seed), (3,))
+        ...     record.expect(f, logits, noise).backward()
+        ...     return logits.grad
+        >>> torch.allclose(slope(0), slope(1), atol=1e-6)  # Its slope is all.
+        True
+    """
     check_integer("num_samples", num_samples, minimum=2)
     settings = {"alpha": alpha, "beta": beta}
     for name, value in settings.items():

@@ -18,7 +18,16 @@ def straight_through(*, tau: Scalar = 1.0) -> Estimator:
 
 
 def sampled_straight_through(*, tau: Scalar = 1.0) -> Estimator:
-    """Mirrors `diffkm_jax.estimators.sampled_straight_through`."""
+    """Mirrors `diffkm_jax.estimators.sampled_straight_through`.
+
+    Example:
+        >>> record, draws = es.sampled_straight_through(), torch.eye(4)[:, None]
+        >>> def mean(z):  # Over four draws, one of each cluster.
+        ...     costs = [record.expect(lambda row: row[0], z, d) for d in draws]
+        ...     return sum(costs) / 4
+        >>> torch.func.grad(mean)(torch.zeros(4)).tolist()  # Exact: the cost is linear.
+        [0.1875, -0.0625, -0.0625, -0.0625]
+    """
     rule = through(maps.sampled_straight_through)
     settings = {"tau": setting("tau", tau)}
     return Estimator("sampled_straight_through", rule, settings, discrete=True)
@@ -35,13 +44,30 @@ def gapped_straight_through(
 
 
 def reinmax(*, tau: Scalar = 1.0) -> Estimator:
-    """Mirrors `diffkm_jax.estimators.reinmax`."""
+    """Mirrors `diffkm_jax.estimators.reinmax`.
+
+    Example:
+        >>> record, draws = es.reinmax(), torch.eye(4)[:, None]
+        >>> def mean(z):  # Over four draws, one of each cluster.
+        ...     costs = [record.expect(lambda row: row[0] ** 2, z, d) for d in draws]
+        ...     return sum(costs) / 4
+        >>> torch.func.grad(mean)(torch.zeros(4)).tolist()  # p (f − 1/4), exactly.
+        [0.1875, -0.0625, -0.0625, -0.0625]
+    """
     rule, settings = through(maps.reinmax), {"tau": setting("tau", tau)}
     return Estimator("reinmax", rule, settings, discrete=True)
 
 
 def reinmax_rao(*, tau: Scalar = 1.0, num_samples: int = 10) -> Estimator:
-    """Mirrors `diffkm_jax.estimators.reinmax_rao`."""
+    """Mirrors `diffkm_jax.estimators.reinmax_rao`.
+
+    Example:
+        >>> record, logits = es.reinmax_rao(num_samples=3), torch.zeros(5, 2)
+        >>> noise = record.draw(torch.Generator().manual_seed(0), logits.shape)
+        >>> costs = record.expect(lambda rows: rows.amax(-1), logits, noise)
+        >>> tuple(noise.shape), costs.tolist()
+        ((4, 5, 2), [1.0, 1.0, 1.0, 1.0, 1.0])
+    """
     check_integer("num_samples", num_samples, minimum=1)
     rule, settings = through(maps.reinmax_rao), {"tau": setting("tau", tau)}
     return Estimator("reinmax_rao", rule, settings, num_draws=1 + num_samples)

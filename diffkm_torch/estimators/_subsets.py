@@ -12,7 +12,13 @@ Scalar = float | Tensor
 
 
 def gumbel_top_k(*, size: int, tau: Scalar = 1.0, hard: bool = False) -> Estimator:
-    """Mirrors `diffkm_jax.estimators.gumbel_top_k`."""
+    """Mirrors `diffkm_jax.estimators.gumbel_top_k`.
+
+    Example:
+        >>> f, noise = lambda row: row[0] * row[1], torch.tensor([[2.0, 1.0, 0.0]])
+        >>> es.gumbel_top_k(size=2, hard=True).expect(f, torch.zeros(3), noise).item()
+        1.0
+    """
     of = as_law(size, PLACKETT_LUCE)
     rule = through(maps.gumbel_top_k, size=of.size, hard=bool(hard))
     name = "gumbel_top_k_hard" if hard else "gumbel_top_k"
@@ -20,7 +26,15 @@ def gumbel_top_k(*, size: int, tau: Scalar = 1.0, hard: bool = False) -> Estimat
 
 
 def simple(*, size: int, tau: Scalar = 1.0) -> Estimator:
-    """Mirrors `diffkm_jax.estimators.simple`."""
+    """Mirrors `diffkm_jax.estimators.simple`.
+
+    Example:
+        >>> record, noise = es.simple(size=2), torch.tensor([[-2.0, 3.0, 1.0]])
+        >>> def first(z):  # The draw is of the other two.
+        ...     return record.expect(lambda row: row[0], z, noise)
+        >>> [f"{g:.3f}" for g in torch.func.grad(first)(torch.zeros(3))]
+        ['0.222', '-0.111', '-0.111']
+    """
     of = as_law(size, CONDITIONAL)
     rule = through(maps.simple, size=of.size)
     return Estimator("simple", rule, {"tau": setting("tau", tau)}, 1, True, *of)

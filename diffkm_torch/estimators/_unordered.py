@@ -19,7 +19,17 @@ MOST = 6
 
 
 def unordered_set(*, num_samples: int = 3) -> Estimator:
-    """Mirrors `diffkm_jax.estimators.unordered_set`, by a sum over all orders."""
+    """Mirrors `diffkm_jax.estimators.unordered_set`, by a sum over all orders.
+
+    Example:
+        >>> def mean(z):  # Of all three clusters, in any order.
+        ...     noise = torch.tensor([[0.0, 2.0, 1.0]])
+        ...     record = es.unordered_set(num_samples=3)
+        ...     return record.expect(lambda row: row[0] ** 2, z, noise)
+        >>> gradient, value = torch.func.grad_and_value(mean)(torch.zeros(3))
+        >>> f"{value:.3f}", [f"{g:.3f}" for g in gradient]
+        ('0.333', ['0.222', '-0.111', '-0.111'])
+    """
     check_integer("num_samples", num_samples, minimum=2, maximum=MOST)
     rule = partial(_unordered_set, num_samples=num_samples)
     return Estimator("unordered_set", rule)

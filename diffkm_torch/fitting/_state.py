@@ -65,7 +65,13 @@ class FitResult(NamedTuple):
 def init(
     centroids: Tensor, *, optimizer: GradientTransformation | None = None
 ) -> State:
-    """Mirrors `diffkm_jax.init`."""
+    """Mirrors `diffkm_jax.init`.
+
+    Example:
+        >>> state = dt.init(torch.zeros(2, 3, dtype=torch.bfloat16))
+        >>> state.centroids.dtype, state.step
+        (torch.float32, 0)
+    """
     _, centroids = as_points_and_centroids(centroids, centroids)
     centroids = centroids.to(accumulation_dtype(centroids))
     return initial_state(centroids, newton() if optimizer is None else optimizer)

@@ -40,7 +40,7 @@ def lookup_free_quantize(
     weights: Tensor | None = None,
     group_size: int | None = None,
 ) -> LookupFreeQuantized:
-    """Mirrors `diffkm_jax.lookup_free_quantize`: signs, and all codes enumerated."""
+    """Mirrors `diffkm_jax.lookup_free_quantize`, by enumeration of all codes."""
     points = as_real("points", points)
     shape = tuple(points.shape)
     if points.ndim == 0 or not 1 <= shape[-1] <= 31:

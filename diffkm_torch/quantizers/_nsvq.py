@@ -56,7 +56,7 @@ def diveq(
     active: Tensor | None = None,
     block_size: int | None = None,
 ) -> Quantized:
-    """Mirrors `diffkm_jax.diveq`: x + ‖x − q‖ v/‖v‖, the last factor detached."""
+    """Mirrors `diffkm_jax.diveq`, by x + ‖x − q‖ v/‖v‖, the last factor detached."""
     dtype = accumulation_dtype(
         as_real("points", points), as_real("centroids", centroids)
     )

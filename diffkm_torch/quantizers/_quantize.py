@@ -62,13 +62,13 @@ class Quantized(NamedTuple):
 
 
 def straight_through_vector(points: Tensor, nearest: Tensor) -> Tensor:
-    """Mirrors `diffkm_jax.straight_through_vector`: a change of zero is added."""
+    """Mirrors `diffkm_jax.straight_through_vector`, by a change of zero added to it."""
     points, nearest = _as_pair(points, nearest)
     return nearest.detach() + _no_change(points).to(nearest.dtype)
 
 
 def rotation_trick(points: Tensor, nearest: Tensor) -> Tensor:
-    """Mirrors `diffkm_jax.rotation_trick`: a constant matrix times the point."""
+    """Mirrors `diffkm_jax.rotation_trick`, by a constant matrix times the point."""
     points, nearest = _as_pair(points, nearest)
     dtype = accumulation_dtype(points, nearest)
     ratio, r, x, q = _rotation(points.detach().to(dtype), nearest.detach().to(dtype))

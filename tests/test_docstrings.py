@@ -81,19 +81,21 @@ def arguments(function):
     return entries(sections(inspect.getdoc(function) or "").get("Args", ""))
 
 
-def entry(function, name):
+def entry(function, name, documented=DOCUMENTED):
     """The entry of an argument, or that of the same name which it refers to."""
     text = arguments(function).get(name, "")
     reference = REFERENCE.match(text)
-    return entry(DOCUMENTED[reference[1]], name) if reference else text
+    if not reference:
+        return text
+    return entry(documented[reference[1]], name, documented)
 
 
-def faults(function):
+def faults(function, documented=DOCUMENTED):
     """What the docstring of a function or a layer does not say."""
     text = inspect.getdoc(function) or ""
     found, signature = sections(text), inspect.signature(function)
     annotations = {p.name: p.annotation for p in signature.parameters.values()}
-    said = {name: entry(function, name) for name in annotations}
+    said = {name: entry(function, name, documented) for name in annotations}
     returns = found.get("Returns", "")
     record = RECORD.search(str(signature.return_annotation)) and "`" in returns
     wanted = ["Args"] * bool(annotations) + ["Returns", "Raises", "Example", "Source"]
@@ -108,7 +110,10 @@ def faults(function):
         array, words = is_array(annotation), said[name]
         missing[f"{name} is not described"] = not words.strip()
         missing[f"{name} has no shape"] = array and not SHAPE.search(words)
-        quantity = array and "Bool[" not in str(annotation)
+        # The annotations of torch do not say what a tensor holds.
+        truth = "Bool[" in str(annotation)
+        truth = truth or ("Tensor" in str(annotation) and ", bool" in words)
+        quantity = array and not truth
         missing[f"{name} has no unit"] = quantity and not UNIT.search(words)
     return [fault for fault, is_missing in missing.items() if is_missing]
 

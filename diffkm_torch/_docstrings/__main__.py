@@ -1,9 +1,6 @@
 """Writes the file of whole docstrings: `python -m diffkm_torch._docstrings`."""
 
 from diffkm_torch._docstrings import FILE
-from diffkm_torch._docstrings._merge import whole
+from diffkm_torch._docstrings._merge import text
 
-FILE.write_text(
-    "\n".join(f"## {name}\n\n{text}\n" for name, text in whole().items()),
-    encoding="utf-8",
-)
+FILE.write_text(text(), encoding="utf-8")

@@ -26,6 +26,11 @@ def whole() -> dict[str, str]:
     return {name: merged(name, node) for name, node in found.items()}
 
 
+def text() -> str:
+    """What the file of whole docstrings holds."""
+    return "\n".join(f"## {name}\n\n{text}\n" for name, text in whole().items())
+
+
 def merged(name: str, node: Definition) -> str:
     """The docstring of a mirror: own entries, and in their absence the original's."""
     own = sections(ast.get_docstring(node) or "")
@@ -34,8 +39,8 @@ def merged(name: str, node: Definition) -> str:
     (_, mirrored), *more = own.pop("")
     # What stands after a colon is a summary for who reads the source.
     route = re.sub(r"`: .*", "`.", mirrored)
-    result: Sections = {"": [("", summary), ("", " ".join([route, *_texts(more)]))]}
-    result[""] += description
+    remarks = ("", " ".join([route, *_texts(more)]))
+    result: Sections = {"": [("", summary), *description, remarks]}
     for head in ORDER[1:]:
         result[head] = own.get(head, theirs.get(head, []))
     for head in ("Args", "Attributes"):

@@ -18,10 +18,12 @@ ONLY_REVERSE = {
     "reinmax_rao",
 }
 
+OPTIMIZER = "optimizers.GradientTransformation"
 # A pattern and what takes its place, one after the other.
 PROSE = [
     # Tensors are read as they come: nothing is traced, and nothing compiled.
     (r"[;,]( and| which)? may be traced", ""),
+    (r"; static by identity, or a tree of arrays, as", ", as `squared_euclidean` or"),
     (r"; static by identity, or a tree of arrays", ""),
     (r"[,;] static by identity(, so defined once)?(, at module level)?", ""),
     (r" \(static by identity\)", ""),
@@ -34,9 +36,9 @@ PROSE = [
     (r"; `points` is a NumPy array with a row outside the domain of `distance`", ""),
     (r"[,;] (or )?`axis_name` is not an axis of the shard_map around[^;.]*", ""),
     (r"fit, (`block_size` is below 1)\.", r"fit, or \1."),
-    (r"\b[Nn]o optax transformation", "no `GradientTransformation`"),
-    (r"\bAny optax transformation", "Any `GradientTransformation`"),
-    (r"\bAn? (stateless )?optax transformation", r"A \1`GradientTransformation`"),
+    (r"\b[Nn]o optax transformation", f"no `{OPTIMIZER}`"),
+    (r"\bAny optax transformation", f"Any `{OPTIMIZER}`, as `sgd(0.1)`"),
+    (r"\bAn? (stateless )?optax transformation", rf"A \1`{OPTIMIZER}`"),
     (r"\bAn array\b", "A tensor"),
     (r"\b[Aa]n array\b", "a tensor"),
     (r"\bArrays\b", "Tensors"),

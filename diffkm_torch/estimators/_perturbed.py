@@ -21,7 +21,7 @@ Scalar = float | Tensor
 def blackbox(*, strength: Scalar = 1.0) -> Estimator:
     """Mirrors `diffkm_jax.estimators.blackbox`.
 
-    By autograd inside, which `torch.func` does not see through.
+    The slope of the cost is by autograd: `torch.func` cannot transform it.
 
     Example:
         >>> logits = torch.tensor([[1.0, 0.0], [9.0, 0.0]], requires_grad=True)
@@ -44,7 +44,7 @@ def implicit_mle(
 ) -> Estimator:
     """Mirrors `diffkm_jax.estimators.implicit_mle`.
 
-    By autograd inside, which `torch.func` does not see through.
+    The slope of the cost is by autograd: `torch.func` cannot transform it.
 
     Example:
         >>> record, noise = es.implicit_mle(strength=2.0), torch.tensor([[1.0, 0.0]])

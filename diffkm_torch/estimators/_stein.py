@@ -23,6 +23,8 @@ def rodeo(
 ) -> Estimator:
     """Mirrors `diffkm_jax.estimators.rodeo`, by a loop over the rows drawn anew.
 
+    The slopes of the cost are by autograd: `torch.func` cannot transform them.
+
     Example:
         >>> record, f = es.rodeo(num_samples=2), lambda row: row @ torch.arange(3.0)
         >>> def slope(seed):

@@ -52,7 +52,7 @@ def fit_bounded(
     """Mirrors `diffkm_jax.fit_bounded`: a fit under bounds on the sizes of clusters.
 
     Sizes and weights that cannot be met raise here. The derivative of a soft fit is
-    exact up to the second order.
+    exact up to the second order, and by autograd: `torch.func.grad` cannot take it.
     """
     if isinstance(centroids, FitResult):
         raise TypeError("centroids must be a tensor or a State: pass result.state")

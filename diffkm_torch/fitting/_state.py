@@ -29,6 +29,10 @@ class Status(enum.IntFlag):
     """Mirrors `diffkm_jax.Status`.
 
     LINEAR_SOLVE is found only where `fit` is called on what requires a gradient.
+
+    Attributes:
+        NO_IMPROVEMENT: Of `fit_minibatch` in diffkm_jax: never set here.
+        INTERRUPTED: Of `fit_stream` and the like in diffkm_jax: never set here.
     """
 
     CONVERGED = 1

@@ -1,4 +1,9 @@
-"""The PyTorch reference of diffkm: the same functions, by autograd, to be read."""
+"""The PyTorch reference of diffkm: the same functions, by autograd, to be read.
+
+In the examples of the docstrings `import torch, diffkm_torch as dt` has run, and `es`
+is `dt.estimators`. That a name mirrors one of `diffkm_jax` is for who reads both: only
+`agreement` and `bridge` need that package.
+"""
 
 try:
     import torch as torch

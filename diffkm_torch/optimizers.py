@@ -34,7 +34,14 @@ DecaySchedule = Callable[[Tensor], float | Tensor]
 
 
 class GradientTransformation(NamedTuple):
-    """The pair (init, update) of an optimizer."""
+    """The pair (init, update) of an optimizer.
+
+    Attributes:
+        init: Function of the centroids, [k, d], to the optimizer's own state.
+        update: Function of gradient [k, d], that state, centroids [k, d] and, by
+            keyword, what `update` passes on, to updates [k, d], which are added to the
+            centroids, and the new state.
+    """
 
     init: Callable[[Tensor], Any]
     update: Callable[..., tuple[Tensor, Any]]

@@ -36,6 +36,7 @@ RECORDS = {
     "Statistics": dt.Statistics,
     "Status": dt.Status,
     "estimators.Estimator": es.Estimator,
+    "optimizers.GradientTransformation": dt.optimizers.GradientTransformation,
     "optimizers.EmaState": dt.optimizers.EmaState,
     "optimizers.MacQueenState": dt.optimizers.MacQueenState,
 }
@@ -43,7 +44,10 @@ METHODS = {
     "estimators.Estimator.draw": es.Estimator.draw,
     "estimators.Estimator.expect": es.Estimator.expect,
 }
-EVERYTHING = FUNCTIONS | RECORDS | METHODS
+MODULES = {
+    name: getattr(dt, name) for name in ("assignments", "distances", "quantizers")
+}
+EVERYTHING = FUNCTIONS | RECORDS | METHODS | MODULES
 EXAMPLES = FUNCTIONS | {"estimators.Estimator": es.Estimator}
 
 # Words of JAX and of its company, and names that only its package has.
@@ -52,7 +56,8 @@ FOREIGN = re.compile(
     r"|\bstatic\b|shard|\bmesh\b|axis_name|\barrays?\b|\bint32\b|\bdk\.|PRNG"
     r"|\b(certificate|evaluate|tune|is_discrete|fit_\w+|kmeans_p\w+|random_points)\b"
 )
-REGULAR = r"Mirrors `diffkm_jax\.[\w.]+`|https?://\S+|`?fit_bounded`?"
+# What is said of both packages, and the one of the fits that has a twin.
+BOTH = r"Mirrors `diffkm_jax\.[\w.]+`|https?://\S+|`?fit_bounded`?"
 # Of a name, what it says of JAX after all, and why.
 ALLOWED = {
     "Status": {
@@ -90,6 +95,7 @@ def test_the_file_is_what_its_command_writes():
 
 def test_everything_that_mirrors_is_in_the_file():
     own = {"KMeansLoss", "VectorQuantizer", "sgd", "estimators.Estimator.draw"}
+    own |= {"optimizers.GradientTransformation"}
     assert set(read()) == set(EVERYTHING) - own
     for name, text in read().items():
         assert attrgetter(name)(dt).__doc__ == text
@@ -137,9 +143,27 @@ def test_the_example_runs_with_torch_alone(name):
 
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_no_word_of_jax_is_left(name):
-    text = re.sub(REGULAR, "", inspect.getdoc(EVERYTHING[name]))
+    text = re.sub(BOTH, "", inspect.getdoc(EVERYTHING[name]))
     found = {match[0] for match in FOREIGN.finditer(text.replace("diffkm_jax", ""))}
     assert found == ALLOWED.get(name, set())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Where `jnp.inf` is.",
+        "May be traced.",
+        "Static by identity: static.",
+        "By vmap.",
+    ],
+)
+def test_a_word_of_jax_is_found(text):
+    assert FOREIGN.search(text)
+
+
+def test_the_package_says_what_examples_may_name():
+    for name in ("torch", "dt", "es"):
+        assert re.search(rf"\b{name}\b", dt.__doc__)
 
 
 def tangent(name):

@@ -9,14 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
-Definition: TypeAlias = ast.FunctionDef | ast.ClassDef
+Definition: TypeAlias = ast.FunctionDef | ast.ClassDef | ast.Module
 
 ROOT = Path(__file__).parents[2]
 MIRRORED = re.compile(r"Mirrors `diffkm_jax\.([\w.]+)`")
 
 
 def mirrors() -> Iterator[tuple[str, Definition]]:
-    """What is public in `diffkm_torch` and mirrors something, with its name there."""
+    """Functions, classes and modules that mirror something public, by its name."""
     for path in sorted((ROOT / "diffkm_torch").rglob("*.py")):
         for node in ast.walk(_parsed(path)):
             if isinstance(node, Definition):
@@ -40,16 +40,18 @@ def names(node: Definition) -> list[str]:
 
 
 def original(name: str) -> Definition:
-    """The definition that `diffkm_jax` has under a name."""
+    """The definition, or the module, that `diffkm_jax` has under a name."""
     return _find(ROOT / "diffkm_jax", name.split("."))
 
 
 def _find(module: Path, parts: list[str]) -> Definition:
     """What a module, a folder or a file, defines or imports under a name."""
-    first, *rest = parts
     tree = _parsed(module / "__init__.py" if module.is_dir() else module)
+    if not parts:
+        return tree
+    first, *rest = parts
     for node in tree.body:
-        if isinstance(node, Definition) and node.name == first:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == first:
             return _inside(node, rest)
         if not isinstance(node, ast.ImportFrom) or node.module == "diffkm_jax":
             continue

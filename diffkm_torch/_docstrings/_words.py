@@ -38,7 +38,7 @@ PROSE = [
     (r"fit, (`block_size` is below 1)\.", r"fit, or \1."),
     (r"\b[Nn]o optax transformation", f"no `{OPTIMIZER}`"),
     (r"\bAny optax transformation", f"Any `{OPTIMIZER}`, as `sgd(0.1)`"),
-    (r"\bAn? (stateless )?optax transformation", rf"A \1`{OPTIMIZER}`"),
+    (r"\b(An|A stateless) optax transformation", rf"\1 `{OPTIMIZER}`"),
     (r"\bAn array\b", "A tensor"),
     (r"\b[Aa]n array\b", "a tensor"),
     (r"\bArrays\b", "Tensors"),

@@ -1,4 +1,4 @@
-"""Maps from logits [..., k] to rows: the mirror of `diffkm_jax.assignments`."""
+"""Mirrors `diffkm_jax.assignments`: maps from logits [..., k] to rows."""
 
 from diffkm_torch.assignments._conditional import (
     conditional_gumbel,

@@ -1,4 +1,4 @@
-"""Distances between vectors: the mirror of `diffkm_jax.distances`, by autograd."""
+"""Mirrors `diffkm_jax.distances`, by autograd."""
 
 from diffkm_torch.distances._bregman import bregman
 from diffkm_torch.distances._distance import Distance

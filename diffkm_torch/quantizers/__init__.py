@@ -1,4 +1,4 @@
-"""Vector quantization: the mirror of `diffkm_jax.quantizers`, by autograd."""
+"""Mirrors `diffkm_jax.quantizers`, by autograd."""
 
 from diffkm_torch.quantizers._finite_scalar import (
     ScalarQuantized,

@@ -206,8 +206,18 @@ def test_forward_mode_is_refused_by_a_declared_gradient_of_costs():
 
 
 def test_what_an_exception_replaces_must_be_there():
+    assert set(_words.exceptions()) <= set(read())
     with pytest.raises(ValueError, match="newton: its docstring in diffkm_jax has"):
         _words.in_torch("newton", {"": [("", "Other words.")]})
+
+
+@pytest.mark.parametrize("rules", ["PROSE", "FORWARD", "CODE"])
+def test_every_rule_has_something_to_change(rules, monkeypatch):
+    text, all_rules = _merge.text(), getattr(_words, rules)
+    for rule in all_rules:
+        left = [other for other in all_rules if other != rule]
+        monkeypatch.setattr(_words, rules, left)
+        assert _merge.text() != text, rule
 
 
 def test_help_says_it_where_jax_is_not_installed():

@@ -52,8 +52,7 @@ ASKED = [
     (r", or forward mode is asked for", ""),
 ]
 FORWARD = [
-    (r"(:|;|,)( and)?( is)? reverse mode only(; that| That|$)", r"\4"),
-    (r"[,;] (and is )?reverse mode only", ""),
+    (r"[,;] reverse mode only", ""),
     *ASKED,
 ]
 GUMBEL = "torch.distributions.Gumbel(0.0, 1.0).sample("

@@ -215,11 +215,11 @@ def test_a_gradient_that_is_rounding_is_unresolved_and_never_agreement():
         )
 
 
-def test_a_tie_rule_is_judged_in_float64_and_a_kink_in_float32():
+def test_a_tie_rule_is_judged_in_both_precisions():
     report = compare_gradients(dk.kmeans_loss, last_of_ties, GRID, CORNERS)
     verdicts = {(p.dtype, p.input): p.verdict for p in report.pairs if p.input}
     assert verdicts["float64", "arg0"] == verdicts["float64", "arg1"] == "disagree"
-    assert verdicts["float32", "arg0"] == verdicts["float32", "arg1"] == "kink"
+    assert verdicts["float32", "arg0"] == verdicts["float32", "arg1"] == "disagree"
     honest = compare_gradients(dk.kmeans_loss, dt.kmeans_loss, GRID, CORNERS)
     assert {p.verdict for p in honest.pairs if p.dtype == "float64"} == {"agree"}
 
@@ -250,7 +250,7 @@ def test_who_rounds_too_much_in_float32_is_said():
     torch_fn = with_leaf("points", lambda x: spoiled(x, rounded))
     (pair,) = compare_gradients(ours, torch_fn, P, T).disagreements
     assert (pair.dtype, pair.input) == ("float32", "arg0['points']")
-    assert pair.torch_error > 1e-4 > 1e-6 > pair.jax_error
+    assert pair.errors[1] > 1e-4 > 1e-6 > pair.errors[0]
 
 
 def test_what_is_wrong_only_without_jit_is_found():

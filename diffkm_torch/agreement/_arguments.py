@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,9 @@ class Arguments:
         names: Paths of the leaves, as arg0['scale'].
         is_array: Which leaves are arrays.
         moving: Names of the arrays that are differentiated, by their index among
-            all arrays.
+            all arrays; parameters come last.
         tree: The structure of (args, kwargs).
+        parameters: Of a module, by name.
     """
 
     leaves: list[Any]
@@ -34,6 +35,7 @@ class Arguments:
     is_array: list[bool]
     moving: dict[int, str]
     tree: Any
+    parameters: Mapping[str, np.ndarray]
 
     @property
     def held(self) -> dict[str, str]:
@@ -45,22 +47,31 @@ class Arguments:
         """All arrays, the floating ones in a dtype."""
         found = zip(self.leaves, self.is_array, strict=True)
         arrays = [leaf for leaf, is_array in found if is_array]
+        arrays += self.parameters.values()
         return [a.astype(dtype) if a.dtype.kind == "f" else a for a in arrays]
 
-    def filled(self, arrays: Sequence[Any]) -> tuple[tuple, dict[str, Any]]:
-        """(args, kwargs) with the arrays in their places."""
+    def call(self, fn: Callable, arrays: Sequence[Any]) -> Any:
+        """A function of (parameters, args, kwargs), with the arrays in their places."""
         places = [i for i, is_array in enumerate(self.is_array) if is_array]
-        leaves = combine(self.leaves, places, arrays)
-        return jax.tree.unflatten(self.tree, leaves)
+        n = len(places)
+        leaves = combine(self.leaves, places, arrays[:n])
+        args, kwargs = jax.tree.unflatten(self.tree, leaves)
+        return fn(dict(zip(self.parameters, arrays[n:], strict=True)), args, kwargs)
 
 
-def arguments(args: tuple, kwargs: dict[str, Any], wrt: Wrt) -> Arguments:
+def arguments(
+    args: tuple,
+    kwargs: dict[str, Any],
+    wrt: Wrt,
+    parameters: Mapping[str, np.ndarray],
+    frameworks: Collection[str],
+) -> Arguments:
     """Reads the arguments, and finds those that move."""
     paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
     tops = [_top(path) for path, _ in paths]
     names = [_name(path) for path, _ in paths]
     leaves = [
-        _as_leaf(name, leaf, positional=isinstance(top, int))
+        _as_leaf(name, leaf, isinstance(top, int), frameworks)
         for name, top, (_, leaf) in zip(names, tops, paths, strict=True)
     ]
     is_array = [isinstance(leaf, np.ndarray) for leaf in leaves]
@@ -71,11 +82,17 @@ def arguments(args: tuple, kwargs: dict[str, Any], wrt: Wrt) -> Arguments:
         if leaves[i].dtype.kind == "f"
         if wrt is None or tops[i] in _chosen(wrt)
     }
+    moving |= {
+        position: name
+        for position, (name, array) in enumerate(parameters.items(), len(arrays))
+        if array.dtype.kind == "f" and (wrt is None or name in _chosen(wrt))
+    }
     if wrt is not None:
-        _check_wrt(_chosen(wrt), tops, names, leaves, len(args), kwargs)
+        there = [*range(len(args)), *kwargs, *parameters]
+        _check_wrt(_chosen(wrt), tops, names, leaves, there)
     if not moving:
         raise ValueError("args must hold at least one floating array, got none")
-    return Arguments(leaves, names, is_array, moving, tree)
+    return Arguments(leaves, names, is_array, moving, tree, parameters)
 
 
 def _chosen(wrt: Wrt) -> list[int | str]:
@@ -89,14 +106,12 @@ def _check_wrt(
     tops: list[int | str],
     names: list[str],
     leaves: list[Any],
-    num_args: int,
-    kwargs: dict[str, Any],
+    there: list[int | str],
 ) -> None:
     if not chosen:
         raise ValueError("wrt must name at least one argument, got none")
     for which in chosen:
-        if which not in range(num_args) and which not in kwargs:
-            there = [*range(num_args), *kwargs]
+        if which not in there:
             raise ValueError(f"wrt must be among {there}, got {which!r}")
         for top, name, leaf in zip(tops, names, leaves, strict=True):
             if top != which or getattr(leaf, "dtype", np.dtype("O")).kind == "f":
@@ -119,7 +134,9 @@ def _name(path: tuple) -> str:
     return f"arg{top}{rest}" if isinstance(top, int) else f"{top}{rest}"
 
 
-def _as_leaf(name: str, leaf: Any, *, positional: bool) -> Any:
+def _as_leaf(
+    name: str, leaf: Any, is_positional: bool, frameworks: Collection[str]
+) -> Any:
     if isinstance(leaf, torch.Tensor):
         if leaf.device.type != "cpu":
             where = f"it is on device {leaf.device}: hand in .cpu()"
@@ -128,11 +145,13 @@ def _as_leaf(name: str, leaf: Any, *, positional: bool) -> Any:
             leaf = leaf.float()
         leaf = leaf.detach().numpy()
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if set(frameworks) == {"jax"}:
+            return leaf
         raise TypeError(
-            f"{name} is a random key, of which torch can draw nothing: draw the noise "
-            "once, by NumPy, and hand the array to both"
+            f"{name} is a random key, of which only JAX can draw: draw the noise once, "
+            "by NumPy, and hand the array to both"
         )
-    if positional and isinstance(leaf, float):
+    if is_positional and isinstance(leaf, float):
         leaf = np.asarray(leaf, np.float64)
     if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
         return leaf

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from diffkm_torch._hints import shown
 from diffkm_torch.agreement._arguments import Wrt, arguments
 from diffkm_torch.agreement._comparison import Comparison
-from diffkm_torch.agreement._evaluate import JaxSide, Task, TorchSide
+from diffkm_torch.agreement._evaluations import precision_of
 from diffkm_torch.agreement._report import Pair, Report
-from diffkm_torch.agreement._tolerances import TOLERANCE
+from diffkm_torch.agreement._sides import functions
+from diffkm_torch.agreement._task import Side, Task
+from diffkm_torch.agreement._verdicts import TOLERANCE
 
 DTYPES = "float64", "float32"
 
@@ -31,47 +32,72 @@ def compare_gradients(
     order: int = 1,
     forward: bool = False,
     seed: int = 0,
+    frameworks: Sequence[str] | None = None,
+    params: Any = None,
+    match: Any = None,
 ) -> Report:
-    """Compares a JAX and a torch function: values, and the gradient of each output.
+    """Compares two functions: values, and the gradient of each output in each input.
 
-    Every output gets a cotangent and a backward pass of its own, so that a small output
-    or a small input cannot hide behind a large one. Each row (along the last axis; of a
-    vector each entry) is judged against its own rounding: the largest change of it, on
-    either side, when all inputs move by one unit in the last place. Two rows agree
-    when they differ by at most 1000 times that, or by `tol` times their largest entry.
-    Rows in which 1000 times the rounding is more than 1 % are *unresolved*, and rows
-    that such a move makes jump are at a *kink*: said so, never counted as agreement.
-    So is a difference of less than 20 units roundoff (100 where float32 loses the row)
-    of the output over the spread of the input: a saturated softmax has such, which no
-    move of its inputs shows.
-    Inputs that are tied exactly are judged in float64, because the tie rule is part of
-    what a function promises. Integers are compared exactly. NaN must meet NaN, and an
-    infinity the same one; a row of nothing else is unresolved, because they hide any
-    factor, and one of both is judged by its finite numbers. The gradients are those
-    that each framework returns, declared ones included.
+    One side is JAX's, the other torch's, or any two of JAX, torch and NumPy. Every
+    output gets a cotangent and a backward pass of its own, so that a small output or a
+    small input cannot hide behind a large one. The gradients are those that each
+    framework returns, declared ones included; NumPy's are given by hand, as a pair of
+    functions, or are differences of its values.
+
+    float64 decides; it is switched on for the comparison alone. Each row (along the
+    last axis; of a vector each entry) is judged against its own rounding: how much it
+    changes, on either side, when all inputs move by one unit in the last place, and how
+    far a side's float32 is from its own float64. Two rows agree when they differ by at
+    most 1000 times that, or by `tol` times their largest entry. Rows in which 1000
+    times the rounding is more than 1 % are *unresolved*, with the side that rounds
+    named, and rows that a move makes jump are at a *kink*: said so, never counted as
+    agreement. At exact ties the rule is part of what a function promises, and is
+    compared. Integers are compared exactly. NaN must meet NaN, and an infinity the same
+    one; a row of nothing else is unresolved, because they hide any factor.
+
+    In float32 the report shows the error of each side against its own float64. There a
+    row disagrees where it does in float64, or where one side is off its own float64 by
+    an error that is no rounding, as it stays the same when last bits change.
 
     Both get the same arrays: draw noise once, by NumPy, and hand it in as an argument.
+    Where functions of a module close over arrays, those stay as they are, and are
+    listed.
 
     Args:
-        jax_fn: Function of JAX arrays and trees of them, to the same.
-        torch_fn: The same function of torch tensors.
+        jax_fn: Function of JAX arrays and trees of them, to the same; or a function of
+            another framework, by `frameworks`. A callable tree with arrays in it, as
+            equinox's modules are, is JAX's.
+        torch_fn: The same function of torch tensors, or an `nn.Module`, which is copied
+            in the dtype under test and left as it is.
         *args: Arrays of NumPy, JAX or torch, of any shape, or trees (dicts, tuples,
             lists, named tuples) of them. Python floats are arrays, too. What is no
             array (integers, strings, None, functions) is handed to both as it is.
-        wrt: Which arguments are differentiated: positions, or keywords of `kwargs`;
-            None is every floating array.
+        wrt: Which arguments are differentiated: positions, keywords of `kwargs`, or
+            names of parameters; None is every floating array.
         dtypes: Of the floating inputs, "float64" and "float32", one run for each.
         cotangent: "random" (standard normal), "ones", or an array for every floating
             output in the tree that the functions return.
-        jit: Whether the JAX function is compiled; if so it runs uncompiled as well, and
-            both are compared.
+        jit: Whether the JAX function is compiled; if so it runs uncompiled as well, in
+            the first of `dtypes`, and both are compared.
         tol: Tolerance relative to the largest entry of a row, no unit; one number, or
-            one by dtype. None is 1e-10 in float64 and 1e-4 in float32.
+            one by dtype. None is 1e-10 in float64 and 1e-4 in float32; of differences
+            of values it is 1e-6.
         kwargs: Keyword arguments of both; in them only arrays are arrays.
         order: 2 compares the gradients of every gradient, too.
         forward: Whether to compare forward mode, too: the tangents of the outputs
             along a random tangent of each input.
         seed: Of cotangents and moves.
+        frameworks: Of the two functions, as ("torch", "torch") or ("numpy", "jax");
+            None is ("jax", "torch"), where modules and trees tell their own. NumPy's
+            may be (fn, vjp): vjp(cotangents, *args) returns the gradients by hand, a
+            tree in the order of the arrays that are differentiated.
+        params: The parameters of the JAX function, a tree of arrays that it takes
+            first: jax_fn(params, *args). The module gets the same numbers, and the
+            gradient in every parameter is compared, in torch's layout.
+        match: How names of parameters are found: a mapping from paths in `params`, or
+            their beginnings, to the module's, as {"Dense_0": "0"}; or a function of a
+            path to a name or to (name, permutation of the axes). None is by equal
+            paths, where a kernel is a weight transposed.
 
     Returns:
         A `Report`: prints as a table, `agree` is its verdict, `to_dict()` is for
@@ -79,38 +105,60 @@ def compare_gradients(
 
     Raises:
         TypeError: A function is none, or returns what is no array or an array of
-            another dtype than the other one; an argument is a random key; `wrt` names
-            what is not floating.
-        ValueError: "float64" is asked for while JAX's x64 mode is off; the functions
-            return different trees or shapes; nothing that torch_fn returns depends on
-            its inputs while the gradients of jax_fn are not zero; torch_fn returns
-            something else when it is called again; a tensor is not on the CPU; an
-            option has a value that there is not.
+            another dtype than the other one; an argument is a random key, and one side
+            is not JAX's; `wrt` names what is not floating.
+        ValueError: The functions return different trees or shapes; nothing that one
+            returns depends on its inputs while the gradients of the other are not zero;
+            a function returns something else when it is called again; a tensor is not
+            on the CPU; parameters have no match, or another shape; differences of more
+            than 4096 entries, or of second order, are asked for; an option has a value
+            that there is not.
 
     Example:
         >>> from diffkm_torch.agreement import compare_gradients
         >>> def doubled(points, centroids):
         ...     return 2 * dt.kmeans_loss(points, centroids)
         >>> x, c = np.array([[0.0], [1.0], [9.0]]), np.array([[2.0], [7.0]])
-        >>> for port in (dt.kmeans_loss, doubled):  # float64 needs JAX's x64 mode.
-        ...     compare_gradients(dk.kmeans_loss, port, x, c, dtypes=["float32"]).agree
+        >>> for port in (dt.kmeans_loss, doubled):
+        ...     compare_gradients(dk.kmeans_loss, port, x, c).agree
         True
         False
+        >>> def layer(params, x):
+        ...     return x @ params["kernel"] + params["bias"]
+        >>> params = {"kernel": np.ones((3, 2)), "bias": np.zeros(2)}
+        >>> x = np.array([[1.0, 2.0, 3.0]])
+        >>> compare_gradients(layer, torch.nn.Linear(3, 2), x, params=params).agree
+        True
 
     Source: the rule is this library's; the errors that it allows for are those of
         Higham, Accuracy and Stability of Numerical Algorithms, 2002,
         https://doi.org/10.1137/1.9780898718027
     """
-    _check_options(jax_fn, torch_fn, dtypes, cotangent, order)
-    task = Task(arguments(args, kwargs or {}, wrt), order, forward)
-    tolerances = _tolerances(tol)
-    sides = JaxSide(jax_fn, task), TorchSide(torch_fn, task)
+    _check_options(dtypes, cotangent, order)
+    given = functions((jax_fn, torch_fn), frameworks, params, match)
+    if "numpy" in given.frameworks and (order == 2 or forward):
+        raise ValueError("order must be 1, and forward False, for a NumPy function")
+    kinds = given.frameworks
+    read = arguments(args, kwargs or {}, wrt, given.parameters, kinds)
+    task = Task(read, order, forward)
+    sides, tolerances = given.sides(task), _tolerances(tol)
+    names = kinds if kinds[0] != kinds[1] else (f"{kinds[0]} 1", f"{kinds[1]} 2")
     pairs: list[Pair] = []
-    for dtype in dtypes:
-        with np.errstate(all="ignore"):
-            comparison = Comparison(sides, task, dtype, cotangent, seed, jit)
-            pairs += comparison.pairs(tolerances)
-    return Report(tuple(pairs), task.arguments.held, seed)
+    with np.errstate(all="ignore"):
+        comparison = Comparison(sides, names, task, dtypes[0], cotangent, seed, jit)
+        for dtype in dtypes:
+            eager = jit and dtype == dtypes[0]
+            pairs += comparison.pairs(dtype, tolerances, eager=eager)
+    remarks = given.remarks + tuple(_remarks(sides, read.arrays(dtypes[0]), dtypes[0]))
+    return Report(tuple(pairs), read.held, seed, names, remarks)
+
+
+def _remarks(
+    sides: tuple[Side, Side], arrays: list[np.ndarray], dtype: str
+) -> Iterator[str]:
+    with precision_of(dtype):
+        for side in sides:
+            yield from (f"{side.whose} {remark}" for remark in side.remarks(arrays))
 
 
 def assert_gradients_agree(
@@ -123,8 +171,8 @@ def assert_gradients_agree(
     """Raises AssertionError, with the table, unless the two functions agree.
 
     Args:
-        jax_fn: Function of JAX arrays.
-        torch_fn: The same function of torch tensors.
+        jax_fn: Function of JAX arrays, or of another framework.
+        torch_fn: The same function of torch tensors, or a module.
         *args: The arrays of both; the gradient in each floating one is compared.
         max_unjudged: The share of rows, 0 to 1, no unit, that rounding or a kink may
             leave without a verdict; None is any.
@@ -149,6 +197,7 @@ def assert_gradients_agree(
 
     Source: as `compare_gradients`.
     """
+    __tracebackhide__ = True
     report = compare_gradients(jax_fn, torch_fn, *args, **options)
     if not report.agree:
         raise AssertionError(f"\n{report}")
@@ -158,20 +207,9 @@ def assert_gradients_agree(
     return report
 
 
-def _check_options(
-    jax_fn: Any, torch_fn: Any, dtypes: Any, cotangent: Any, order: Any
-) -> None:
-    for name, fn in (("jax_fn", jax_fn), ("torch_fn", torch_fn)):
-        if not callable(fn):
-            raise TypeError(f"{name} must be a function, got {shown(fn)}")
+def _check_options(dtypes: Any, cotangent: Any, order: Any) -> None:
     if isinstance(dtypes, str) or not dtypes or not set(dtypes) <= set(DTYPES):
         raise ValueError(f"dtypes must be among {DTYPES}, got {dtypes!r}")
-    if "float64" in dtypes and not jax.config.values["jax_enable_x64"]:
-        raise ValueError(
-            "dtypes has 'float64', but JAX's x64 mode is off, which would round to "
-            'float32: before the first array, jax.config.update("jax_enable_x64", '
-            "True); or take dtypes=('float32',)"
-        )
     if isinstance(cotangent, str) and cotangent not in ("random", "ones"):
         raise ValueError(
             f"cotangent must be 'random', 'ones' or arrays, got {shown(cotangent)}"

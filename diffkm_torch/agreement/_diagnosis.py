@@ -14,11 +14,13 @@ from diffkm_torch.agreement._seeds import Arrays
 RIGHT, WRONG = 0.1, 0.5
 
 
-def likeness(ours: np.ndarray, theirs: np.ndarray, num_patterns: int) -> str:
+def likeness(
+    names: tuple[str, str], ours: np.ndarray, theirs: np.ndarray, num_patterns: int
+) -> str:
     """A word on two arrays that disagree, "" if none fits."""
     if num_patterns:
         return f"NaN or infinities that differ: {num_patterns} entries"
-    for name, a, b in (("jax", ours, theirs), ("torch", theirs, ours)):
+    for name, a, b in ((names[0], ours, theirs), (names[1], theirs, ours)):
         if not a.any() and b.any():
             return f"{name}'s is zero: is something detached or stopped?"
     if _is_close(ours, -theirs):
@@ -26,7 +28,7 @@ def likeness(ours: np.ndarray, theirs: np.ndarray, num_patterns: int) -> str:
     scale = np.vdot(ours, ours)
     factor = float(np.vdot(ours, theirs) / scale) if scale else 0.0
     if abs(factor - 1) > 1e-3 and _is_close(factor * ours, theirs):
-        return f"torch's is {factor:.6g} times jax's"
+        return f"{names[1]}'s is {factor:.6g} times {names[0]}'s"
     is_square = ours.ndim > 1 and ours.shape[-1] == ours.shape[-2]
     if is_square and _is_close(np.swapaxes(ours, -1, -2), theirs):
         return "one is the transpose of the other"
@@ -37,7 +39,21 @@ def _is_close(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(b).max(initial=0)))
 
 
+def who_rounds(names: tuple[str, str], shares: tuple[float, float]) -> str:
+    """Whose rounding hides a row, "" if there is none to speak of."""
+    low, high = sorted(range(2), key=lambda i: shares[i])
+    if not shares[high]:
+        return ""
+    if shares[high] < 10 * shares[low]:
+        return f"rounding may be {shares[high]:.1g} of a row, on both sides"
+    return (
+        f"{names[high]}'s rounding may be {shares[high]:.1g} of a row, "
+        f"{names[low]}'s {shares[low]:.1g}"
+    )
+
+
 def who_is_wrong(
+    names: tuple[str, str],
     values: Sequence[Callable[[Arrays], Arrays]],
     gradients: Sequence[np.ndarray],
     arrays: Arrays,
@@ -48,8 +64,9 @@ def who_is_wrong(
     """Holds both gradients against differences of their own values, "" if unclear.
 
     Args:
-        values: The floating outputs as functions of the arrays: JAX's, torch's.
-        gradients: Of an output in an input, in float64: JAX's, torch's.
+        names: Of both sides.
+        values: The floating outputs of either as functions of the arrays.
+        gradients: Of an output in an input, in float64, of either.
         arrays: The inputs.
         which: Index of the input among them.
         output: Index of the output.
@@ -73,12 +90,10 @@ def who_is_wrong(
         return float((above - below) / (2 * step))
 
     errors = {}
-    for name, function, gradient in zip(
-        ("jax", "torch"), values, gradients, strict=True
-    ):
+    for name, function, gradient in zip(names, values, gradients, strict=True):
         along = np.sum(gradient * direction)
         errors[name] = abs(slope(function) - along) / length
-    for right, wrong in (("jax", "torch"), ("torch", "jax")):
+    for right, wrong in (names, names[::-1]):
         if errors[right] < RIGHT and errors[wrong] > WRONG:
             return f"{wrong}'s is not the slope of its own values, {right}'s is"
     if all(error < RIGHT for error in errors.values()):

@@ -3,121 +3,140 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from diffkm_torch.agreement._evaluate import JaxSide, Key, Result, TorchSide
 from diffkm_torch.agreement._seeds import Arrays, Seeds
-from diffkm_torch.agreement._tolerances import Results, SecondLook
-from diffkm_torch.agreement._verdicts import FAR_MOVE
+from diffkm_torch.agreement._task import Key, Result, Side
 
-# Choices of signs for the moves by one unit, each there and back: where there is a tie,
-# one of the two breaks it.
-NUM_MOVES = 2
+# Both sides'.
+Results = tuple[Result, Result]
 # Of the 53 bits of float64.
 FEWER_BITS = 44, 40
-OTHER = {"float64": "float32", "float32": "float64"}
+
+
+@dataclass(frozen=True)
+class Nearby:
+    """What both sides return at inputs that float32 holds, in both precisions.
+
+    Attributes:
+        narrow: In float32: at the inputs rounded to it, and at those moved by one unit
+            in its last place, there and back.
+        wide: In float64 at the same.
+    """
+
+    narrow: Sequence[Results]
+    wide: Sequence[Results]
+
+
+@contextmanager
+def precision_of(dtype: str) -> Iterator[None]:
+    """JAX with float64 where that is asked for, else as it is."""
+    if dtype == "float64":
+        with jax.enable_x64(True):
+            yield
+    else:
+        yield
 
 
 class Evaluator:
-    """Evaluates both sides in one dtype, each thing once."""
+    """Evaluates both sides, each thing once; arrays and seeds are in float64."""
 
     def __init__(
         self,
-        sides: tuple[JaxSide, TorchSide],
+        sides: tuple[Side, Side],
         arrays: Arrays,
         seeds: Seeds,
         keys: Sequence[Key],
-        dtype: str,
         jit: bool,
         rng: np.random.Generator,
     ) -> None:
-        self.ours, self.theirs = sides
-        self.arrays, self.seeds, self.keys = arrays, seeds, keys
-        self.dtype, self.jit, self.rng = dtype, jit, rng
+        self.sides, self.arrays, self.seeds, self.keys = sides, arrays, seeds, keys
+        self.jit = jit
+        self._signs = int(rng.integers(2**32))
+        self._bases: dict[str, Results] = {}
+        self._moved: dict[str, list[Results]] = {}
 
-    @cached_property
-    def base(self) -> Results:
+    def base(self, dtype: str) -> Results:
         """At the inputs."""
-        return self._at()
+        if dtype not in self._bases:
+            self._bases[dtype] = self._at(dtype)
+        return self._bases[dtype]
+
+    def moved(self, dtype: str) -> list[Results]:
+        """At inputs moved by one unit in the last place, there and back.
+
+        Where there is a tie, one of the two breaks it.
+        """
+        if dtype not in self._moved:
+            moves = [partial(self._move, number=n, dtype=dtype) for n in (1, -1)]
+            self._moved[dtype] = [self._at(dtype, move) for move in moves]
+        return self._moved[dtype]
 
     @cached_property
-    def moved(self) -> list[Results]:
-        """At inputs moved by one unit in the last place, several times."""
-        return [found for _ in range(NUM_MOVES) for found in self._by_units((1, -1))]
+    def rounded(self) -> list[Results]:
+        """In float64 at inputs with fewer bits, where exact ties stay ties."""
+        return [self._at("float64", partial(_rounded, bits=b)) for b in FEWER_BITS]
 
     @cached_property
-    def other(self) -> Results | None:
-        """At the inputs in the other precision, if both can be run in it."""
+    def nearby(self) -> Nearby | None:
+        """In both precisions, None where a function is of one only."""
+
+        def moved(a: np.ndarray, number: int) -> np.ndarray:
+            return _narrow(self._move(_narrow(a), number, "float32"))
+
+        changes = _narrow, partial(moved, number=1), partial(moved, number=-1)
         try:
-            return self._at(other=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                wide = [self._at("float64", change) for change in changes]
+                narrow = [self.base("float32")]
+                narrow += [self._at("float32", change) for change in changes[1:]]
         except Exception:
-            # Nobody asked for it: a function may be of one precision only.
-            return None
+            return None  # Nobody asked for it.
+        return Nearby(narrow, wide)
 
-    @cached_property
-    def second_look(self) -> SecondLook:
-        """Further away."""
-        if self.dtype == "float64":
-            far = [self._at(partial(_rounded, bits=bits)) for bits in FEWER_BITS]
-            return SecondLook(self.base, self.moved, far, self.other)
-        wide = self.other is not None
-        return SecondLook(
-            center=self.other or self.base,
-            near=self._by_units((1, -1), other=wide),
-            far=self._by_units((FAR_MOVE, -FAR_MOVE), other=wide),
-            other=self.other,
-        )
-
-    def eager(self) -> Result:
-        """Of JAX at the inputs, without jit."""
-        return self.ours.evaluate(self.arrays, self.seeds, self.keys, jit=False)
-
-    def again(self) -> Result:
-        """Of torch at the inputs, once more."""
-        return self.theirs.evaluate(self.arrays, self.seeds, self.keys)
+    def once_more(self, side: int, dtype: str, *, jit: bool) -> Result:
+        """One side at the inputs, once more."""
+        with precision_of(dtype):
+            given = self._changed(dtype, lambda a: a)
+            return self.sides[side].evaluate(*given, self.keys, jit=jit)
 
     def _at(
         self,
+        dtype: str,
         change: Callable[[np.ndarray], np.ndarray] = lambda a: a,
-        *,
-        other: bool = False,
     ) -> Results:
-        """With all floating inputs and seeds changed, or in the other precision."""
-        if not other:
-            return self._evaluate(change, self.dtype)
-        with jax.enable_x64(True), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return self._evaluate(change, OTHER[self.dtype])
+        """With all floating inputs and seeds changed; every move has the same signs."""
+        self._rng = np.random.default_rng(self._signs)
+        given = self._changed(dtype, change)
+        with precision_of(dtype):
+            ours, theirs = (
+                side.evaluate(*given, self.keys, jit=self.jit) for side in self.sides
+            )
+        return ours, theirs
 
-    def _evaluate(
-        self, change: Callable[[np.ndarray], np.ndarray], dtype: str
-    ) -> Results:
+    def _changed(
+        self, dtype: str, change: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[Arrays, Seeds]:
         def to(a: np.ndarray) -> np.ndarray:
             return change(a).astype(dtype) if a.dtype.kind == "f" else a
 
-        arrays, seeds = list(map(to, self.arrays)), self.seeds.mapped(to)
-        ours = self.ours.evaluate(arrays, seeds, self.keys, jit=self.jit)
-        return ours, self.theirs.evaluate(arrays, seeds, self.keys)
+        return list(map(to, self.arrays)), self.seeds.mapped(to)
 
-    def _by_units(
-        self, numbers: Sequence[int], *, other: bool = False
-    ) -> list[Results]:
-        """With everything moved by units in the last place, by one choice of signs."""
-        eps, seed = np.finfo(self.dtype).eps, self.rng.integers(2**32)
-        found = []
-        for number in numbers:
-            signs = np.random.default_rng(seed)
+    def _move(self, a: np.ndarray, number: int, dtype: str) -> Any:
+        eps = np.finfo(dtype).eps
+        return a * (1 + number * eps * self._rng.choice([-1.0, 1.0], size=a.shape))
 
-            def move(a: np.ndarray, number: int = number, signs: Any = signs) -> Any:
-                return a * (1 + number * eps * signs.choice([-1.0, 1.0], size=a.shape))
 
-            found.append(self._at(move, other=other))
-        return found
+def _narrow(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32).astype(np.float64)
 
 
 def _rounded(array: np.ndarray, bits: int) -> np.ndarray:

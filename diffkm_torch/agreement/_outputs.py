@@ -33,14 +33,13 @@ def outputs_of(
 
 
 def named_leaves(
-    output: Any, kind: Any, whose: str, is_floating: Callable[[Any], bool]
+    output: Any, kind: Any, whose: str, wrap: str, is_floating: Callable[[Any], bool]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The floating leaves of what a function returned, and the others, by name."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(output):
         name = f"output{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, kind):
-            wrap = "jnp.asarray" if whose == "jax_fn" else "torch.as_tensor"
             raise TypeError(
                 f"{whose} must return arrays or trees of them, got "
                 f"{type(leaf).__name__} as {name}: wrap a number in {wrap}, and leave "

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffkm_torch.agreement._evaluate import Key
+from diffkm_torch.agreement._evaluations import Results
 from diffkm_torch.agreement._report import Pair
 from diffkm_torch.agreement._rows import as_rows, difference, row_max
-from diffkm_torch.agreement._tolerances import Judgement, Results
-from diffkm_torch.agreement._verdicts import AGREE, DISAGREE, KINK, UNRESOLVED
+from diffkm_torch.agreement._task import Key
+from diffkm_torch.agreement._verdicts import (
+    AGREE,
+    DISAGREE,
+    KINK,
+    UNRESOLVED,
+    Judgement,
+)
 
 
 def pair_of(
@@ -29,12 +35,13 @@ def pair_of(
         for other, array in result.items()
         if other[:2] == key[:2]
     )
-    errors: list[float | None] = [None, None]
+    errors = None
     if wide is not None:
-        errors = [
+        first, second = (
             _over(_largest(as_rows(narrow[key]), as_rows(exact[key])), scale)
             for narrow, exact in zip(base, wide, strict=True)
-        ]
+        )
+        errors = first, second
     worst = _worst(ours, theirs, judgement, base[0][key].shape)
     # Of an array without entries nothing is known.
     verdicts = list(judgement.verdicts) or [UNRESOLVED]
@@ -55,10 +62,10 @@ def pair_of(
         num_unresolved=verdicts.count(UNRESOLVED) if len(ours) else 0,
         num_kinks=verdicts.count(KINK),
         worst=worst,
-        jax_value=None if worst is None else float(base[0][key][worst]),
-        torch_value=None if worst is None else float(base[1][key][worst]),
-        jax_error=errors[0],
-        torch_error=errors[1],
+        values=None
+        if worst is None
+        else (float(base[0][key][worst]), float(base[1][key][worst])),
+        errors=errors,
         verdict=next((v for v in order if v in verdicts), AGREE),
         note=note,
     )

@@ -18,9 +18,9 @@ class Pair:
         output: Path of the output; of a second derivative, of the gradient.
         input: Path of the input, "" for a value.
         shape: Of the array.
-        difference: The largest |jax − torch|, in the unit of the array.
+        difference: The largest |first − second side|, in the unit of the array.
         scaled: That over the largest entry among all arrays of this kind and output.
-        against_floor: The largest |jax − torch| over the noise floor of its row.
+        against_floor: The largest difference over the noise floor of its row.
         cosine: Of the two arrays as vectors; None where one is zero.
         num_off: Entries that differ by more than rounding explains.
         num_entries: All entries.
@@ -29,14 +29,13 @@ class Pair:
             finite number: not judged.
         num_kinks: Rows that jump where an input moves by rounding: not judged.
         worst: Index of the worst entry, None if all are equal.
-        jax_value: JAX's value there.
-        torch_value: Torch's.
-        jax_error: The largest |jax − the same function in float64|, scaled as
-            `scaled`; None in float64 and where that could not be run.
-        torch_error: The same of torch.
+        values: Of both sides there.
+        errors: Of each side the largest |it − the same function in float64|, scaled
+            as `scaled`; None in float64 and where that could not be run.
         verdict: "disagree" if a row does; else "kink" or "unresolved" if a row is;
             else "agree". An array without entries is "unresolved".
-        note: What the difference looks like, and who is wrong if that shows.
+        note: What the difference looks like, and who is wrong if that shows; or whose
+            rounding leaves a row without a verdict.
     """
 
     dtype: str
@@ -54,10 +53,8 @@ class Pair:
     num_unresolved: int
     num_kinks: int
     worst: tuple[int, ...] | None
-    jax_value: float | None
-    torch_value: float | None
-    jax_error: float | None
-    torch_error: float | None
+    values: tuple[float, float] | None
+    errors: tuple[float, float] | None
     verdict: str
     note: str = ""
 
@@ -78,11 +75,16 @@ class Report:
         pairs: One for every dtype, output and input.
         held: Arguments that were given as they are, by name: not arrays.
         seed: Of the cotangents and of the perturbations.
+        names: Of the two sides: "jax" and "torch", or as "torch 1" and "torch 2".
+        remarks: On the functions: arrays that they close over, parameters that are
+            held, gradients that are differences.
     """
 
     pairs: tuple[Pair, ...]
     held: dict[str, str]
     seed: int
+    names: tuple[str, str] = ("jax", "torch")
+    remarks: tuple[str, ...] = ()
 
     @property
     def agree(self) -> bool:
@@ -125,7 +127,9 @@ class Report:
             "agree": self.agree,
             "unjudged": self.unjudged,
             "seed": self.seed,
+            "sides": list(self.names),
             "held": dict(self.held),
+            "remarks": list(self.remarks),
             "pairs": [asdict(pair) | {"name": pair.name} for pair in self.pairs],
         }
 
@@ -148,7 +152,7 @@ class Report:
         line += " {:>7} {:>7} {}"
         yield line.format(
             "dtype", "what", "shape", "max|Δ|", "scaled", "/floor", "cosine", "off",
-            "err jax", "torch", "verdict",
+            f"err {self.names[0]}", self.names[1], "verdict",
         )  # fmt: skip
         for p in self.pairs:
             yield line.format(
@@ -160,21 +164,20 @@ class Report:
                 f"{p.against_floor:.1e}",
                 "-" if p.cosine is None else f"{p.cosine:.5f}",
                 p.num_off,
-                *(
-                    "-" if e is None else f"{e:.0e}"
-                    for e in (p.jax_error, p.torch_error)
-                ),
+                *("-" if e is None else f"{e:.0e}" for e in p.errors or (None, None)),
                 p.verdict,
             ).rstrip()
-            yield from _remarks(p)
+            yield from _remarks(p, self.names)
+        yield from self.remarks
         if self.held:
             held = ", ".join(f"{name} = {value}" for name, value in self.held.items())
             yield f"held constant: {held}"
 
 
-def _remarks(pair: Pair) -> Iterator[str]:
-    if pair.verdict == "disagree" and pair.worst is not None:
-        values = f"jax {pair.jax_value:.9g}, torch {pair.torch_value:.9g}"
+def _remarks(pair: Pair, names: tuple[str, str]) -> Iterator[str]:
+    if pair.verdict == "disagree" and pair.values is not None:
+        both = zip(names, pair.values, strict=True)
+        values = ", ".join(f"{name} {value:.9g}" for name, value in both)
         yield f"        worst at {pair.worst}: {values}"
     if pair.num_unresolved or pair.num_kinks:
         counts = f"{pair.num_unresolved} unresolved, {pair.num_kinks} at a kink"

@@ -36,28 +36,27 @@ def seeds(
     cotangent: Any,
     outputs: dict[str, tuple[int, ...]],
     inputs: Arrays,
-    dtype: str,
     rng: np.random.Generator,
 ) -> Seeds:
     """The seeds of outputs, shapes by name, and of inputs that move."""
 
     def normal(shape: tuple[int, ...]) -> np.ndarray:
-        return rng.normal(size=shape).astype(dtype)
+        return np.asarray(rng.normal(size=shape))
 
     if not isinstance(cotangent, str):
-        cotangents = _given(cotangent, outputs, dtype)
+        cotangents = _given(cotangent, outputs)
     elif cotangent == "ones":
-        cotangents = [np.ones(shape, dtype) for shape in outputs.values()]
+        cotangents = [np.ones(shape) for shape in outputs.values()]
     else:
         cotangents = [normal(shape) for shape in outputs.values()]
     second = [normal(a.shape) for _ in outputs for a in inputs]
     return Seeds(cotangents, [normal(a.shape) for a in inputs], second)
 
 
-def _given(cotangent: Any, shapes: dict[str, tuple[int, ...]], dtype: str) -> Arrays:
+def _given(cotangent: Any, shapes: dict[str, tuple[int, ...]]) -> Arrays:
     """The cotangents of the user, one for every floating output."""
     found = {
-        f"output{jax.tree_util.keystr(path)}": np.asarray(leaf, dtype)
+        f"output{jax.tree_util.keystr(path)}": np.asarray(leaf, np.float64)
         for path, leaf in jax.tree_util.tree_leaves_with_path(cotangent)
     }
     given = {name: a.shape for name, a in found.items()}

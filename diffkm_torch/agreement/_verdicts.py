@@ -1,46 +1,136 @@
-"""Is a difference more than rounding? Judged row by row, against each row's own noise.
+"""Is a difference more than rounding? Judged row by row, by float64.
 
 Of a row let
 
-    Δ  the largest |jax − torch|
+    Δ  the largest |difference| of both sides
     s  its largest entry, on either side
-    φ  its noise floor: its largest change, on either side, when every input is moved by
-       one unit in the last place, and at least eps · s
+    φ  its floor: its largest change, on either side, when every input is moved by one
+       unit in the last place, and at least eps · s
+    ρ  its rounding: the largest |float32 − float64| of one side by itself, over the
+       ratio of the two eps
     u  eps · (size of the output / spread of the input): the unit roundoff of a row that
        is not saturated
 
-Rows with Δ ≤ max(1000 φ, tol · s) agree. Where 1000 φ > 0.01 s that says nothing, and
-there are two reasons: rounding is all there is in the row, or moving the inputs broke a
-tie. So such rows, and those that differ, are looked at once more, at inputs further
-away and in the other precision.
+Rounding shrinks with eps, so that what a side loses in float32 says what it loses in
+float64: ρ sees a cancellation inside one side, which no move of the inputs shows. φ
+sees ties that a move breaks, which ρ does not. Neither sees what is left of a softmax
+that is saturated in float32, and not quite in float64: that is a few u.
+
+In float64 a row is
+
+    agree       if Δ ≤ max(tol · s, 1000 ρ) and 1000 ρ ≤ 0.01 s, or Δ ≤ 1000 φ ≤ 0.01 s
+    unresolved  else, if 1000 ρ > 0.01 s and Δ ≤ 1000 max(ρ, φ), or Δ ≤ 100 u where
+                float32 is off by more than 0.01 s
+    kink        if 1000 φ > 0.01 s ≥ 1000 ρ, and inputs with fewer bits change it, too
+    disagree    else: at an exact tie, whose rule both must share, by tol alone
+
+In float32 a row disagrees where both sides differ as much in float64 on the same
+inputs, or where one is off its own float64 by an error that no last bit changes. What
+is left is rounding, and said so where it is more than 1 % of the row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from diffkm_torch.agreement._evaluations import Evaluator, Nearby, Results
+from diffkm_torch.agreement._rows import (
+    as_rows,
+    difference,
+    non_finite_differ,
+    row_max,
+)
+from diffkm_torch.agreement._task import Key
+
 AGREE, UNRESOLVED, KINK, DISAGREE = "agree", "unresolved", "kink", "disagree"
-# The rounding of a sum of n terms grows as n, φ is a sample of it.
+# Where a tolerance is not given: of the largest entry of a row.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
+# The rounding of a sum of n terms grows as n, φ and ρ are samples of it.
 NUM_FLOORS = 1000.0
 # A row is noise where rounding is more than this share of it.
 NOISE = 0.01
-# No move shows the rounding of a saturated softmax, whose 1 stays 1. Its size is a few
-# units roundoff of what the row would be unsaturated: so few say nothing at all, and
-# more say nothing where float32 loses the row, or where float64 has no difference.
-FEW_UNITS, MANY_UNITS = 20.0, 100.0
-# A row unsaturated is at most so many times the largest row, unless all are noise.
-MAX_SATURATION = 1e5
-# Moves by 1 and by 64 units: what is smooth changes 64 times as much, what jumps does
-# not. A factor of 8 in that, and of 64 on its other side, is chance.
-FAR_MOVE = 64
-GROWTH = 8.0
-# A difference that a change of the inputs explains: twice the change by whole units of
-# float32, ten times the one by rounding to fewer bits, which may happen to be small.
-BY_MOVE, BY_ROUNDING = 2.0, 10.0
-# A difference in float32 is its rounding where float64 has at most this share of it.
-LEFT_IN_FLOAT64 = 0.1
+# Of u, in a row that is saturated.
+NUM_UNITS = 100.0
+# An error that stays, but for this share of it, when last bits change, is no rounding.
+STEADY = 0.1
+RATIO = float(np.finfo(np.float64).eps) / float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Of one array, [rows, entries], the verdict of every row and why.
+
+    Attributes:
+        verdicts: Of the rows, [rows].
+        off: The entries that differ by more than rounding explains.
+        against_floor: The largest difference over the floor of its row.
+        rounding: Of either side the largest share of a row without a verdict that
+            may be rounding.
+        num_patterns: Entries that are NaN or infinite on one side only.
+    """
+
+    verdicts: np.ndarray
+    off: np.ndarray
+    against_floor: float
+    rounding: tuple[float, float]
+    num_patterns: int
+
+
+def judge(
+    key: Key,
+    base: Results,
+    evaluator: Evaluator,
+    dtype: str,
+    precision: tuple[float, float],
+    scale: float,
+) -> Judgement:
+    """The verdicts on one array.
+
+    Args:
+        key: Of the array.
+        base: What is judged, at the inputs.
+        evaluator: Knows what both sides return elsewhere.
+        dtype: Of the inputs.
+        precision: eps and tol; with eps 0 the array is compared exactly.
+        scale: The size of its output over the spread of its inputs.
+    """
+    eps, tol = precision
+    ours, theirs = (as_rows(result[key]) for result in base)
+    delta = np.abs(difference(ours, theirs))
+    size = np.maximum(row_max(ours), row_max(theirs))
+    if eps == 0:
+        # Exactly, where float64 would round.
+        differ = np.reshape(base[0][key] != base[1][key], delta.shape)
+        delta = np.where(differ, np.maximum(delta, 1), 0.0)
+        verdicts = np.where(differ.any(axis=1), DISAGREE, AGREE).astype("<U10")
+        noise, floor = np.zeros((2, len(size))), np.zeros_like(size)
+    else:
+        # What is denormal one side may flush to zero.
+        limit = np.maximum(tol * size, NUM_FLOORS * np.finfo(dtype).tiny)
+        unit = max(scale, size.max(initial=0))
+        rows = Rows(row_max(delta), size, limit, unit)
+        wide = dtype == "float64" or evaluator.nearby is None
+        look = _in_float64 if wide else _in_float32
+        verdicts, noise, floor = look(key, rows, evaluator, dtype, eps)
+    # NaN that meets NaN, or infinity infinity, says nothing of the formula behind it.
+    is_number = np.isfinite(ours) & np.isfinite(theirs)
+    verdicts[~is_number.any(axis=1)] = UNRESOLVED
+    patterns = non_finite_differ(ours, theirs)
+    verdicts[patterns.any(axis=1)] = DISAGREE
+    is_off = (delta > tol * size[:, None]) | patterns
+    tiny = np.finfo(np.float64).tiny
+    share = np.where(verdicts == UNRESOLVED, noise / np.maximum(size, tiny), 0)
+    largest = share.max(axis=1, initial=0)
+    return Judgement(
+        verdicts=verdicts,
+        off=is_off & (verdicts == DISAGREE)[:, None],
+        against_floor=float((row_max(delta) / np.maximum(floor, tiny)).max(initial=0)),
+        rounding=(float(largest[0]), float(largest[1])),
+        num_patterns=int(patterns.sum()),
+    )
 
 
 @dataclass(frozen=True)
@@ -50,85 +140,130 @@ class Rows:
     Attributes:
         delta: Δ.
         size: s.
-        floor: φ.
-        differs: Δ > max(1000 φ, tol · s).
-        exceeds_tol: Δ > tol · s.
-        units: Δ / u.
+        limit: tol · s, and at least what is denormal.
+        unit: u / eps, of all rows.
     """
 
     delta: np.ndarray
     size: np.ndarray
-    floor: np.ndarray
-    differs: np.ndarray
-    exceeds_tol: np.ndarray
-    units: np.ndarray
-
-    @property
-    def is_noise(self) -> np.ndarray:
-        """1000 φ > 0.01 s."""
-        return NUM_FLOORS * self.floor > NOISE * self.size
+    limit: np.ndarray
+    unit: float
 
 
-def verdicts_in_float64(
-    rows: Rows, far: np.ndarray, in_float32: np.ndarray
-) -> np.ndarray:
-    """The verdicts of rows that differ or are noise, each [rows].
+def _in_float64(
+    key: Key, rows: Rows, evaluator: Evaluator, dtype: str, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Verdicts [rows], the rounding of either side [2, rows], and floors φ [rows].
 
-    Rounded to fewer bits exact ties stay ties, and what rests on rounding changes: so
-    noise that stays is no noise, and is judged by the tolerance alone.
-
-    Args:
-        rows: In float64.
-        far: The change when the inputs are rounded to fewer bits.
-        in_float32: The change from float64 to float32, 0 if not known.
+    Also of float32, where nothing can be run in float64.
     """
-    # is_judged = 1000 φ ≤ 0.01 s  or  far ≤ 0.01 s
-    is_judged = ~rows.is_noise | (far <= NOISE * rows.size)
-    differs = np.where(rows.is_noise, rows.exceeds_tol, rows.differs)
-    # Saturated: Δ ≤ 20 u,  or  Δ ≤ 100 u and float32 is off by more than 0.01 s
-    is_lost = in_float32 > NOISE * rows.size
-    is_rounding = rows.units <= np.where(is_lost, MANY_UNITS, FEW_UNITS)
-    return _verdicts(
-        is_good=is_judged & ~differs,
-        is_bad=is_judged & differs & (rows.delta > BY_ROUNDING * far),
-        # far ≤ 8 max(φ, Δ): a larger move makes no larger change
-        is_kink=far <= GROWTH * np.maximum(rows.floor, rows.delta),
-        is_rounding=is_rounding,
+    delta, noise = rows.delta, NOISE * rows.size
+    moves = _changes(key, evaluator.base(dtype), evaluator.moved(dtype))
+    moves = np.maximum(eps * rows.size, moves)
+    floor = moves.max(axis=0)
+    both, is_lost = np.zeros_like(moves), np.ones(len(delta), bool)
+    is_suspect = (delta > rows.limit) | (NUM_FLOORS * floor > noise)
+    if is_suspect.any() and dtype == "float64" and evaluator.nearby is not None:
+        errors = _errors(key, evaluator.nearby).max(axis=0)
+        both, is_lost = RATIO * errors, errors.max(axis=0) > noise
+    rounding = both.max(axis=0)
+    is_rounding = is_suspect & (NUM_FLOORS * rounding > noise) & (noise > 0)
+    is_jump = ~is_rounding & (NUM_FLOORS * floor > noise)
+    change = np.full_like(floor, np.inf)
+    if is_jump.any() and dtype == "float64":
+        center = evaluator.base(dtype)
+        change = _changes(key, center, evaluator.rounded).max(axis=0)
+    limit = np.maximum(rows.limit, NUM_FLOORS * rounding)
+    explained = delta <= np.maximum(limit, NUM_FLOORS * floor)
+    verdicts = np.select(
+        [
+            is_rounding & explained,
+            ~is_rounding & (delta <= limit),
+            ~is_rounding & ~is_jump & explained,
+            is_jump & (change > noise) & explained,
+            is_lost & (delta <= NUM_UNITS * eps * rows.unit),
+        ],
+        [UNRESOLVED, AGREE, AGREE, KINK, UNRESOLVED],
+        DISAGREE,
     )
+    least = np.where(explained, 0, NUM_UNITS * eps * rows.unit)
+    return verdicts, np.maximum(np.maximum(both, moves), least), floor
 
 
-def verdicts_in_float32(
-    rows: Rows, near: np.ndarray, far: np.ndarray, in_float64: np.ndarray
-) -> np.ndarray:
-    """The verdicts of rows that differ or are noise, each [rows].
-
-    Args:
-        rows: In float32.
-        near: The change, in float64, when inputs move by one unit of float32.
-        far: The same by 64 units.
-        in_float64: Δ in float64, infinite if not known.
-    """
-    return _verdicts(
-        is_good=~rows.differs & ~rows.is_noise,
-        is_bad=rows.differs
-        & ~rows.is_noise
-        & (rows.delta > BY_MOVE * np.maximum(near, far)),
-        # Smooth: far ≈ 64 near
-        is_kink=(far < FAR_MOVE / GROWTH * near) | (far > FAR_MOVE * GROWTH**2 * near),
-        # Saturated: Δ ≤ 100 u, and Δ in float64 < 0.1 Δ
-        is_rounding=(rows.units <= MANY_UNITS)
-        & (in_float64 < LEFT_IN_FLOAT64 * rows.delta),
+def _in_float32(
+    key: Key, rows: Rows, evaluator: Evaluator, dtype: str, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Verdicts [rows], the error of either side [2, rows], and floors φ [rows]."""
+    nearby = evaluator.nearby
+    assert nearby is not None
+    center, *there = nearby.wide
+    floor = np.maximum(eps * rows.size, _changes(key, center, there).max(axis=0))
+    errors = _errors(key, nearby)
+    ours, theirs = (as_rows(result[key]) for result in center)
+    size = np.maximum(row_max(ours), row_max(theirs))
+    explained = NUM_FLOORS * np.maximum(floor, errors.max(axis=(0, 1)))
+    explained = RATIO * np.maximum(explained, NUM_UNITS * eps * rows.unit)
+    limit = np.maximum(TOLERANCE["float64"] * size, explained)
+    differs = row_max(difference(ours, theirs)) > limit
+    largest = max(rows.limit.max(initial=0), NUM_UNITS * eps * rows.unit)
+    limit = np.maximum(NUM_FLOORS * floor, largest)
+    # Both are off where float32 is too narrow, one where it is not what it is in float64.
+    is_alone = errors[0][::-1] <= STEADY * errors[0]
+    is_steady = _spread(key, nearby) <= STEADY * errors[0]
+    is_steady &= is_alone & (errors[0] > limit)
+    is_bad = (rows.delta > rows.limit) & (differs | is_steady.any(axis=0))
+    is_noise = floor > NOISE * rows.size
+    verdicts = np.select(
+        [
+            is_bad,
+            is_noise & (_bend(key, nearby) > STEADY * floor),
+            is_noise | (rows.delta > NOISE * rows.size),
+        ],
+        [DISAGREE, KINK, UNRESOLVED],
+        AGREE,
     )
+    return verdicts, errors.max(axis=0), floor
 
 
-def _verdicts(
-    is_good: np.ndarray,
-    is_bad: np.ndarray,
-    is_kink: np.ndarray,
-    is_rounding: np.ndarray,
-) -> np.ndarray:
-    return np.select(
-        [is_good, is_bad & ~is_rounding, is_kink & ~is_rounding],
-        [AGREE, DISAGREE, KINK],
-        UNRESOLVED,
-    )
+def _spread(key: Key, nearby: Nearby) -> np.ndarray:
+    """The largest change of each side's error when last bits change, [2, rows]."""
+    here, *there = [_signed(key, nearby, i) for i in range(len(nearby.wide))]
+    changes = [
+        [row_max(a - b) for a, b in zip(both, here, strict=True)] for both in there
+    ]
+    return np.max(changes, axis=0)
+
+
+def _bend(key: Key, nearby: Nearby) -> np.ndarray:
+    """|f(x + h) + f(x − h) − 2 f(x)| of each row: as large as the change at a jump."""
+    found = []
+    for center, there, back in zip(*nearby.wide, strict=True):
+        x, a, b = (as_rows(result[key]) for result in (center, there, back))
+        found.append(row_max(difference(a, x) + difference(b, x)))
+    return np.max(found, axis=0)
+
+
+def _changes(key: Key, center: Results, there: Sequence[Results]) -> np.ndarray:
+    """The largest change of each row, of either side: [2, rows]."""
+    changes = [
+        [
+            row_max(difference(as_rows(result[key]), as_rows(at[key])))
+            for result, at in zip(results, center, strict=True)
+        ]
+        for results in there
+    ]
+    return np.max(changes, axis=0)
+
+
+def _signed(key: Key, nearby: Nearby, i: int) -> list[np.ndarray]:
+    """float32 − float64 of either side at the i-th inputs."""
+    return [
+        difference(as_rows(narrow[key]), as_rows(wide[key]))
+        for narrow, wide in zip(nearby.narrow[i], nearby.wide[i], strict=True)
+    ]
+
+
+def _errors(key: Key, nearby: Nearby) -> np.ndarray:
+    """The largest of these in each row: [inputs, 2, rows]."""
+    found = [_signed(key, nearby, i) for i in range(len(nearby.wide))]
+    return np.array([[row_max(error) for error in both] for both in found])

@@ -1,0 +1,209 @@
+"""Which framework each function is of, and each function in one form.
+
+All are called as fn(parameters, args, kwargs), the parameters arrays by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import nn
+
+from diffkm_torch._hints import shown
+from diffkm_torch._leaves import combine
+from diffkm_torch.agreement._jax_side import JaxSide
+from diffkm_torch.agreement._numpy_side import NumpySide
+from diffkm_torch.agreement._parameters import Match, match_parameters
+from diffkm_torch.agreement._task import Side, Task
+from diffkm_torch.agreement._torch_side import ModuleOf, TorchSide
+
+FRAMEWORKS = "jax", "torch", "numpy"
+WHOSE = "jax_fn", "torch_fn"
+
+
+@dataclass(frozen=True)
+class Functions:
+    """Both functions, and the parameters that they share.
+
+    Attributes:
+        given: As the user gave them.
+        frameworks: Of each.
+        forms: Each as a function of (parameters, args, kwargs).
+        parameters: Values by torch's name, in its layout; none where the functions
+            have only arguments.
+        remarks: What a reader should know of the parameters.
+    """
+
+    given: tuple[Any, Any]
+    frameworks: tuple[str, str]
+    forms: tuple[Callable, Callable]
+    parameters: Mapping[str, np.ndarray]
+    remarks: tuple[str, ...]
+
+    def sides(self, task: Task) -> tuple[Side, Side]:
+        """What each of them can do."""
+        of: dict[str, Callable[..., Side]] = {"jax": JaxSide, "torch": TorchSide}
+        made = []
+        for given, framework, form, whose in zip(
+            self.given, self.frameworks, self.forms, WHOSE, strict=True
+        ):
+            if framework == "numpy":
+                vjp = given[1] if isinstance(given, tuple) else None
+                made.append(NumpySide(form, vjp, task, whose))
+            else:
+                made.append(of[framework](form, task, whose))
+        return made[0], made[1]
+
+
+def functions(
+    given: tuple[Any, Any], frameworks: Sequence[str] | None, params: Any, match: Any
+) -> Functions:
+    """Reads what the user gave."""
+    found = _frameworks(given, frameworks)
+    trees = [
+        fn if kind == "jax" and _is_tree(fn) else None
+        for fn, kind in zip(given, found, strict=True)
+    ]
+    if params is not None:
+        takers = [i for i in (0, 1) if found[i] == "jax" and trees[i] is None]
+        if len(takers) != 1:
+            raise ValueError(
+                "params must go with one JAX function of (params, *args): got "
+                f"{' and '.join(map(shown, given))}"
+            )
+        trees[takers[0]] = params
+    modules = [fn if isinstance(fn, nn.Module) else None for fn in given]
+    parameters, matches, remarks = _shared(modules, trees, match)
+    forms = []
+    for fn, tree, module in zip(given, trees, modules, strict=True):
+        if module is not None:
+            forms.append(ModuleOf(module))
+        elif tree is not None and parameters:
+            forms.append(_OfTree(fn, tree, matches, takes_tree=tree is params))
+        else:
+            forms.append(_Plain(fn[0] if isinstance(fn, tuple) else fn))
+    if params is not None and not parameters:
+        raise ValueError("params must go with an nn.Module on the other side")
+    return Functions(given, found, (forms[0], forms[1]), parameters, remarks)
+
+
+def _frameworks(given: tuple[Any, Any], named: Sequence[str] | None) -> tuple[str, str]:
+    """Those named, else a module is torch's, and a function that of its position."""
+    if named is None:
+        found = tuple(
+            "torch" if isinstance(fn, nn.Module) else "jax" if _is_tree(fn) else default
+            for fn, default in zip(given, FRAMEWORKS, strict=False)
+        )
+    else:
+        found = tuple(named)
+        if isinstance(named, str) or len(found) != 2 or not {*found} <= {*FRAMEWORKS}:
+            raise ValueError(f"frameworks must be two of {FRAMEWORKS}, got {named!r}")
+    for fn, framework, whose in zip(given, found, WHOSE, strict=True):
+        if isinstance(fn, nn.Module) and framework != "torch":
+            raise ValueError(
+                f"frameworks must name torch for {whose}, which is an nn.Module"
+            )
+        parts = fn if framework == "numpy" and isinstance(fn, tuple) else (fn,)
+        if len(parts) > 2 or not all(map(callable, parts)):
+            raise TypeError(f"{whose} must be a function, got {shown(fn)}")
+        _check_device(whose, fn)
+    return found[0], found[1]
+
+
+def _is_tree(fn: Any) -> bool:
+    """Whether a function is a tree with arrays in it, as equinox's modules are."""
+    leaves = jax.tree.leaves(fn)
+    return callable(fn) and any(isinstance(a, jax.Array | np.ndarray) for a in leaves)
+
+
+def _check_device(whose: str, fn: Any) -> None:
+    if isinstance(fn, nn.Module):
+        for name, tensor in [*fn.named_parameters(), *fn.named_buffers()]:
+            if tensor.device.type != "cpu":
+                where = f"{name} is on device {tensor.device}: hand in .cpu()"
+                raise ValueError(f"{whose} must be on the CPU, but {where}")
+
+
+def _shared(
+    modules: list[nn.Module | None], trees: list[Any], match: Any
+) -> tuple[dict[str, np.ndarray], tuple[Match, ...], tuple[str, ...]]:
+    """Values of the parameters that both have, and where they are in a tree."""
+    both = [m for m in modules if m is not None]
+    tree = next((t for t in trees if t is not None), None)
+    if len(both) == 2:
+        first, second = (
+            {n: tuple(p.shape) for n, p in m.named_parameters()} for m in both
+        )
+        if first != second:
+            apart = sorted({*first.items()} ^ {*second.items()})
+            names = ", ".join(f"{name} {shape}" for name, shape in apart)
+            raise ValueError(f"torch_fn must have the parameters of jax_fn: {names}")
+        return _values(both[0]), (), _moved(_values(both[0]), both[1])
+    if not both:
+        return {}, (), ()
+    if tree is None:
+        held = len(_values(both[0]))
+        note = f"{held} parameters of the module are held: params would compare them"
+        return {}, (), (note,) if held else ()
+    shapes = {name: a.shape for name, a in _values(both[0]).items()}
+    matches = match_parameters(tree, shapes, match)
+    leaves = jax.tree.leaves(tree)
+    values = {m.name: m.to_torch(_as_numpy(leaves[m.index])) for m in matches}
+    return values, matches, _moved(values, both[0])
+
+
+def _values(module: nn.Module) -> dict[str, np.ndarray]:
+    return {n: _as_numpy(p.detach()) for n, p in module.named_parameters()}
+
+
+def _as_numpy(array: Any) -> np.ndarray:
+    if isinstance(array, torch.Tensor):
+        is_short = array.dtype == torch.bfloat16
+        return (array.float() if is_short else array).numpy()
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _moved(values: Mapping[str, np.ndarray], module: nn.Module) -> tuple[str, ...]:
+    """Of a module with other numbers than those that both are given."""
+    there = _values(module)
+    names = [n for n, a in values.items() if not np.array_equal(a, there[n])]
+    if not names:
+        return ()
+    others = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return (f"the module holds other numbers as {others}: params' are used on both",)
+
+
+class _Plain:
+    """A function that has only arguments."""
+
+    def __init__(self, fn: Callable) -> None:
+        self.fn = fn
+
+    def __call__(self, _: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return self.fn(*args, **kwargs)
+
+
+class _OfTree:
+    """A JAX function of a tree of parameters, or a tree that is one."""
+
+    def __init__(
+        self, fn: Callable, tree: Any, matches: Sequence[Match], *, takes_tree: bool
+    ) -> None:
+        self.fn, self.matches, self.takes_tree = fn, matches, takes_tree
+        self.leaves, self.structure = jax.tree.flatten(tree)
+
+    def __call__(
+        self, parameters: Mapping[str, Any], args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        chosen = [m.to_jax(parameters[m.name]) for m in self.matches]
+        leaves = combine(self.leaves, [m.index for m in self.matches], chosen)
+        tree = jax.tree.unflatten(self.structure, leaves)
+        if self.takes_tree:
+            return self.fn(tree, *args, **kwargs)
+        return tree(*args, **kwargs)

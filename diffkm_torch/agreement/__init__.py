@@ -14,5 +14,16 @@ except ImportError as error:
 
 from diffkm_torch.agreement._compare import assert_gradients_agree, compare_gradients
 from diffkm_torch.agreement._report import Pair, Report
+from diffkm_torch.agreement._step_report import Parting, Step, StepsReport
+from diffkm_torch.agreement._steps import compare_steps
 
-__all__ = ["Pair", "Report", "assert_gradients_agree", "compare_gradients"]
+__all__ = [
+    "Pair",
+    "Parting",
+    "Report",
+    "Step",
+    "StepsReport",
+    "assert_gradients_agree",
+    "compare_gradients",
+    "compare_steps",
+]

@@ -34,7 +34,6 @@ def _by_hand(d, t):
     return (low[:, 0] - t * jnp.log(jnp.exp((low - d) / t).sum(-1))).sum()
 
 
-
 # By name: a JAX function and a torch one of (x, c, t), x [n, d], c [k, d], t [].
 FORMULAS = {
     "kmeans_loss": (
@@ -95,11 +94,13 @@ FORMULAS = {
     ),
     "layer norm": (
         lambda x, c, t: (
-            (x - x.mean(-1, keepdims=True))
-            / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
-            * t
-        ).sum(0)
-        + c[0],
+            (
+                (x - x.mean(-1, keepdims=True))
+                / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+                * t
+            ).sum(0)
+            + c[0]
+        ),
         lambda x, c, t: (F.layer_norm(x, x.shape[-1:]) * t).sum(0) + c[0],
     ),
     "gelu and a product": (
@@ -116,10 +117,12 @@ FORMULAS = {
     ),
     "attention": (
         lambda x, c, t: jax.nn.softmax(x @ c.T / t) @ c,
-        lambda x, c, t: F.scaled_dot_product_attention(
-            x[None], c[None], c[None], scale=1 / t.item()
-        )[0]
-        + 0 * t,
+        lambda x, c, t: (
+            F.scaled_dot_product_attention(
+                x[None], c[None], c[None], scale=1 / t.item()
+            )[0]
+            + 0 * t
+        ),
     ),
     "cumulative": (
         lambda x, c, t: jnp.cumsum(jnp.tanh(x / t), 0) @ c.T,

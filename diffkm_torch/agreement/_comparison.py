@@ -147,7 +147,7 @@ class Comparison:
     ) -> Iterator[str]:
         kind, output, name = key
         both = [np.asarray(result[key], np.float64) for result in base]
-        yield likeness(self.names, *both, judgement.num_patterns)
+        yield likeness(self.names, both[0], both[1], judgement.num_patterns)
         if kind == "gradient" and dtype == "float64" and not judgement.num_patterns:
             index = list(self.outputs.floating).index(output)
             with precision_of(dtype):

@@ -29,8 +29,9 @@ except ImportError as error:
 from diffkm_torch._hints import shown
 from diffkm_torch.bridge._autograd import apply
 from diffkm_torch.bridge._programs import Program, as_output, is_key
+from diffkm_torch.bridge._torch_to_jax import torch_to_jax
 
-__all__ = ["jax_to_torch"]
+__all__ = ["jax_to_torch", "torch_to_jax"]
 
 PLATFORMS = "cpu", "cuda"
 WIDE = torch.float64, torch.int64

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.experimental.buffer_callback import buffer_callback
 from torch import Tensor
 
 from diffkm_jax._mesh import vary_as
 from diffkm_torch._leaves import combine
-from diffkm_torch.bridge._host import Host
+from diffkm_torch.bridge._host import Host, usual_settings
 from diffkm_torch.bridge._trial import Spec, outputs_of
 
 DTYPES = {
@@ -56,7 +56,7 @@ def call_torch(
     arrays = vary_as(list(arrays), *arrays)
     inputs = [Spec(a.shape, DTYPES[a.dtype]) for a in arrays]
     # What of JAX is inside a function is computed in its trial, not traced.
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), usual_settings():
         outputs, structure = outputs_of(make, inputs)
     host = Host(fn, inputs, outputs)
     results = list(map(_result, outputs))
@@ -96,14 +96,16 @@ def _differentiable(host: Host, results: Results) -> Callable:
         moving = tuple(
             i for i, c in enumerate(cotangents) if not isinstance(c, SymbolicZero)
         )
-        found: Sequence[Any] = [None] * len(wanted)
+        # Symbols, not None: in jax 0.8 the tree of results must never change.
+        zeros = [zero_from_primal(array, symbolic_zeros=True) for array in arrays]
+        found: Sequence[Any] = [zeros[i] for i in wanted]
         if wanted and moving:
             likes = [
                 jax.ShapeDtypeStruct(arrays[i].shape, arrays[i].dtype) for i in wanted
             ]
             gradient = _first_order(partial(host.gradient, wanted, moving), likes)
             found = gradient(*arrays, *(cotangents[i] for i in moving))
-        return tuple(combine([None] * len(arrays), wanted, found))
+        return tuple(combine(zeros, wanted, found))
 
     call.defvjp(forward, backward, symbolic_zeros=True)
     return call
@@ -148,6 +150,7 @@ def _on_host(fn: Callable, results: Results, arrays: Sequence[Any]) -> list[jax.
     return vary_as(list(found), *arrays)
 
 
+@usual_settings()
 def _into_buffers(fn: Callable, context: Any, buffers: Sequence, *arrays: Any) -> None:
     del context
     for buffer, tensor in zip(
@@ -157,6 +160,7 @@ def _into_buffers(fn: Callable, context: Any, buffers: Sequence, *arrays: Any) -
         memory.copy_(_narrowed(tensor, memory.dtype))
 
 
+@usual_settings()
 def _to_numpy(fn: Callable, results: Results, *arrays: Any) -> list[np.ndarray]:
     found = []
     for tensor, result in zip(

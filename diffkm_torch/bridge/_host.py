@@ -6,7 +6,8 @@ of the size of the batch, or of size 1 where a tensor is the same in all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from typing import Any
 
@@ -16,6 +17,18 @@ from torch import Tensor
 from diffkm_torch.bridge._trial import Spec, flat
 
 Batch = tuple[int, ...]
+
+
+@contextmanager
+def usual_settings() -> Iterator[None]:
+    """Those of a thread of torch that has set none: JAX calls in any thread.
+
+    With gradients in a forward pass, too: a function may differentiate inside.
+    """
+    on = torch.is_autocast_enabled("cpu")
+    autocast = torch.autocast("cpu", enabled=False) if on else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), autocast:
+        yield
 
 
 class Host:
@@ -29,9 +42,7 @@ class Host:
 
     def value(self, *tensors: Tensor) -> list[Tensor]:
         """The outputs."""
-        # With gradients, as outside of JAX: a function may differentiate inside.
-        with torch.enable_grad():
-            outputs = self._batched(tensors, _batch(tensors, self.inputs))
+        outputs = self._batched(tensors, _batch(tensors, self.inputs))
         return [output.detach() for output in outputs]
 
     def gradient(
@@ -47,8 +58,7 @@ class Host:
             inputs[i] = inputs[i].expand(batch + self.inputs[i].shape).detach()
             inputs[i].requires_grad_()
         leaves = [inputs[i] for i in wanted]
-        with torch.enable_grad():
-            outputs = self._batched(inputs, batch)
+        outputs = self._batched(inputs, batch)
         cotangents = {
             i: cotangent.expand(batch + self.outputs[i].shape)
             for i, cotangent in zip(moving, tensors[n:], strict=True)

@@ -26,12 +26,10 @@ class Stateless:
         trained = {name: p for name, p in named.items() if p.requires_grad}
         self.parameters = {name: _array(p) for name, p in trained.items()}
         self._shapes = {name: tuple(p.shape) for name, p in trained.items()}
-        # Without memory: where these are read, and not what stands for them in a call,
-        # torch raises.
-        gone = {
-            id(p): nn.Parameter(torch.empty_like(p, device="meta"))
-            for p in trained.values()
-        }
+        # Of no elements: where these are read, and not what stands for them in a call,
+        # torch raises. (Of tensors on "meta" it makes matrix products of any numbers.)
+        gone = {id(p): nn.Parameter(p.detach().new_empty(0)) for p in trained.values()}
+        self._places = _places(module)
         self._module = copy.deepcopy(module, gone)
         self._lock = RLock()
         self.__name__ = self.__qualname__ = type(module).__name__
@@ -46,25 +44,42 @@ class Stateless:
             if found != self._shapes:
                 expected = f"those of the module, {self._shapes}"
                 raise ValueError(f"params must have {expected}, got {found}")
-            return _called(module, params, args, kwargs)
+            return self._called(module, params, args, kwargs)
 
         return call
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         # One call at a time: in it the module holds the parameters.
         with self._lock:
-            return _called(self._module, params, args, kwargs)
+            return self._called(self._module, params, args, kwargs)
+
+    def _called(self, module: nn.Module, params: Any, args: tuple, kwargs: dict) -> Any:
+        """The output, of a module whose buffers stay what they are."""
+        before = {name: (b, b._version) for name, b in module.named_buffers()}
+        state = {place: p for name, p in params.items() for place in self._places[name]}
+        # Tied ones by name: by itself torch leaves what a module is called with in it,
+        # where a part of the module is there twice.
+        output = torch.func.functional_call(
+            module, state, args, kwargs, tie_weights=False
+        )
+        after = dict(module.named_buffers())
+        for name, (buffer, version) in before.items():
+            if after.get(name) is not buffer or buffer._version != version:
+                raise ValueError(no_edits(name))
+        return output
 
 
-def _called(module: nn.Module, params: Any, args: tuple, kwargs: dict) -> Any:
-    """The output, of a module whose buffers stay what they are."""
-    before = {name: (b, b._version) for name, b in module.named_buffers()}
-    output = torch.func.functional_call(module, dict(params), args, kwargs)
-    after = dict(module.named_buffers())
-    for name, (buffer, version) in before.items():
-        if after.get(name) is not buffer or buffer._version != version:
-            raise ValueError(no_edits(name))
-    return output
+def _places(module: nn.Module) -> dict[str, list[str]]:
+    """The names of all places in a module that a parameter stands in, by its first."""
+    firsts: dict[int, str] = {}
+    places: dict[str, list[str]] = {}
+    for prefix, part in module.named_modules():
+        for name, parameter in part.named_parameters(
+            prefix, recurse=False, remove_duplicate=False
+        ):
+            first = firsts.setdefault(id(parameter), name)
+            places.setdefault(first, []).append(name)
+    return places
 
 
 def _check_held(name: str, tensor: Tensor) -> None:

@@ -33,10 +33,10 @@ def torch_to_jax(fn: Callable[..., Any]) -> Callable[..., Any]: ...
 def torch_to_jax(fn: Any) -> Any:
     """Makes a function of JAX arrays of a torch function, or of a module.
 
-    The value is that of `fn`, and the gradient, of first order, that of torch's autograd
+    The value is that of `fn`; the gradient, of first order, is that of torch's autograd
     in those parameters and floating inputs that JAX asks for: eager, under `jax.jit`,
     `jax.grad`, `jax.vmap`, `jax.lax.scan`, `jax.checkpoint` and `jax.shard_map`. What
-    `fn` detaches has gradient 0. `jax.vmap` is `torch.func.vmap` of `fn`, or else, where
+    `fn` detaches has gradient 0. `jax.vmap` is `torch.func.vmap` of `fn`, or, where
     torch cannot map it, a loop over the batch, in one callback.
 
     `fn` must return the same for the same arguments, and change nothing else. Shapes
@@ -46,13 +46,15 @@ def torch_to_jax(fn: Any) -> Any:
 
     What does not work: second derivatives and forward mode raise TypeError, and
     `jax.export` NotImplementedError. Everything is on the CPU: on an accelerator arrays
-    go there and back. Autocast and other settings of torch that belong to a thread do
-    not reach the callback. `torch.utils.checkpoint` in a module raises. The gradient in
-    what all of a batch of `jax.vmap` shares is computed for each of it, then summed:
-    where `fn` takes a whole batch, hand it in.
+    go there and back. Autocast is off but where `fn` turns it on. A module that calls
+    `torch.utils.checkpoint` has no gradient, but an error. The gradient in what all of
+    a batch of `jax.vmap` shares is computed for each of it, then summed: where `fn`
+    takes a whole batch, hand it in.
 
-    Under `jax.jit` a call costs 50 µs more than in torch, with its gradient 0.2 ms, for
-    two callbacks, and a copy of all arguments in each; the forward pass runs twice.
+    A function of 16 numbers takes 60 µs under `jax.jit` (in torch 4), with its gradient
+    0.22 ms (in torch 0.04), outside of `jax.jit` 1.3 ms: of two callbacks, each with a
+    copy of all arguments, the second one runs the forward pass again. A batch of 1000
+    takes 0.22 ms if torch can map, else 30 ms.
 
     Args:
         fn: A torch function of tensors and trees of them (tuples, lists, dicts, named
@@ -78,8 +80,8 @@ def torch_to_jax(fn: Any) -> Any:
             params are not those of the module; or a tensor of float64 is met while
             JAX's x64 mode is off, which would round it.
         jax.errors.JaxRuntimeError: What `fn` raises while a program runs, with its
-            message; also for shapes that depend on values, and for integers that do not
-            fit 32 bits while x64 is off.
+            message (of JAX, as ValueError, where nothing is waited for); so for shapes
+            that depend on values, and integers beyond 32 bits where x64 is off.
 
     Example:
         >>> from diffkm_torch.bridge import torch_to_jax
@@ -88,7 +90,8 @@ def torch_to_jax(fn: Any) -> Any:
         >>> slope(x, c).tolist()
         [[-2.0], [2.0]]
         >>> layer, params = torch_to_jax(torch.nn.Linear(1, 2, bias=False))
-        >>> jax.grad(lambda p: layer(p, jnp.ones((4, 1))).sum())(params)
+        >>> ones = jnp.ones((4, 1), jnp.float32)
+        >>> jax.grad(lambda p: layer(p, ones).sum())(params)
         {'weight': Array([[4.],
                [4.]], dtype=float32)}
 

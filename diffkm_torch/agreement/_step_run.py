@@ -82,10 +82,7 @@ class _Narrow:
             batch = in_dtype(batch, "float32")
             for training, wide in zip(self.trainings, taken.base, strict=True):
                 result = training.step(batch)
-                keys = [key for key in wide if key[0] == "parameter"]
-                found.append(
-                    _distance([result[k] for k in keys], [wide[k] for k in keys])
-                )
+                found.append(_distance(result, wide))
         return found[0], found[1]
 
 

@@ -1,7 +1,9 @@
 """compare_steps: the same training agrees, another one is caught where it parts."""
 
 import json
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -302,6 +304,17 @@ DEFECTS = {
         "",
         "weight decay decoupled from the gradient is 0 in JAX, 0.01 in torch",
     ),
+    "decay beside rmsprop": (
+        optax.chain(
+            optax.scale_by_rms(eps_in_sqrt=False),
+            L2,
+            optax.scale_by_learning_rate(0.01),
+        ),
+        TORCH_RMSPROP,
+        1,
+        "",
+        "weight decay decoupled from the gradient is 0.01 more in JAX",
+    ),
     "the learning rate": (
         optax.sgd(0.1),
         partial(optim.SGD, lr=0.2),
@@ -579,6 +592,13 @@ def test_a_module_of_arrays_and_functions_is_trained_with_its_own_names():
     assert compared(*ADAM, (ours, torch_loss), **options).agree
 
 
+def test_a_row_that_nothing_moves_agrees():
+    batches = [(x * np.array([1.0, 1, 1, 0]), y) for x, y in BATCHES]
+    report = compared(*ADAM, batches=batches)
+    assert report.agree
+    assert all(s.num_unresolved == 0 and s.floor < 1e-9 for s in report.steps)
+
+
 def test_nan_on_one_side_only_parts():
     def theirs(module, x, y):
         is_third = (x == torch.tensor(BATCHES[2][0], dtype=x.dtype)).all()
@@ -764,3 +784,11 @@ def test_an_error_says_of_whose_function_it_came():
     arrays = "float64[8, 4], float64[8, 3]"
     note = f"This came of calling jax_loss or optax on a batch of {arrays}."
     assert note in error.value.__notes__
+
+
+def test_the_example_of_the_docs_prints_what_it_says(capsys):
+    text = (Path(__file__).parents[1] / "docs" / "steps.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(program, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == re.findall(r"^# (.*)$", program, re.MULTILINE)

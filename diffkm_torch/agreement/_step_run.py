@@ -24,7 +24,7 @@ from diffkm_torch.agreement._step_verdicts import Results, worst_entry
 Sides = tuple[JaxSide, TorchSide]
 
 # Of a random loss the value changes by more than this share.
-REPEATABLE = 1e-3
+REPEATABLE = 1e-5
 
 
 def run(

@@ -103,7 +103,7 @@ def judge(
         unresolved=unresolved,
         saturated=saturated,
         scaled=_largest(delta, size, ~unresolved),
-        floor=_largest(floor, size, ~unresolved),
+        floor=_largest(floor, size, ~unresolved & (size > 0)),
         parted=_largest(delta, size, parts),
     )
 

@@ -122,16 +122,16 @@ def _decay(scene: Scene, lr: float) -> Iterator[str]:
     share = factor_of(scene.old()[0], theirs - ours)
     if share is None:
         return
-    decay = -share / lr
-    there = scene.group.get("weight_decay", 0.0)
+    more = -share / lr
+    what = "weight decay decoupled from the gradient is"
     if not scene.group.get("decoupled_weight_decay"):
-        there = 0.0
-    here = there - decay
-    here = here if abs(here) > FIT * abs(decay) else 0.0
-    yield (
-        f"weight decay decoupled from the gradient is {here:.6g} in JAX, "
-        f"{there:.6g} in torch"
-    )
+        side = "torch" if more > 0 else "JAX"
+        yield f"{what} {abs(more):.6g} more in {side}"
+        return
+    there = scene.group["weight_decay"]
+    here = there - more
+    here = here if abs(here) > FIT * abs(more) else 0.0
+    yield f"{what} {here:.6g} in JAX, {there:.6g} in torch"
 
 
 def _places_of_eps(scene: Scene, lr: float) -> Iterator[str]:

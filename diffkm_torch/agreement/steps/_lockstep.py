@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffkm_torch.agreement._step_sides import (
+from diffkm_torch.agreement.steps._sides import (
     KINDS,
     Arrays,
     JaxSide,
@@ -19,7 +19,7 @@ from diffkm_torch.agreement._step_sides import (
     TorchSide,
     TorchTraining,
 )
-from diffkm_torch.agreement._step_verdicts import Results, Verdicts, judge
+from diffkm_torch.agreement.steps._verdicts import Results, Verdicts, judge
 
 # Starts moved by one unit in the last place. What is only rounding may fall on the same
 # side in a few of them, as a sign that Adam makes a whole step of: before rows are said

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from diffkm_torch.agreement._lockstep import Lockstep, Taken, in_dtype
-from diffkm_torch.agreement._step_hints import hints
-from diffkm_torch.agreement._step_report import Parting, Step, StepsReport
-from diffkm_torch.agreement._step_scene import Scene
-from diffkm_torch.agreement._step_sides import (
+from diffkm_torch.agreement.steps._hints import hints
+from diffkm_torch.agreement.steps._lockstep import Lockstep, Taken, in_dtype
+from diffkm_torch.agreement.steps._report import Parting, Step, StepsReport
+from diffkm_torch.agreement.steps._scene import Scene
+from diffkm_torch.agreement.steps._sides import (
     JaxSide,
     Key,
     Result,
@@ -19,7 +19,7 @@ from diffkm_torch.agreement._step_sides import (
     TorchSide,
     TorchTraining,
 )
-from diffkm_torch.agreement._step_verdicts import Results, worst_entry
+from diffkm_torch.agreement.steps._verdicts import Results, worst_entry
 
 Sides = tuple[JaxSide, TorchSide]
 

@@ -22,10 +22,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from diffkm_torch.agreement._rows import difference, non_finite_differ, row_max
-from diffkm_torch.agreement._step_sides import Key, Result
+from diffkm_torch.agreement._verdicts import NOISE, NUM_FLOORS
+from diffkm_torch.agreement.steps._sides import Key, Result
 
-NUM_FLOORS = 1000.0
-NOISE = 0.01
 FEW_UNITS = 20.0
 
 Results = tuple[Result, Result]

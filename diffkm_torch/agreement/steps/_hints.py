@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from diffkm_torch.agreement._diagnosis import likeness
-from diffkm_torch.agreement._state_hints import CLIP, CLIP_EPS, hints_of_state
-from diffkm_torch.agreement._step_scene import (
+from diffkm_torch.agreement.steps._scene import (
     FIT,
     SIDES,
     Scene,
@@ -20,6 +19,7 @@ from diffkm_torch.agreement._step_scene import (
     is_close,
     spread,
 )
+from diffkm_torch.agreement.steps._state_hints import CLIP, CLIP_EPS, hints_of_state
 
 # Half a unit in the last place of float32.
 FLOAT32 = float(np.finfo(np.float32).eps) / 2
@@ -35,7 +35,8 @@ def hints(scene: Scene) -> Iterator[str]:
         if path in scene.without_gradient:
             yield "torch has no gradient for it: unused, or requires_grad is off"
         ours, theirs = (np.asarray(r[scene.keys[0]], float) for r in scene.base)
-        yield likeness(ours, theirs, int((~np.isfinite(ours - theirs)).sum()))
+        num_patterns = int((~np.isfinite(ours - theirs)).sum())
+        yield likeness(("jax", "torch"), ours, theirs, num_patterns)
     elif kind == "state":
         yield from hints_of_state(scene, {k[1] for k in scene.keys if k[0] == "state"})
     elif path in scene.without_gradient:

@@ -47,7 +47,7 @@ def print_parity(options: argparse.Namespace) -> int:
     line = f"{{:<{width}}} {{:>8}} {{:>8}} {{:>8}} {{:>9}}  {{}}"
     if not options.json:
         print(
-            "diffkm_jax beside diffkm_torch, on 40 of the embedded digits: the "
+            "diffkm_jax beside diffkm_torch, on 16 of the embedded digits: the "
             "largest difference of\nvalues in float64, and of gradients in float64 and "
             "float32, over the largest entry.\n"
         )
@@ -154,7 +154,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parity = commands.add_parser("parity", help=text, description=text)
     text = "only these: softmax, estimators.rloo, ... (all)"
     parity.add_argument("names", nargs="*", metavar="NAME", help=text)
-    parity.add_argument("--jit", action="store_true", help="compile the JAX side too")
+    parity.add_argument("--jit", action="store_true", help="optimized, and uncompiled")
     parity.set_defaults(run=print_parity)
 
     text = "compare a JAX function and a torch function of yours"

@@ -60,13 +60,16 @@ def _fit(module: ModuleType, function: Callable, **kwargs: Any) -> dict[str, Any
 def _sized(inner: Callable, module: Any, function: Callable, **kwargs: Any) -> Any:
     """With sizes about equal; hard, without the weights, which divide points.
 
-    Soft, at a temperature at which a fit comes to rest: only there has it a derivative.
+    Soft, at a temperature at which a fit comes to rest in 20 steps: only there has it a
+    derivative.
     """
     size = len(kwargs["weights"]) // len(kwargs["centroids"])
     if "temperature" in kwargs:
-        kwargs["temperature"] = kwargs["temperature"] / 3
+        kwargs["temperature"] = kwargs["temperature"] / 10
     else:
         del kwargs["weights"]
+    if "derivative" in kwargs or "tol" in kwargs:
+        kwargs["max_steps"] = 40
     return inner(module, function, **kwargs, min_size=size - 1, max_size=size + 1)
 
 

@@ -24,22 +24,22 @@ SCALARS = {
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """Arrays by the name of their parameter: 40 of the embedded digits, 16 features."""
+    """Arrays by the name of their parameter: 16 of the embedded digits, 8 features."""
     with resources.files("diffkm_jax").joinpath("data/digits.npz").open("rb") as file:
-        digits = np.load(file)["points"][:40].astype(np.float64)
+        digits = np.load(file)["points"][:16].astype(np.float64)
     rng = np.random.default_rng(0)
-    points = digits.reshape(40, 4, 2, 4, 2).mean((2, 4)).reshape(40, 16) / 16
+    points = digits.reshape(16, 4, 2, 2, 4).mean((2, 4)).reshape(16, 8) / 16
     # Positive, for the divergences, and off the grid, on which there are ties.
     points = points + rng.uniform(0.05, 0.1, points.shape)
     centroids = points[:5] + 0.01
-    root = rng.normal(size=(16, 16)) / 4
+    root = rng.normal(size=(8, 8)) / 3
     logits = -((points[5:11, None] - centroids) ** 2).sum(2).reshape(2, 3, 5) / 0.3
     return {
         **{name: np.asarray(value) for name, value in SCALARS.items()},
         "points": points,
         "centroids": centroids,
         "codebooks": np.stack([centroids, centroids - centroids.mean(0)]),
-        "weights": rng.uniform(0.5, 1.5, 40),
+        "weights": rng.uniform(0.5, 1.5, 16),
         "active": np.array([True, True, False, True, True]),
         "nearest": points[::-1].copy(),
         "x": points[:6],
@@ -57,5 +57,5 @@ def arrays() -> dict[str, np.ndarray]:
         "noise": gumbel[0],
         "draws": gumbel[:4],
         "normal": rng.normal(size=points.shape),
-        "choices": rng.gumbel(size=(40, 5)),
+        "choices": rng.gumbel(size=(16, 5)),
     }

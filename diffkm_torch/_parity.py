@@ -12,7 +12,11 @@ from dataclasses import dataclass
 import diffkm_jax
 import diffkm_torch
 from diffkm_torch._calls import arguments, arrays, call, variants
-from diffkm_torch.agreement import Report, compare_gradients
+from diffkm_torch.agreement import Report
+from diffkm_torch.agreement._arguments import arguments as as_arguments
+from diffkm_torch.agreement._compare import report
+from diffkm_torch.agreement._sides import functions
+from diffkm_torch.agreement._task import Task
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,11 @@ class Row:
 def rows(
     names: Collection[str] = (), *, order: int = 1, jit: bool = False
 ) -> Iterator[Row]:
-    """A row for every mirrored function, or for those named, and for each variant."""
+    """A row for every mirrored function, or for those named, and for each variant.
+
+    JAX's side is one program, which is not optimized; with `jit` it is, and runs
+    uncompiled as well.
+    """
     data = arrays()
     for name in mirrored():
         if names and name not in names:
@@ -47,17 +55,16 @@ def rows(
             options = ", ".join(f"{key}={value}" for key, value in variant.items())
             label = f"{name}({options})"
             try:
-                report = compare_gradients(
-                    call(diffkm_jax, name, variant),
-                    call(diffkm_torch, name, variant),
-                    kwargs=arguments(name, variant, data),
-                    order=order,
-                    jit=jit,
-                )
+                both = [call(m, name, variant) for m in (diffkm_jax, diffkm_torch)]
+                given = functions((both[0], both[1]), None, None, None)
+                kwargs = arguments(name, variant, data)
+                read = as_arguments((), kwargs, None, {}, given.frameworks)
+                task = Task(read, order, forward=False, optimize=jit)
+                found = report(given, task, jit=True, eager=jit)
             except Exception as error:
                 yield Row(label, None, f"{type(error).__name__}: {error}")
             else:
-                yield Row(label, report)
+                yield Row(label, found)
 
 
 # Of integers alone, which have no gradient to compare.

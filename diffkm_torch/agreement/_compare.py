@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from diffkm_torch.agreement._arguments import Wrt, arguments
 from diffkm_torch.agreement._comparison import Comparison
 from diffkm_torch.agreement._evaluations import precision_of
 from diffkm_torch.agreement._report import Pair, Report
-from diffkm_torch.agreement._sides import functions
+from diffkm_torch.agreement._sides import Functions, functions
 from diffkm_torch.agreement._task import Side, Task
 from diffkm_torch.agreement._verdicts import TOLERANCE
 
@@ -140,17 +140,33 @@ def compare_gradients(
         raise ValueError("order must be 1, and forward False, for a NumPy function")
     kinds = given.frameworks
     read = arguments(args, kwargs or {}, wrt, given.parameters, kinds)
-    task = Task(read, order, forward)
-    sides, tolerances = given.sides(task), _tolerances(tol)
+    task, tolerances = Task(read, order, forward), _tolerances(tol)
+    return report(given, task, dtypes, cotangent, seed, tolerances, jit=jit, eager=jit)
+
+
+def report(
+    given: Functions,
+    task: Task,
+    dtypes: Sequence[str] = DTYPES,
+    cotangent: Any = "random",
+    seed: int = 0,
+    tolerances: Mapping[str, float] = TOLERANCE,
+    *,
+    jit: bool,
+    eager: bool,
+) -> Report:
+    """What both functions return, judged."""
+    sides, kinds = given.sides(task), given.frameworks
     names = kinds if kinds[0] != kinds[1] else (f"{kinds[0]} 1", f"{kinds[1]} 2")
     pairs: list[Pair] = []
     with np.errstate(all="ignore"):
         comparison = Comparison(sides, names, task, dtypes[0], cotangent, seed, jit)
         for dtype in dtypes:
-            eager = jit and dtype == dtypes[0]
-            pairs += comparison.pairs(dtype, tolerances, eager=eager)
-    remarks = given.remarks + tuple(_remarks(sides, read.arrays(dtypes[0]), dtypes[0]))
-    return Report(tuple(pairs), read.held, seed, names, remarks)
+            uncompiled = eager and dtype == dtypes[0]
+            pairs += comparison.pairs(dtype, tolerances, eager=uncompiled)
+    arrays = task.arguments.arrays(dtypes[0])
+    remarks = given.remarks + tuple(_remarks(sides, arrays, dtypes[0]))
+    return Report(tuple(pairs), task.arguments.held, seed, names, remarks)
 
 
 def _remarks(

@@ -44,11 +44,11 @@ def who_rounds(names: tuple[str, str], shares: tuple[float, float]) -> str:
     low, high = sorted(range(2), key=lambda i: shares[i])
     if not shares[high]:
         return ""
+    much, less = (f"{s:.1g}" if s < 1 else "all" for s in (shares[high], shares[low]))
     if shares[high] < 10 * shares[low]:
-        return f"rounding may be {shares[high]:.1g} of a row, on both sides"
+        return f"rounding may be {much} of a row, on both sides"
     return (
-        f"{names[high]}'s rounding may be {shares[high]:.1g} of a row, "
-        f"{names[low]}'s {shares[low]:.1g}"
+        f"{names[high]}'s rounding may be {much} of a row, {names[low]}'s {less} of it"
     )
 
 

@@ -25,6 +25,7 @@ from diffkm_torch.agreement._task import (
 # What is compiled is kept by the text of the program, constants included, and not by
 # the function: one that reads a variable that changed is another program.
 MAX_PROGRAMS = 128
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 _programs: OrderedDict[bytes, Callable] = OrderedDict()
 
 
@@ -84,7 +85,9 @@ class JaxSide:
     def _compiled(self, function: Callable, *arguments: list) -> Callable:
         dtypes = tuple(a.dtype for arrays in arguments for a in arrays)
         if (function, dtypes) not in self._programs:
-            self._programs[function, dtypes] = _program(function, *arguments)
+            lowered = jax.jit(function).lower(*arguments)
+            options = {} if self.task.optimize else UNOPTIMIZED
+            self._programs[function, dtypes] = _program(lowered, options)
         return self._programs[function, dtypes]
 
     def _call(self, arrays: list) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -141,16 +144,15 @@ def _vjps(function: Callable, moving: list, seeds: list) -> tuple[list, list]:
     return values, gradients
 
 
-def _program(function: Callable, *arguments: Any) -> Callable:
-    """Compiled for arrays of these shapes, by an earlier comparison or now."""
-    lowered = jax.jit(function).lower(*arguments)
+def _program(lowered: Any, options: dict[str, Any]) -> Callable:
+    """What is lowered, compiled by an earlier comparison or now."""
     text = lowered.as_text()
     # A callback is a number in the text, another function may have the same.
     if "callback" in text:
-        return lowered.compile()
-    key = hashlib.sha256(text.encode()).digest()
+        return lowered.compile(options)
+    key = hashlib.sha256(f"{options}{text}".encode()).digest()
     if key not in _programs:
-        _programs[key] = lowered.compile()
+        _programs[key] = lowered.compile(options)
         if len(_programs) > MAX_PROGRAMS:
             _programs.popitem(last=False)
     _programs.move_to_end(key)

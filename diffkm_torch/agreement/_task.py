@@ -21,11 +21,20 @@ DRAW_ONCE = "draw its noise once, by NumPy, and hand it in as an argument"
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of both sides: derivatives of which order, in which modes."""
+    """What is asked of both sides.
+
+    Attributes:
+        arguments: Of both.
+        order: Of the derivatives.
+        forward: Whether in forward mode, too.
+        optimize: Whether JAX's programs are optimized, which takes most of the time of
+            a comparison.
+    """
 
     arguments: Arguments
     order: int
     forward: bool
+    optimize: bool = True
 
     @property
     def moving(self) -> list[int]:

@@ -8,8 +8,8 @@ Of a row let
        unit in the last place, and at least eps · s
     ρ  its rounding: the largest |float32 − float64| of one side by itself, over the
        ratio of the two eps
-    u  eps · (size of the output / spread of the input): the unit roundoff of a row that
-       is not saturated
+    u  eps · size of the output · size of the input / (spread of the input)²: the unit
+       roundoff of a row that is not saturated
 
 Rounding shrinks with eps, so that what a side loses in float32 says what it loses in
 float64: ρ sees a cancellation inside one side, which no move of the inputs shows. φ
@@ -31,7 +31,7 @@ is left is rounding, and said so where it is more than 1 % of the row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +85,7 @@ def judge(
     evaluator: Evaluator,
     dtype: str,
     precision: tuple[float, float],
-    scale: float,
+    scale: Callable[[], float],
 ) -> Judgement:
     """The verdicts on one array.
 
@@ -95,7 +95,7 @@ def judge(
         evaluator: Knows what both sides return elsewhere.
         dtype: Of the inputs.
         precision: eps and tol; with eps 0 the array is compared exactly.
-        scale: The size of its output over the spread of its inputs.
+        scale: Finds the size of a derivative of its output in its inputs.
     """
     eps, tol = precision
     ours, theirs = (as_rows(result[key]) for result in base)
@@ -110,8 +110,7 @@ def judge(
     else:
         # What is denormal one side may flush to zero.
         limit = np.maximum(tol * size, NUM_FLOORS * np.finfo(dtype).tiny)
-        unit = max(scale, size.max(initial=0))
-        rows = Rows(row_max(delta), size, limit, unit)
+        rows = Rows(row_max(delta), size, limit, scale)
         wide = dtype == "float64" or evaluator.nearby is None
         look = _in_float64 if wide else _in_float32
         verdicts, noise, floor = look(key, rows, evaluator, dtype, eps)
@@ -141,13 +140,17 @@ class Rows:
         delta: Δ.
         size: s.
         limit: tol · s, and at least what is denormal.
-        unit: u / eps, of all rows.
+        scale: Finds the size of a derivative.
     """
 
     delta: np.ndarray
     size: np.ndarray
     limit: np.ndarray
-    unit: float
+    scale: Callable[[], float]
+
+    def units(self, eps: float) -> float:
+        """100 u."""
+        return NUM_UNITS * eps * max(self.scale(), self.size.max(initial=0))
 
 
 def _in_float64(
@@ -163,8 +166,10 @@ def _in_float64(
     floor = moves.max(axis=0)
     both, is_lost = np.zeros_like(moves), np.ones(len(delta), bool)
     is_suspect = (delta > rows.limit) | (NUM_FLOORS * floor > noise)
-    if is_suspect.any() and dtype == "float64" and evaluator.nearby is not None:
-        errors = _errors(key, evaluator.nearby).max(axis=0)
+    if not is_suspect.any():
+        return np.full(len(delta), AGREE, dtype="<U10"), moves, floor
+    if dtype == "float64" and evaluator.nearby is not None:
+        errors = errors_of(key, evaluator.nearby).max(axis=0)
         both, is_lost = RATIO * errors, errors.max(axis=0) > noise
     rounding = both.max(axis=0)
     is_rounding = is_suspect & (NUM_FLOORS * rounding > noise) & (noise > 0)
@@ -173,6 +178,7 @@ def _in_float64(
     if is_jump.any() and dtype == "float64":
         center = evaluator.base(dtype)
         change = _changes(key, center, evaluator.rounded).max(axis=0)
+    units = rows.units(eps)
     limit = np.maximum(rows.limit, NUM_FLOORS * rounding)
     explained = delta <= np.maximum(limit, NUM_FLOORS * floor)
     verdicts = np.select(
@@ -181,12 +187,12 @@ def _in_float64(
             ~is_rounding & (delta <= limit),
             ~is_rounding & ~is_jump & explained,
             is_jump & (change > noise) & explained,
-            is_lost & (delta <= NUM_UNITS * eps * rows.unit),
+            is_lost & (delta <= units),
         ],
         [UNRESOLVED, AGREE, AGREE, KINK, UNRESOLVED],
         DISAGREE,
     )
-    least = np.where(explained, 0, NUM_UNITS * eps * rows.unit)
+    least = np.where(explained, 0, units)
     return verdicts, np.maximum(np.maximum(both, moves), least), floor
 
 
@@ -198,14 +204,15 @@ def _in_float32(
     assert nearby is not None
     center, *there = nearby.wide
     floor = np.maximum(eps * rows.size, _changes(key, center, there).max(axis=0))
-    errors = _errors(key, nearby)
+    errors = errors_of(key, nearby)
     ours, theirs = (as_rows(result[key]) for result in center)
     size = np.maximum(row_max(ours), row_max(theirs))
     explained = NUM_FLOORS * np.maximum(floor, errors.max(axis=(0, 1)))
-    explained = RATIO * np.maximum(explained, NUM_UNITS * eps * rows.unit)
+    units = rows.units(eps)
+    explained = RATIO * np.maximum(explained, units)
     limit = np.maximum(TOLERANCE["float64"] * size, explained)
     differs = row_max(difference(ours, theirs)) > limit
-    largest = max(rows.limit.max(initial=0), NUM_UNITS * eps * rows.unit)
+    largest = max(rows.limit.max(initial=0), units)
     limit = np.maximum(NUM_FLOORS * floor, largest)
     # Both are off where float32 is too narrow; one alone is another function there.
     is_alone = errors[0][::-1] <= STEADY * errors[0]
@@ -263,7 +270,7 @@ def _signed(key: Key, nearby: Nearby, i: int) -> list[np.ndarray]:
     ]
 
 
-def _errors(key: Key, nearby: Nearby) -> np.ndarray:
-    """The largest of these in each row: [inputs, 2, rows]."""
+def errors_of(key: Key, nearby: Nearby) -> np.ndarray:
+    """The largest |float32 − float64| of each row, [inputs, 2, rows]."""
     found = [_signed(key, nearby, i) for i in range(len(nearby.wide))]
     return np.array([[row_max(error) for error in both] for both in found])

@@ -1,4 +1,7 @@
-"""The price of JAX inside torch's autograd: small calls, a large loss, its memory."""
+"""The price of JAX inside torch's autograd, and of torch inside JAX.
+
+Small calls, a large loss, and its memory.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,20 @@ TEMPERATURE = 2.0
 
 
 def by_all(of_jax: Callable, of_torch: str, arrays: tuple, backward: bool) -> Contest:
-    """A function, and its gradient in all arguments, by torch, JAX, and the bridge."""
+    """A function, and its gradient in all arguments, by torch, JAX, and the bridge.
 
-    def in_jax() -> Prepared:
-        if not backward:
-            return compiled(of_jax, *arrays)
-        return compiled(jax.value_and_grad(of_jax, tuple(range(len(arrays)))), *arrays)
+    "bridge" is the JAX function in torch, "callback" the torch function in JAX.
+    """
+
+    def in_jax(bridge: bool) -> Prepared:
+        function = of_jax
+        if bridge:
+            from diffkm_torch.bridge import torch_to_jax
+
+            function = torch_to_jax(torch_function(of_torch))
+        if backward:
+            function = jax.value_and_grad(function, tuple(range(len(arrays))))
+        return compiled(function, *arrays)
 
     def in_torch(bridge: bool) -> Prepared:
         import torch
@@ -60,7 +71,8 @@ def by_all(of_jax: Callable, of_torch: str, arrays: tuple, backward: bool) -> Co
     sides = {
         "torch": Side(partial(in_torch, bridge=False), "torch"),
         "bridge": Side(partial(in_torch, bridge=True), "torch"),
-        "jax": Side(in_jax),
+        "callback": Side(partial(in_jax, bridge=True), "torch"),
+        "jax": Side(partial(in_jax, bridge=False)),
     }
     return Contest(sides, agree)
 
@@ -88,6 +100,7 @@ def soft_kmeans_loss(n: int, k: int, d: int) -> Contest:
 def compared(done: Record) -> Record:
     compare(done, "bridge", "torch")
     compare(done, "bridge", "jax")
+    compare(done, "callback", "torch")
     return done
 
 

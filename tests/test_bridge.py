@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from maps import noise_for
+from torch._subclasses import FakeTensorMode
 
 import diffkm_jax as dk
 import diffkm_torch as dt
@@ -332,6 +333,8 @@ def twice(a, b=None):
     return a * 2
 
 
+# Of one JAX would read memory that is not there, and the process would end.
+FAKE = FakeTensorMode().from_tensor(X)
 RAISES = [
     (twice, (X.numpy(),), {}, TypeError, r"args\[0\] must be a tensor .*numpy.ndarray"),
     (twice, (X,), {"b": [jnp.ones(2)]}, TypeError, r"kwargs\['b'\]\[0\] must be .*jax"),
@@ -341,6 +344,7 @@ RAISES = [
     (twice, (X, X.to("meta")), {}, ValueError, r"args\[1\] must be on .*meta"),
     (twice, (X.to(torch.complex64),), {}, TypeError, "dense and real, .*complex64"),
     (twice, (X.to_sparse(),), {}, TypeError, "dense and real, .*sparse"),
+    (twice, (FAKE,), {}, TypeError, "dense and real, got a fake tensor"),
     (lambda a: "s", (X,), {}, TypeError, r"fn must return arrays .*str as fn\(...\)"),
     (lambda a: {"k": object()}, (X,), {}, TypeError, r"object as fn\(...\)\['k'\]"),
     (lambda a: jax.random.key(0), (X,), {}, TypeError, "key<fry>"),

@@ -31,7 +31,7 @@ ARRAY = re.compile(r"\b(Float|Int|Bool)\[|\bArrayLike\b|\bTensor\b")
 # Documented where they are defined, field by field.
 RECORDS = (
     "State Statistics FitResult StreamResult Certificate Report Quantized "
-    "LookupFreeQuantized ScalarQuantized"
+    "LookupFreeQuantized ScalarQuantized StepsReport"
 )
 RECORD = re.compile(rf"\b({'|'.join(RECORDS.split())})\b")
 AXIS = r"[\w*.]+( \+ \w+)?"

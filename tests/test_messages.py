@@ -16,7 +16,7 @@ from jax.experimental import sparse
 import diffkm_jax as dk
 import diffkm_torch as dt
 from diffkm_torch.agreement import compare_gradients
-from diffkm_torch.bridge import jax_to_torch
+from diffkm_torch.bridge import jax_to_torch, torch_to_jax
 
 X = np.random.default_rng(0).normal(size=(8, 3))
 C = X[:2]
@@ -286,6 +286,7 @@ def test_no_message_has_an_address():
         lambda: dt.conditional_gumbel(XT, XT, XT, differentiable=thing),
         lambda: compare_gradients(thing, loss, X),
         lambda: jax_to_torch(thing),
+        lambda: torch_to_jax(thing),
     ]
     for call in calls:
         with pytest.raises((TypeError, ValueError), match=r"must be|needs") as found:

@@ -1,4 +1,4 @@
-"""Do a JAX and a torch function agree, in value and in every gradient?
+"""Do two functions agree, in value and in every gradient? JAX, torch, NumPy.
 
 from diffkm_torch.agreement import assert_gradients_agree
 
@@ -14,8 +14,7 @@ except ImportError as error:
 
 from diffkm_torch.agreement._compare import assert_gradients_agree, compare_gradients
 from diffkm_torch.agreement._report import Pair, Report
-from diffkm_torch.agreement._step_report import Parting, Step, StepsReport
-from diffkm_torch.agreement._steps import compare_steps
+from diffkm_torch.agreement.steps import Parting, Step, StepsReport, compare_steps
 
 __all__ = [
     "Pair",

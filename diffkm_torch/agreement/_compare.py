@@ -124,7 +124,7 @@ def compare_gradients(
         True
         False
         >>> def layer(params, x):
-        ...     return x @ params["kernel"] + params["bias"]
+        ...     return x @ params["kernel"] + params["bias"][None]
         >>> params = {"kernel": np.ones((3, 2)), "bias": np.zeros(2)}
         >>> x = np.array([[1.0, 2.0, 3.0]])
         >>> compare_gradients(layer, torch.nn.Linear(3, 2), x, params=params).agree

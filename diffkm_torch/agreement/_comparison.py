@@ -154,7 +154,7 @@ class Comparison:
     ) -> Iterator[str]:
         kind, *_ = key
         both = [np.asarray(result[key], np.float64) for result in base]
-        yield likeness(self.names, *both, judgement.num_patterns)
+        yield likeness(self.names, both[0], both[1], judgement.num_patterns)
         if kind != "value" and dtype == "float64":
             with precision_of(dtype):
                 yield self._who(key, both, judgement.num_patterns)

@@ -22,7 +22,7 @@ from diffkm_torch.agreement._layouts import (
 )
 from diffkm_torch.agreement._proposals import proposal
 
-Target = str | tuple[str, Sequence[int]]
+Target = str | tuple[str, Sequence[int] | None]
 Rule = Mapping[str, Target] | Callable[[str], Target | None] | None
 
 MAX_LISTED = 8
@@ -120,7 +120,7 @@ def _matched(leaf: Leaf, there: Mapping[str, Shape], match: Rule) -> Match | Non
     target, rest = _target(leaf, match)
     if not isinstance(target, str):
         name, axes = target
-        axes = tuple(axes)
+        axes = None if axes is None else tuple(axes)
     else:
         module = ".".join(filter(None, [target, rest.rpartition(".")[0]]))
         candidates = list(names_of(leaf.key, module)) if rest else [target]

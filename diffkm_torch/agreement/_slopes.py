@@ -1,8 +1,8 @@
 """Slopes of values by differences, with their error: they say whose gradient is wrong.
 
-Of φ(s), s = 0, ±h, ±1.7 h, ±2.9 h, differences of the fourth and of the sixth order are
-the slope, and what they differ by is its error (of s, 2 s and 3 s rounding may be linear
-in s, and would not show). Each is antisymmetric, so that a kink at 0
+Of φ(s), s = 0, ±h, ±1.7 h, ±2.9 h, differences of the fourth and of the sixth order
+are the slope, and what they differ by is its error. (The rounding of h, 2 h and 3 h may
+be linear in h, and would not show.) Each is antisymmetric, so that a kink at 0
 does not show in them: it is the part of
 
     (φ(s) + φ(−s) − 2 φ(0)) / s = kink + φ'' s + φ'''' s³ / 12 + ...

@@ -207,7 +207,7 @@ def _in_float32(
     differs = row_max(difference(ours, theirs)) > limit
     largest = max(rows.limit.max(initial=0), NUM_UNITS * eps * rows.unit)
     limit = np.maximum(NUM_FLOORS * floor, largest)
-    # Both are off where float32 is too narrow, one where it is not what it is in float64.
+    # Both are off where float32 is too narrow; one alone is another function there.
     is_alone = errors[0][::-1] <= STEADY * errors[0]
     is_steady = _spread(key, nearby) <= STEADY * errors[0]
     is_steady &= is_alone & (errors[0] > limit)

@@ -1,7 +1,8 @@
-"""A JAX function inside torch autograd.
+"""A JAX function inside torch autograd, and a torch function inside JAX.
 
     loss = jax_to_torch(diffkm_jax.soft_kmeans_loss)
     loss(points, centroids, temperature=0.5).backward()  # of torch tensors
+    jax.grad(torch_to_jax(diffkm_torch.kmeans_loss))(points, centroids)  # of arrays
 
 Tensors cross over by DLPack, without a copy where the memory allows it. A backward pass
 uses the residuals of the forward pass, as torch's own does; a derivative that is to be
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 try:
     import jax
@@ -29,8 +31,9 @@ except ImportError as error:
 from diffkm_torch._hints import shown
 from diffkm_torch.bridge._autograd import apply
 from diffkm_torch.bridge._programs import Program, as_output, is_key
+from diffkm_torch.bridge._torch_to_jax import torch_to_jax
 
-__all__ = ["jax_to_torch"]
+__all__ = ["jax_to_torch", "torch_to_jax"]
 
 PLATFORMS = "cpu", "cuda"
 WIDE = torch.float64, torch.int64
@@ -174,6 +177,7 @@ def _is_fit(tensors: Sequence[Tensor]) -> bool:
         and t.device.type in PLATFORMS
         and t.layout == torch.strided
         and not t.is_complex()
+        and not isinstance(t, FakeTensor)
         and (wide or t.dtype not in WIDE)
         for t in tensors
     )
@@ -196,8 +200,9 @@ def _explain(args: tuple, kwargs: dict[str, Any]) -> None:
 
 
 def _explain_tensor(name: str, tensor: Tensor, first: str, device: Any) -> None:
-    if tensor.is_complex() or tensor.layout != torch.strided:
-        found = f"{tensor.dtype}, {tensor.layout}"
+    is_fake = isinstance(tensor, FakeTensor)
+    if tensor.is_complex() or tensor.layout != torch.strided or is_fake:
+        found = "a fake tensor" if is_fake else f"{tensor.dtype}, {tensor.layout}"
         raise TypeError(f"{name} must be dense and real, got {found}")
     if tensor.device.type not in PLATFORMS:
         raise ValueError(f"{name} must be on cpu or cuda, got device {tensor.device}")

@@ -31,6 +31,7 @@ TRIED = {
     "VectorQuantizer",
     "sgd",
     "jax_to_torch",
+    "torch_to_jax",
     "assert_gradients_agree",
     "compare_gradients",
     # What the last two return.
@@ -98,6 +99,17 @@ def bridged(value: float, where: str) -> None:
         same(a.detach(), torch.tensor(np.asarray(b)))
 
 
+def bridged_to_jax(value: float, where: str) -> None:
+    x, c = data(value, where)
+    program = jax.jit(jax.value_and_grad(bridge.torch_to_jax(dt.kmeans_loss), (0, 1)))
+    value_, grads = program(jnp.asarray(x.numpy()), jnp.asarray(c.numpy()))
+    x_, c_ = x.clone().requires_grad_(), c.clone().requires_grad_()
+    total = dt.kmeans_loss(x_, c_)
+    found = total, *torch.autograd.grad(total, (x_, c_))
+    for a, b in zip(found, (value_, *grads), strict=True):
+        same(a.detach(), torch.tensor(np.asarray(b)))
+
+
 def planted(value: float, where: str) -> None:
     """A twin that is 0.1 % off never passes: it disagrees, or nothing was judged."""
     x, c = (t.double().numpy() for t in data(value, where))
@@ -118,6 +130,7 @@ def torch_cells() -> Iterator[Cell]:
         "VectorQuantizer": quantizer,
         "sgd": gradient_descent,
         "jax_to_torch": bridged,
+        "torch_to_jax": bridged_to_jax,
         "compare_gradients": planted,
     }
     for name, check in checks.items():

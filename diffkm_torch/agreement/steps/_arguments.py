@@ -13,7 +13,7 @@ from torch import nn
 
 from diffkm_torch._hints import shown
 from diffkm_torch.agreement._parameters import Match, Rule, match_parameters
-from diffkm_torch.agreement._step_sides import Task
+from diffkm_torch.agreement.steps._sides import Task
 
 DTYPES = "float64", "float32"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from diffkm_torch.agreement._step_scene import FIT, Scene, factor_of, spread
+from diffkm_torch.agreement.steps._scene import FIT, Scene, factor_of, spread
 
 # So far from 1 may be what torch's clip_grad_norm_ does by dividing by norm + 1e-6.
 CLIP_EPS = 1e-3

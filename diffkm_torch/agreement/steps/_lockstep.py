@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffkm_torch.agreement._step_sides import (
+from diffkm_torch.agreement.steps._sides import (
     KINDS,
     Arrays,
     JaxSide,
@@ -19,7 +19,7 @@ from diffkm_torch.agreement._step_sides import (
     TorchSide,
     TorchTraining,
 )
-from diffkm_torch.agreement._step_verdicts import Results, Verdicts, judge
+from diffkm_torch.agreement.steps._verdicts import Results, Verdicts, judge
 
 # Starts moved by one unit in the last place. What is only rounding may fall on the same
 # side in a few of them, as a sign that Adam makes a whole step of: before rows are said
@@ -102,6 +102,7 @@ class Lockstep:
             if taken.parts and not self.has_parted:
                 results += self._moved_results_of_more(i)
                 taken = self._taken(i, base, before, results)
+            self.is_lost |= any(v.saturated.any() for v in taken.verdicts.values())
             self.has_parted |= bool(taken.parts)
             if self.has_parted:
                 self.moved = []
@@ -163,24 +164,25 @@ class Lockstep:
         matches = self.sides[0].task.matches
         starts = {m.path: a for m, a in zip(matches, self.start, strict=False)}
         verdicts: dict[Key, Verdicts] = {}
-        num_lost = 0
+        is_lost, num_lost = self.is_lost, 0
         for key in [key for key in ours if key in theirs]:
             kind, field, path = key
             start = starts[path] if kind == "parameter" else None
             precision = (0.0, 0.0) if field == "count" else (self.eps, self.tol)
-            unit = self._unit(ours, path) if kind == "gradient" else 0.0
+            unit = self._unit(ours) if kind == "gradient" else 0.0
             found = judge(key, base, start, results, *precision, unit)
-            if self.is_lost and found.parts.any():
+            if is_lost and found.parts.any():
                 num_lost += int(found.parts.sum())
                 found = found.without_parts()
             verdicts[key] = found
-            self.is_lost |= bool(found.saturated.any())
+            is_lost |= bool(found.saturated.any())
         one_sided = _one_sided(ours, theirs)
         return Taken(i + 1, base, before, verdicts, num_lost, one_sided)
 
-    def _unit(self, result: Result, path: str) -> float:
-        """The unit roundoff of a gradient: eps · |loss| / size of the parameter."""
-        size = np.abs(result["parameter", "", path]).max(initial=0)
+    def _unit(self, result: Result) -> float:
+        """The unit roundoff of a gradient: eps · |loss| / largest |start|."""
+        number = len(self.sides[0].task.matches)
+        size = max(np.abs(a).max(initial=0) for a in self.start[:number])
         loss = abs(float(result["loss", "", ""]))
         return float(self.eps * loss / size) if size else 0.0
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from diffkm_torch.agreement._step_sides import Arrays, Key, Result
-from diffkm_torch.agreement._step_verdicts import Results
+from diffkm_torch.agreement.steps._sides import Arrays, Key, Result
+from diffkm_torch.agreement.steps._verdicts import Results
 
 # What fits leaves at most this share of the vector, and of what is to be explained.
 FIT, EXPLAINED = 1e-5, 1e-2

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from diffkm_torch.agreement._lockstep import Lockstep, Taken, in_dtype
-from diffkm_torch.agreement._step_hints import hints
-from diffkm_torch.agreement._step_report import Parting, Step, StepsReport
-from diffkm_torch.agreement._step_scene import Scene
-from diffkm_torch.agreement._step_sides import (
+from diffkm_torch.agreement.steps._hints import hints
+from diffkm_torch.agreement.steps._lockstep import Lockstep, Taken, in_dtype
+from diffkm_torch.agreement.steps._report import Parting, Step, StepsReport
+from diffkm_torch.agreement.steps._scene import Scene
+from diffkm_torch.agreement.steps._sides import (
     JaxSide,
     Key,
     Result,
@@ -19,12 +19,12 @@ from diffkm_torch.agreement._step_sides import (
     TorchSide,
     TorchTraining,
 )
-from diffkm_torch.agreement._step_verdicts import Results, worst_entry
+from diffkm_torch.agreement.steps._verdicts import Results, worst_entry
 
 Sides = tuple[JaxSide, TorchSide]
 
 # Of a random loss the value changes by more than this share.
-REPEATABLE = 1e-3
+REPEATABLE = 1e-5
 
 
 def run(
@@ -82,10 +82,7 @@ class _Narrow:
             batch = in_dtype(batch, "float32")
             for training, wide in zip(self.trainings, taken.base, strict=True):
                 result = training.step(batch)
-                keys = [key for key in wide if key[0] == "parameter"]
-                found.append(
-                    _distance([result[k] for k in keys], [wide[k] for k in keys])
-                )
+                found.append(_distance(result, wide))
         return found[0], found[1]
 
 

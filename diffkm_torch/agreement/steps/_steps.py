@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffkm_torch.agreement._parameters import Rule
-from diffkm_torch.agreement._step_arguments import (
+from diffkm_torch.agreement.steps._arguments import (
     DTYPES,
     check_functions,
     check_optimizers,
@@ -17,16 +17,16 @@ from diffkm_torch.agreement._step_arguments import (
     read_batches,
     read_parameters,
 )
-from diffkm_torch.agreement._step_report import StepsReport
-from diffkm_torch.agreement._step_run import run
-from diffkm_torch.agreement._step_sides import JaxSide, TorchSide
+from diffkm_torch.agreement.steps._report import StepsReport
+from diffkm_torch.agreement.steps._run import run
+from diffkm_torch.agreement.steps._sides import JaxSide, TorchSide
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 
 
 def compare_steps(
     jax_loss: Callable[..., Any],
-    torch_loss: Callable[..., torch.Tensor],
+    torch_loss: Callable[..., Any],
     params: Any,
     module: nn.Module,
     batches: Sequence[Any],

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diffkm_torch._hints import shown
 from diffkm_torch._leaves import combine
 from diffkm_torch.agreement._parameters import Match
-from diffkm_torch.agreement._step_states import jax_state, torch_name, torch_state
+from diffkm_torch.agreement.steps._states import jax_state, torch_name, torch_state
 
 KINDS = "loss", "gradient", "state", "parameter"
 # (kind, field of the state or "", path of the parameter or ""); arrays in JAX's layout.

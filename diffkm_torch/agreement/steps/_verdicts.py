@@ -10,8 +10,8 @@ Of a row (along the last axis) let
        largest entry. It is followed through the steps, in which training enlarges it.
 
 Rows with Δ ≤ max(1000 φ, tol · s) agree. Those where 1000 φ > 0.01 s say nothing. Nor
-do gradients with Δ ≤ 20 eps · |loss| / max|parameter|: of a saturated tanh no
-move shows the rounding.
+do gradients with Δ ≤ 20 eps · |loss| / max|start|: of a saturated tanh no move
+shows the rounding.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from diffkm_torch.agreement._rows import difference, non_finite_differ, row_max
-from diffkm_torch.agreement._step_sides import Key, Result
+from diffkm_torch.agreement._verdicts import NOISE, NUM_FLOORS
+from diffkm_torch.agreement.steps._sides import Key, Result
 
-NUM_FLOORS = 1000.0
-NOISE = 0.01
 FEW_UNITS = 20.0
 
 Results = tuple[Result, Result]
@@ -103,7 +102,7 @@ def judge(
         unresolved=unresolved,
         saturated=saturated,
         scaled=_largest(delta, size, ~unresolved),
-        floor=_largest(floor, size, ~unresolved),
+        floor=_largest(floor, size, ~unresolved & (size > 0)),
         parted=_largest(delta, size, parts),
     )
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from diffkm_torch.agreement._diagnosis import likeness
-from diffkm_torch.agreement._state_hints import CLIP, CLIP_EPS, hints_of_state
-from diffkm_torch.agreement._step_scene import (
+from diffkm_torch.agreement.steps._scene import (
     FIT,
     SIDES,
     Scene,
@@ -20,6 +19,7 @@ from diffkm_torch.agreement._step_scene import (
     is_close,
     spread,
 )
+from diffkm_torch.agreement.steps._state_hints import CLIP, CLIP_EPS, hints_of_state
 
 # Half a unit in the last place of float32.
 FLOAT32 = float(np.finfo(np.float32).eps) / 2
@@ -35,7 +35,8 @@ def hints(scene: Scene) -> Iterator[str]:
         if path in scene.without_gradient:
             yield "torch has no gradient for it: unused, or requires_grad is off"
         ours, theirs = (np.asarray(r[scene.keys[0]], float) for r in scene.base)
-        yield likeness(ours, theirs, int((~np.isfinite(ours - theirs)).sum()))
+        num_patterns = int((~np.isfinite(ours - theirs)).sum())
+        yield likeness(("jax", "torch"), ours, theirs, num_patterns)
     elif kind == "state":
         yield from hints_of_state(scene, {k[1] for k in scene.keys if k[0] == "state"})
     elif path in scene.without_gradient:
@@ -122,16 +123,16 @@ def _decay(scene: Scene, lr: float) -> Iterator[str]:
     share = factor_of(scene.old()[0], theirs - ours)
     if share is None:
         return
-    decay = -share / lr
-    there = scene.group.get("weight_decay", 0.0)
+    more = -share / lr
+    what = "weight decay decoupled from the gradient is"
     if not scene.group.get("decoupled_weight_decay"):
-        there = 0.0
-    here = there - decay
-    here = here if abs(here) > FIT * abs(decay) else 0.0
-    yield (
-        f"weight decay decoupled from the gradient is {here:.6g} in JAX, "
-        f"{there:.6g} in torch"
-    )
+        side = "torch" if more > 0 else "JAX"
+        yield f"{what} {abs(more):.6g} more in {side}"
+        return
+    there = scene.group["weight_decay"]
+    here = there - more
+    here = here if abs(here) > FIT * abs(more) else 0.0
+    yield f"{what} {here:.6g} in JAX, {there:.6g} in torch"
 
 
 def _places_of_eps(scene: Scene, lr: float) -> Iterator[str]:

@@ -135,6 +135,7 @@ def test_who_rounds_too_much_in_float32_is_said():
     torch_fn = with_leaf("points", lambda x: spoiled(x, rounded))
     (pair,) = compare_gradients(ours, torch_fn, P, T).disagreements
     assert (pair.dtype, pair.input) == ("float32", "arg0['points']")
+    assert pair.errors is not None
     assert pair.errors[1] > 1e-4 > 1e-6 > pair.errors[0]
 
 

@@ -115,10 +115,7 @@ class Comparison:
         output = np.nan_to_num(np.asarray(base[0]["value", name, ""], np.float64))
         size = np.abs(output).max(initial=0)
         for i, moving in self.task.arguments.moving.items():
-            array = self.evaluator.arrays[i]
-            finite = array[np.isfinite(array)]
-            spread = (np.std(finite) or np.abs(finite).max()) if finite.size else 1
-            size /= float(spread or 1) ** inputs.count(moving)
+            size /= _spread(self.evaluator.arrays[i]) ** inputs.count(moving)
         return float(size) if inputs else 0.0
 
     def _precision(
@@ -162,8 +159,7 @@ class Comparison:
     def _who(self, key: Key, both: list[np.ndarray], num_patterns: int) -> str:
         """Who is wrong, by the slopes of either side's own values."""
         lines = Lines(self.sides, self.task, self.evaluator, self.jit, self.keys[key])
-        x = lines.input
-        scale = float(np.abs(x[np.isfinite(x)]).max(initial=0)) or 1.0
+        scale = _spread(lines.input)
         if num_patterns and key[0] == "tangent":
             return ""
         if num_patterns:
@@ -213,3 +209,10 @@ class Comparison:
                     f"{side.whose} must return the same for the same arguments, but "
                     f"{name} changed by {apart:.3g}: {side.how_to_repeat()}"
                 )
+
+
+def _spread(array: np.ndarray) -> float:
+    """The standard deviation of an array; if that is 0 its largest entry, or 1."""
+    finite = array[np.isfinite(array)]
+    spread = (np.std(finite) or np.abs(finite).max()) if finite.size else 1
+    return float(spread or 1)

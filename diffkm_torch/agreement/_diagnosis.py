@@ -69,7 +69,7 @@ def who_is_wrong(
         lines: What either returns along a line through the inputs, as one number.
         expected: The slope of that, if the derivative of either side is right.
         length: The difference of both derivatives along the line.
-        scale: The size of the inputs.
+        scale: The spread of the input.
     """
     if not np.isfinite(length) or length == 0:
         return ""
@@ -85,6 +85,8 @@ def who_is_wrong(
         return "each is the slope of its own values: the values differ"
     if all(is_known) and all(slope.kink > RIGHT * length for slope in slopes):
         return "the values have a kink there, and each side its rule for it"
+    if all(is_wrong):
+        return "neither is the slope of its own values: are they declared?"
     for right, wrong in ((0, 1), (1, 0)):
         if is_right[right] and is_wrong[wrong]:
             return (
@@ -112,7 +114,7 @@ def who_is_not_finite(
         names: Of both sides.
         lines: What either returns along the direction of `lone_entries`.
         gradients: Of either.
-        scale: The size of the inputs.
+        scale: The spread of the input.
     """
     direction = lone_entries(gradients)
     for right, wrong in ((0, 1), (1, 0)):

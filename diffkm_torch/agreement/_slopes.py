@@ -2,8 +2,8 @@
 
 Of φ(s), s = 0, ±h, ±1.7 h, ±2.9 h, differences of the fourth and of the sixth order
 are the slope, and what they differ by is its error. (The rounding of h, 2 h and 3 h may
-be linear in h, and would not show.) Each is antisymmetric, so that a kink at 0
-does not show in them: it is the part of
+be linear in h, and would not show.) Each is antisymmetric, so that a kink at 0 does not
+show in them: it is the part of
 
     (φ(s) + φ(−s) − 2 φ(0)) / s = kink + φ'' s + φ'''' s³ / 12 + ...
 
@@ -22,6 +22,8 @@ EPS = float(np.finfo(np.float64).eps)
 # where a kink or a large curvature is near.
 STEPS = EPS ** (1 / 5), EPS ** (1 / 7), EPS ** (1 / 3)
 NODES = np.array([1.0, 1.7, 2.9])
+# Of the difference of two orders, which is less than the error where steps are long.
+SAFETY = 10.0
 
 
 def _weights(nodes: np.ndarray, powers: list[int]) -> np.ndarray:
@@ -48,7 +50,7 @@ def slope_of(function: Callable[[float], float], scale: float, enough: float) ->
 
     Args:
         function: Of the distance along a line.
-        scale: Of that distance: the size of the inputs.
+        scale: Of that distance: the spread of the inputs.
         enough: An error that is small enough.
     """
     best = Slope(np.nan, np.inf, 0.0)
@@ -68,6 +70,6 @@ def _by_step(function: Callable[[float], float], step: float) -> Slope:
     odd, even = there - back, there + back - 2 * function(0.0)
     fourth, sixth = FOURTH @ odd / step, SIXTH @ odd / step
     rounding = EPS * np.abs([there, back]).max() / step
-    error = abs(sixth - fourth) + rounding
+    error = SAFETY * abs(sixth - fourth) + rounding
     kink = abs(KINK @ (even / (step * NODES)))
     return Slope(float(sixth), float(error), float(kink))

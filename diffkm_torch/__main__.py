@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import re
 import sys
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from torch import nn
 
 from diffkm_jax._files import with_output
+from diffkm_torch._checkpoints import (
+    CheckpointError,
+    read_arrays,
+    read_tree,
+    with_state,
+)
 from diffkm_torch._parity import Row, mirrored, rows
 from diffkm_torch.agreement import compare_gradients
 
 HELP = """\
 the functions are module:name, found from this folder or installed; they take JAX
-arrays, and torch tensors. The arrays of the .npz are the arguments: arr_0, arr_1, ...
-or arg0, arg1, ... by position, others by keyword.
+arrays, and torch tensors. A name may also be that of an nn.Module, of a callable tree
+of JAX arrays, or of a class or a function without arguments that makes one of these.
+With --frameworks they are of other frameworks; of NumPy's also a pair (fn, vjp).
+
+files are .npz, state dicts of torch (.pt or .pth, read with weights_only=True) or
+.safetensors. The arrays of --args are the arguments: arr_0, arr_1, ... or arg0, arg1,
+... by position, others by keyword. --params makes nested dicts of names by dots, and
+the JAX function is called as fn(params, *args); the gradient in every parameter is
+compared. --state is loaded into the modules.
 
 exit status: 0 they agree; 1 they do not; 2 wrong usage, or they cannot be compared;
 3 nothing disagrees, but no value or no gradient could be judged: all NaN, infinite,
@@ -89,8 +103,10 @@ def compare_pair(options: argparse.Namespace) -> int:
     """Compares two functions of a user, prints the report; returns the exit status."""
     sys.path.insert(0, "")
     functions = [find(name) for name in (options.jax_fn, options.torch_fn)]
+    functions = prepared(functions, options.state, is_eval=options.eval)
     args, kwargs = read_arguments(options.args)
     wrt = [int(w) if w.isdigit() else w for w in options.wrt] if options.wrt else None
+    params = None if options.params is None else read_tree(options.params)
     try:
         report = compare_gradients(
             *functions,
@@ -103,6 +119,9 @@ def compare_pair(options: argparse.Namespace) -> int:
             jit=options.jit,
             tol=options.tol,
             seed=options.seed,
+            frameworks=options.frameworks,
+            params=params,
+            match=dict(options.match) if options.match else None,
         )
     except Exception as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
@@ -113,8 +132,8 @@ def compare_pair(options: argparse.Namespace) -> int:
     return 3 if report.unresolved else 0
 
 
-def find(name: str) -> Callable[..., Any]:
-    """The function of a name module:function."""
+def find(name: str) -> Any:
+    """The function of a name module:function, or what that makes if called."""
     module, _, path = name.partition(":")
     if not module or not path:
         raise CompareError(f"{name!r} must be module:function")
@@ -122,20 +141,44 @@ def find(name: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
+        if _is_factory(found):
+            found = found()
     except Exception as error:
         raise CompareError(f"{name}: {type(error).__name__}: {error}") from error
-    if not callable(found):
+    is_pair = isinstance(found, tuple) and found and all(map(callable, found))
+    if not callable(found) and not is_pair:
         raise CompareError(f"{name} must be a function, got {type(found).__name__}")
     return found
 
 
+def _is_factory(found: Any) -> bool:
+    """Whether it is a class, or a function that needs no argument."""
+    if isinstance(found, type):
+        return True
+    if not inspect.isfunction(found):
+        return False
+    parameters = inspect.signature(found).parameters.values()
+    return all(p.default is not p.empty for p in parameters)
+
+
+def prepared(functions: list[Any], state: Path | None, *, is_eval: bool) -> list[Any]:
+    """With a state loaded into the modules, and those in evaluation mode if asked."""
+    are_modules = [isinstance(fn, nn.Module) for fn in functions]
+    for option, is_given in (("--state", state), ("--eval", is_eval)):
+        if is_given and not any(are_modules):
+            raise CompareError(f"{option} must go with an nn.Module, got none")
+    found = []
+    for fn in functions:
+        if isinstance(fn, nn.Module):
+            fn = fn if state is None else with_state(fn, state)
+            fn = fn.eval() if is_eval else fn
+        found.append(fn)
+    return found
+
+
 def read_arguments(path: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """The arrays of a .npz file: positional ones, and those by keyword."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file.items())
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise CompareError(f"{path}: cannot be read as .npz: {error}") from error
+    """The arrays of a file: positional ones, and those by keyword."""
+    arrays = read_arrays(path)
     matches = {name: POSITION.fullmatch(name) for name in arrays}
     placed = {int(m[1]): arrays[name] for name, m in matches.items() if m}
     if sorted(placed) != list(range(sum(m is not None for m in matches.values()))):
@@ -143,6 +186,14 @@ def read_arguments(path: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]
         raise CompareError(f"{path}: positions must be 0, 1, 2, ..., got {names}")
     keywords = {name: arrays[name] for name, m in matches.items() if not m}
     return [placed[i] for i in sorted(placed)], keywords
+
+
+def renaming(text: str) -> tuple[str, str]:
+    """OLD=NEW as a pair."""
+    old, sign, new = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"must be OLD=NEW, got {text!r}")
+    return old, new
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -163,8 +214,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     pair.add_argument("jax_fn", metavar="module:jax_fn")
     pair.add_argument("torch_fn", metavar="module:torch_fn")
     add = pair.add_argument
-    add("--args", type=Path, required=True, metavar="FILE", help="arrays, a .npz file")
-    add("--wrt", nargs="+", help="positions or keywords to differentiate (all floats)")
+    file = {"type": Path, "metavar": "FILE"}
+    add("--args", required=True, help="the arrays that both get", **file)
+    add("--params", help="parameters of the JAX function, its first argument", **file)
+    add("--state", help="the state dict of the modules", **file)
+    text = "names in --params and in the module, or their beginnings"
+    add("--match", nargs="+", type=renaming, metavar="OLD=NEW", help=text)
+    add("--eval", action="store_true", help="modules in evaluation mode")
+    text = "of the two: jax, torch or numpy (jax torch)"
+    kinds = {"choices": ("jax", "torch", "numpy"), "metavar": ("FIRST", "SECOND")}
+    add("--frameworks", nargs=2, help=text, **kinds)
+    text = "positions, keywords or parameters to differentiate (all floats)"
+    add("--wrt", nargs="+", help=text)
     dtypes = "float64", "float32"
     add("--dtypes", nargs="+", choices=dtypes, default=dtypes, help="(both)")
     add("--forward", action="store_true", help="forward mode, too")
@@ -191,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with jax.enable_x64(True):
             try:
                 return int(options.run(options))
-            except CompareError as error:
+            except (CompareError, CheckpointError) as error:
                 print(f"diffkm: error: {error}", file=sys.stderr)
                 return 2
 

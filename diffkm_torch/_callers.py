@@ -68,7 +68,7 @@ def _sized(inner: Callable, module: Any, function: Callable, **kwargs: Any) -> A
         kwargs["temperature"] = kwargs["temperature"] / 10
     else:
         del kwargs["weights"]
-    if "derivative" in kwargs or "tol" in kwargs:
+    if "tol" in kwargs:
         kwargs["max_steps"] = 40
     return inner(module, function, **kwargs, min_size=size - 1, max_size=size + 1)
 

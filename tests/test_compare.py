@@ -1,6 +1,11 @@
 """compare_gradients: honest twins pass, planted defects are caught and named."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -8,6 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from defects import (
+    CORNERS,
+    DEFECTS,
+    FIRST,
+    GRID,
+    A,
+    BackwardOnly,
+    C,
+    P,
+    T,
+    W,
+    X,
+    check_named,
+    last_of_ties,
+    ours,
+    spoiled,
+    with_leaf,
+)
 from problems import honest_twins
 
 import diffkm_jax as dk
@@ -15,168 +38,30 @@ import diffkm_torch as dt
 from diffkm_torch.agreement import assert_gradients_agree, compare_gradients
 
 RNG = np.random.default_rng(0)
-X, C = RNG.normal(size=(20, 3)), RNG.normal(size=(4, 3))
-W, B, A = RNG.uniform(0.5, 2, 20), RNG.normal(size=(2, 3)), RNG.normal(size=(4, 4))
-P = {"points": X, "centroids": C, "weights": W}
-T = np.float64(0.7)
-GRID = RNG.integers(0, 3, (20, 2)).astype(float)
-CORNERS = np.array([[0.0, 0], [2, 0], [0, 2], [2, 2]])
-TINY = np.where(np.arange(20) % 4 == 1, 1e-9, 1.0)
-
-
-class Spoiled(torch.autograd.Function):
-    """The identity, with a gradient that is spoiled on its way back."""
-
-    @staticmethod
-    def forward(ctx, array, spoil):
-        ctx.spoil = spoil
-        return array.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return ctx.spoil(gradient), None
-
-
-def spoiled(array, spoil=torch.neg):
-    return Spoiled.apply(array, spoil)
-
-
-def ours(p, t):
-    return {"loss": dk.soft_kmeans_loss(**p, temperature=t)}
-
-
-def theirs(p, t):
-    return {"loss": dt.soft_kmeans_loss(**p, temperature=t)}
-
-
-def with_leaf(name, change):
-    return lambda p, t: theirs(p | {name: change(p[name])}, t)
-
-
-def with_nan(gradient):
-    gradient = gradient.clone()
-    gradient[2, 1] = torch.nan
-    return gradient
-
-
-def last_of_ties(x, c):
-    d = ((x[:, None] - c.detach()) ** 2).sum(-1)
-    labels = len(c) - 1 - d.flip(1).argmin(1)
-    return ((x - c[labels]) ** 2).sum()
-
-
-def beside(size, module, spoil=lambda b: b):
-    """A loss, and a term of another size in an argument of its own."""
-
-    def loss(x, b):
-        return module.kmeans_loss(x, x[:4]) + size * (spoil(b) ** 3).sum()
-
-    return loss
-
-
-def weighted(x, c):
-    return dk.kmeans_loss(x, c, weights=jnp.asarray(TINY, x.dtype))
-
-
-def tiny_rows_spoiled(x, c):
-    is_tiny = torch.tensor(TINY < 0.5)[:, None]
-    x = spoiled(x, lambda g: torch.where(is_tiny, -g, g))
-    return dt.kmeans_loss(x, c, weights=torch.tensor(TINY, dtype=x.dtype))
-
-
-def mixed(x, a):
-    return ((x @ a) ** 3).sum()
-
-
 LOSS = "output['loss']"
-DEFECTS = {
-    "a wrong sign": (
-        ours,
-        with_leaf("centroids", spoiled),
-        (P, T),
-        "arg0['centroids']",
-    ),
-    "a missing path": (
-        ours,
-        with_leaf("centroids", lambda c: c.detach()),
-        (P, T),
-        "arg0['centroids']",
-    ),
-    "tau inverted": (ours, lambda p, t: theirs(p, 1 / t), (P, T), "arg1"),
-    "a factor 1/n": (
-        ours,
-        with_leaf("points", lambda x: spoiled(x, lambda g: g / 20)),
-        (P, T),
-        "arg0['points']",
-    ),
-    "the last of ties": (dk.kmeans_loss, last_of_ties, (GRID, CORNERS), "arg0"),
-    "a float32 downcast": (
-        ours,
-        with_leaf("points", lambda x: x.float().to(x.dtype)),
-        (P, T),
-        "arg0['points']",
-    ),
-    "a bfloat16 gradient": (
-        ours,
-        with_leaf("points", lambda x: spoiled(x, lambda g: g.bfloat16().to(g.dtype))),
-        (P, T),
-        "arg0['points']",
-    ),
-    "a transposed leaf": (
-        mixed,
-        lambda x, a: mixed(x, spoiled(a, lambda g: g.T)),
-        (X[:, :1] + A[:1], A),
-        "arg1",
-    ),
-    "the wrong leaf at zero": (
-        ours,
-        with_leaf("weights", lambda w: spoiled(w, torch.zeros_like)),
-        (P, T),
-        "arg0['weights']",
-    ),
-    "a NaN in one entry": (
-        ours,
-        with_leaf("points", lambda x: spoiled(x, with_nan)),
-        (P, T),
-        "arg0['points']",
-    ),
-    "a sign in a leaf of 1e-8": (
-        beside(1e-8, dk),
-        beside(1e-8, dt, spoiled),
-        (X, B),
-        "arg1",
-    ),
-    "a sign in a leaf of 1e-12": (
-        beside(1e-12, dk),
-        beside(1e-12, dt, spoiled),
-        (X, B),
-        "arg1",
-    ),
-    "a sign in rows of weight 1e-9": (weighted, tiny_rows_spoiled, (X, C), "arg0"),
-    "a sign in an output of 1e-12": (
-        lambda x, c: (dk.kmeans_loss(x, c), 1e-12 * jnp.sin(c).sum(0)),
-        lambda x, c: (dt.kmeans_loss(x, c), 1e-12 * spoiled(c).sin().sum(0)),
-        (X, C),
-        "arg1",
-    ),
-}
 
 
-@pytest.mark.parametrize("jit", [True, False])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("name", DEFECTS)
-def test_a_planted_defect_is_caught_and_its_leaf_named(name, jit):
-    jax_fn, torch_fn, args, leaf = DEFECTS[name]
-    report = compare_gradients(jax_fn, torch_fn, *args, jit=jit, dtypes=["float64"])
+def test_a_planted_defect_is_caught_and_its_leaf_and_side_named(name):
+    defect = DEFECTS[name]
+    options = {"jit": False, "dtypes": ["float64"], **defect.options}
+    report = compare_gradients(defect.jax_fn, defect.torch_fn, *defect.args, **options)
     assert not report.agree
-    assert leaf in {pair.input for pair in report.disagreements}
-    assert f"/ d {leaf}" in str(report)
-    with pytest.raises(AssertionError, match="GRADIENTS DISAGREE"):
-        assert_gradients_agree(jax_fn, torch_fn, *args, jit=jit, dtypes=["float64"])
+    check_named(report, defect)
 
 
-@pytest.mark.parametrize("name", [n for n in DEFECTS if "sign" in n or "zero" in n])
+@pytest.mark.parametrize("name", FIRST)
+def test_a_planted_defect_is_caught_under_jit(name):
+    jax_fn, torch_fn, args, leaf, *_ = FIRST[name]
+    with pytest.raises(AssertionError, match="GRADIENTS DISAGREE") as failed:
+        assert_gradients_agree(jax_fn, torch_fn, *args, dtypes=["float64"])
+    assert f"/ d {leaf}" in str(failed.value)
+
+
+@pytest.mark.parametrize("name", [n for n in FIRST if "sign" in n or "zero" in n])
 def test_only_the_leaf_with_the_defect_disagrees(name):
-    jax_fn, torch_fn, args, leaf = DEFECTS[name]
+    jax_fn, torch_fn, args, leaf, *_ = DEFECTS[name]
     report = compare_gradients(jax_fn, torch_fn, *args, jit=False)
     assert {pair.input for pair in report.disagreements} == {leaf}
     assert {pair.dtype for pair in report.disagreements} == {"float64", "float32"}
@@ -235,7 +120,7 @@ def test_labels_are_compared_exactly():
 
 
 def test_who_is_wrong_is_said():
-    jax_fn, torch_fn, args, _ = DEFECTS["a factor 1/n"]
+    jax_fn, torch_fn, args, *_ = DEFECTS["a factor 1/n"]
     (pair, *_) = compare_gradients(jax_fn, torch_fn, *args).disagreements
     assert "torch's is 0.05 times jax's" in pair.note
     assert "torch's is not the slope of its own values, jax's is" in pair.note
@@ -250,6 +135,7 @@ def test_who_rounds_too_much_in_float32_is_said():
     torch_fn = with_leaf("points", lambda x: spoiled(x, rounded))
     (pair,) = compare_gradients(ours, torch_fn, P, T).disagreements
     assert (pair.dtype, pair.input) == ("float32", "arg0['points']")
+    assert pair.errors is not None
     assert pair.errors[1] > 1e-4 > 1e-6 > pair.errors[0]
 
 
@@ -294,25 +180,7 @@ def test_second_order_and_forward_mode_are_compared_on_request():
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_forward_mode_is_torchs_own():
-    class Wrong(torch.autograd.Function):
-        @staticmethod
-        def forward(x):
-            return x.sin()
-
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            ctx.save_for_backward(*inputs)
-            ctx.save_for_forward(*inputs)
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * ctx.saved_tensors[0].cos()
-
-        @staticmethod
-        def jvp(ctx, t):
-            return -t * ctx.saved_tensors[0].cos()
-
-    report = compare_gradients(jnp.sin, Wrong.apply, X, forward=True, jit=False)
+    report = compare_gradients(jnp.sin, BackwardOnly.apply, X, forward=True, jit=False)
     assert {p.kind for p in report.disagreements} == {"tangent"}
     assert "signs are opposite" in report.disagreements[0].note
 
@@ -582,3 +450,70 @@ def test_a_row_with_some_nan_is_judged_by_its_numbers():
     report = compare_gradients(*pair, x)
     assert report.agree
     np.testing.assert_allclose(report.unjudged, 1 / 3)
+
+
+# Output of pytest ---------------------------------------------------------------------
+
+FAILING = """\
+from diffkm_torch.agreement import assert_gradients_agree
+import numpy as np
+
+
+def squares(x):
+    return (x**2).sum()
+
+
+def doubled(x):
+    return 2 * (x**2).sum()
+
+
+def test_they_agree():
+    x = np.arange(6.0).reshape(3, 2)
+    assert_gradients_agree(squares, doubled, x, dtypes=["float64"])
+
+
+def test_most_is_judged():
+    x = np.arange(6.0).reshape(3, 2)
+    assert_gradients_agree(squares, squares, x, jit=False, max_unjudged=-1)
+"""
+
+
+@pytest.mark.parametrize("style", ["long", "short"])
+def test_under_pytest_a_failure_is_the_table_without_frames_of_the_library(
+    tmp_path, style
+):
+    (tmp_path / "test_of_a_user.py").write_text(FAILING)
+    plain = "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--tb={style}"
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *plain, "test_of_a_user.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(dk.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert "2 failed" in run.stdout
+    frames = re.findall(r"^(\S+\.py):\d+:", run.stdout, re.MULTILINE)
+    assert set(frames) == {"test_of_a_user.py"}
+    for source in ("__tracebackhide__", "raise AssertionError", "compare_gradients("):
+        assert source not in run.stdout
+    x = np.arange(6.0).reshape(3, 2)
+    with pytest.raises(AssertionError) as failed:
+        assert_gradients_agree(total_square, twice, x, dtypes=["float64"])
+    table = str(failed.value).strip().splitlines()
+    printed = [
+        line.removeprefix("E").strip()
+        for line in run.stdout.splitlines()
+        if line.startswith("E ")
+    ]
+    begin = printed.index(table[0])
+    assert printed[begin : begin + len(table)] == [line.strip() for line in table]
+
+
+def total_square(x):
+    return (x**2).sum()
+
+
+def twice(x):
+    return 2 * (x**2).sum()

@@ -34,7 +34,7 @@ LEVELS = [
     ["__init__"],
     ["_callers", "_example_arrays"],
     ["_calls"],
-    ["_parity", "_arguments", "_files"],
+    ["_parity", "_arguments", "_checkpoints", "_files"],
     ["__main__"],
 ]
 # Of the mirror, sharding and random draws are left out.

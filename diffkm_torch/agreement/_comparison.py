@@ -9,8 +9,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffkm_torch.agreement._diagnosis import likeness, who_is_wrong, who_rounds
+from diffkm_torch.agreement._diagnosis import (
+    likeness,
+    lone_entries,
+    who_is_not_finite,
+    who_is_wrong,
+    who_rounds,
+)
 from diffkm_torch.agreement._evaluations import Evaluator, Results, precision_of
+from diffkm_torch.agreement._lines import Lines
 from diffkm_torch.agreement._outputs import Outputs, check_same_outputs
 from diffkm_torch.agreement._pairs import pair_of
 from diffkm_torch.agreement._report import Pair
@@ -125,11 +132,9 @@ class Comparison:
             arrays = map(as_rows, self.evaluator.arrays)
             size = max(size, *(row_max(a).max(initial=0) for a in arrays))
         for i, moving in self.task.arguments.moving.items():
-            array = self.evaluator.arrays[i]
-            finite = array[np.isfinite(array)]
-            largest = np.abs(finite).max(initial=0) or 1.0
-            spread = np.std(finite) if finite.size else 0.0
-            size *= (largest / (spread or largest) ** 2) ** inputs.count(moving)
+            spread, array = _spread(self.evaluator.arrays[i]), self.evaluator.arrays[i]
+            largest = row_max(as_rows(array)).max(initial=0) or spread
+            size *= (largest / spread**2) ** inputs.count(moving)
         return float(size) if inputs else 0.0
 
     def _precision(
@@ -163,21 +168,29 @@ class Comparison:
     def _remarks(
         self, key: Key, dtype: str, base: Results, judgement: Judgement
     ) -> Iterator[str]:
-        kind, output, name = key
+        kind, *_ = key
         both = [np.asarray(result[key], np.float64) for result in base]
         yield likeness(self.names, both[0], both[1], judgement.num_patterns)
-        if kind == "gradient" and dtype == "float64" and not judgement.num_patterns:
-            index = list(self.outputs.floating).index(output)
+        if kind != "value" and dtype == "float64":
             with precision_of(dtype):
-                yield who_is_wrong(
-                    self.names,
-                    [side.values for side in self.sides],
-                    both,
-                    self.task.arguments.arrays(dtype),
-                    self.task.moving[self.task.inputs.index(name)],
-                    index,
-                    self.evaluator.seeds.cotangents[index],
-                )
+                yield self._who(key, both, judgement.num_patterns)
+
+    def _who(self, key: Key, both: list[np.ndarray], num_patterns: int) -> str:
+        """Who is wrong, by the slopes of either side's own values."""
+        lines = Lines(self.sides, self.task, self.evaluator, self.jit, self.keys[key])
+        scale = _spread(lines.input)
+        if num_patterns and key[0] == "tangent":
+            return ""
+        if num_patterns:
+            along = lines.along_input(lone_entries(both))
+            return who_is_not_finite(self.names, along, both, scale)
+        delta = both[0] - both[1]
+        length = float(np.linalg.norm(delta))
+        direction = delta / (length or 1.0)
+        expected = [float(np.sum(array * direction)) for array in both]
+        is_tangent = key[0] == "tangent"
+        along = (lines.along_tangent if is_tangent else lines.along_input)(direction)
+        return who_is_wrong(self.names, along, expected, length, scale)
 
     def _check_attached(self, base: Results) -> None:
         has_gradient = [
@@ -214,3 +227,10 @@ class Comparison:
                     f"{side.whose} must return the same for the same arguments, but "
                     f"{name} changed by {apart:.3g}: {side.how_to_repeat()}"
                 )
+
+
+def _spread(array: np.ndarray) -> float:
+    """The standard deviation of an array; if that is 0 its largest entry, or 1."""
+    finite = array[np.isfinite(array)]
+    spread = (np.std(finite) or np.abs(finite).max()) if finite.size else 1
+    return float(spread or 1)

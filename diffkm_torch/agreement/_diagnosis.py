@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from diffkm_torch._leaves import combine
-from diffkm_torch.agreement._seeds import Arrays
+from diffkm_torch.agreement._slopes import slope_of
 
 # Of |slope of the values − gradient along it| / ‖difference of both gradients‖: below,
 # one side's gradient explains the slope of its values; above, it does not.
 RIGHT, WRONG = 0.1, 0.5
+# The error of a slope, over the same, that no smaller step need improve.
+CERTAIN = 0.01
+# One side's values are rough if the error of their slope is so much the other's.
+ROUGH = 100.0
 
 
 def likeness(
@@ -54,48 +57,83 @@ def who_rounds(names: tuple[str, str], shares: tuple[float, float]) -> str:
 
 def who_is_wrong(
     names: tuple[str, str],
-    values: Sequence[Callable[[Arrays], Arrays]],
-    gradients: Sequence[np.ndarray],
-    arrays: Arrays,
-    which: int,
-    output: int,
-    cotangent: np.ndarray,
+    lines: Sequence[Callable[[float], float]],
+    expected: Sequence[float],
+    length: float,
+    scale: float,
 ) -> str:
-    """Holds both gradients against differences of their own values, "" if unclear.
+    """Holds both derivatives against differences of their own values, "" if unclear.
 
     Args:
         names: Of both sides.
-        values: The floating outputs of either as functions of the arrays.
-        gradients: Of an output in an input, in float64, of either.
-        arrays: The inputs.
-        which: Index of the input among them.
-        output: Index of the output.
-        cotangent: What the output is contracted with.
+        lines: What either returns along a line through the inputs, as one number.
+        expected: The slope of that, if the derivative of either side is right.
+        length: The difference of both derivatives along the line.
+        scale: The spread of the input.
     """
-    x = arrays[which]
-    direction = gradients[0] - gradients[1]
-    length = np.linalg.norm(direction)
     if not np.isfinite(length) or length == 0:
         return ""
-    direction = direction / length
-    # Central differences: error h² from the third derivative, eps/h from rounding.
-    step = np.finfo(x.dtype).eps ** (1 / 3) * max(1.0, np.abs(x).max(initial=0))
-
-    def slope(function: Callable[[Arrays], Arrays]) -> float:
-        ends = [
-            function(combine(arrays, [which], [x + s * direction]))
-            for s in (step, -step)
-        ]
-        above, below = (np.sum(cotangent * end[output]) for end in ends)
-        return float((above - below) / (2 * step))
-
-    errors = {}
-    for name, function, gradient in zip(names, values, gradients, strict=True):
-        along = np.sum(gradient * direction)
-        errors[name] = abs(slope(function) - along) / length
-    for right, wrong in (names, names[::-1]):
-        if errors[right] < RIGHT and errors[wrong] > WRONG:
-            return f"{wrong}'s is not the slope of its own values, {right}'s is"
-    if all(error < RIGHT for error in errors.values()):
+    slopes = [slope_of(line, scale, CERTAIN * length) for line in lines]
+    errors = [
+        abs(slope.value - along) / length
+        for slope, along in zip(slopes, expected, strict=True)
+    ]
+    is_known = [slope.error < RIGHT * length for slope in slopes]
+    is_right = [k and e < RIGHT for k, e in zip(is_known, errors, strict=True)]
+    is_wrong = [k and e > WRONG for k, e in zip(is_known, errors, strict=True)]
+    if all(is_right):
         return "each is the slope of its own values: the values differ"
+    if all(is_known) and all(slope.kink > RIGHT * length for slope in slopes):
+        return "the values have a kink there, and each side its rule for it"
+    if all(is_wrong):
+        return "neither is the slope of its own values: are they declared?"
+    for right, wrong in ((0, 1), (1, 0)):
+        if is_right[right] and is_wrong[wrong]:
+            return (
+                f"{names[wrong]}'s is not the slope of its own values, "
+                f"{names[right]}'s is"
+            )
+        is_rough = slopes[wrong].error > ROUGH * slopes[right].error
+        if is_right[right] and not is_known[wrong] and is_rough:
+            return (
+                f"{names[wrong]}'s values jump where its inputs hardly move, "
+                f"{names[right]}'s do not: is something narrower in between?"
+            )
     return ""
+
+
+def who_is_not_finite(
+    names: tuple[str, str],
+    lines: Sequence[Callable[[float], float]],
+    gradients: Sequence[np.ndarray],
+    scale: float,
+) -> str:
+    """Whose derivative is not finite where the slope of its values is, "" if unclear.
+
+    Args:
+        names: Of both sides.
+        lines: What either returns along the direction of `lone_entries`.
+        gradients: Of either.
+        scale: The spread of the input.
+    """
+    direction = lone_entries(gradients)
+    for right, wrong in ((0, 1), (1, 0)):
+        at = direction != 0
+        if not np.isfinite(gradients[right][at]).all():
+            continue
+        along = float(gradients[right][at] @ direction[at])
+        found = [slope_of(line, scale, CERTAIN) for line in lines]
+        limit = RIGHT * max(1.0, abs(along))
+        if all(s.error < limit and abs(s.value - along) < limit for s in found):
+            return (
+                f"{names[wrong]}'s is not finite where the slope of its values is, "
+                f"and {names[right]}'s is that slope"
+            )
+    return ""
+
+
+def lone_entries(gradients: Sequence[np.ndarray]) -> np.ndarray:
+    """The direction, of length 1, of the entries that are finite on one side only."""
+    ours, theirs = map(np.isfinite, gradients)
+    lone = (ours != theirs).astype(np.float64)
+    return lone / max(1.0, float(np.linalg.norm(lone)))

@@ -11,4 +11,5 @@ PARTS = {
     "invariances": ("_invariances", 1, 8),
     "extremes": ("_extremes", 8, 8),
     "faults": ("_faults", 1, 2),
+    "agreement": ("_agreement", 1, 10),
 }

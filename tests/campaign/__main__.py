@@ -40,6 +40,8 @@ def main() -> int:
     parser.add_argument("--sample", action="store_true", help="a fixed small part")
     text = "cells whose 'kind: label' has this; may be repeated, to have all"
     parser.add_argument("--only", action="append", default=[], help=text)
+    text = "honest pairs of agreement (%(default)s)"
+    parser.add_argument("--pairs", type=int, default=1000, help=text)
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
@@ -48,7 +50,8 @@ def main() -> int:
     outcomes, begin = [], time.perf_counter()
     for part in options.parts or PARTS:
         module, *one_in = PARTS[part]
-        cells = import_module(f"tests.campaign.{module}").cells()
+        given = {"pairs": options.pairs} if part == "agreement" else {}
+        cells = import_module(f"tests.campaign.{module}").cells(**given)
         if options.sample:
             cells = sampled(cells, *one_in)
         for outcome in run(chosen(cells, options.only)):

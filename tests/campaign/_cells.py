@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -56,12 +57,13 @@ class Outcome:
     outcome: str
     message: str
     reproduction: str
+    seconds: float
 
 
 def run(cells: Iterator[Cell]) -> Iterator[Outcome]:
     """Tries cells one after another; any exception but the two above is a failure."""
     for cell in cells:
-        outcome, message = "agreeing", ""
+        outcome, message, begin = "agreeing", "", time.perf_counter()
         try:
             cell.check()
         except Refused:
@@ -72,7 +74,13 @@ def run(cells: Iterator[Cell]) -> Iterator[Outcome]:
             outcome = "failing"
             message = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
         yield Outcome(
-            cell.part, cell.kind, cell.label, outcome, message, cell.reproduction
+            part=cell.part,
+            kind=cell.kind,
+            label=cell.label,
+            outcome=outcome,
+            message=message,
+            reproduction=cell.reproduction,
+            seconds=time.perf_counter() - begin,
         )
 
 
@@ -95,16 +103,18 @@ def _draw(name: str) -> int:
 
 
 def print_table(outcomes: list[Outcome]) -> None:
-    """Counts by part and kind, then every failure with its reproduction."""
+    """Counts and times by part and kind, then every failure with its reproduction."""
     counts = Counter((o.part, o.kind, o.outcome) for o in outcomes)
     kinds = dict.fromkeys((o.part, o.kind) for o in outcomes)
-    line = "{:<12} {:<28} {:>7} {:>9} {:>8} {:>11} {:>8}"
-    print(line.format("part", "kind", "tried", *OUTCOMES))
+    line = "{:<12} {:<28} {:>7} {:>9} {:>8} {:>11} {:>8} {:>7}"
+    print(line.format("part", "kind", "tried", *OUTCOMES, "seconds"))
     for part, kind in kinds:
         cells = [counts[part, kind, outcome] for outcome in OUTCOMES]
-        print(line.format(part, kind, sum(cells), *cells))
+        seconds = sum(o.seconds for o in outcomes if (o.part, o.kind) == (part, kind))
+        print(line.format(part, kind, sum(cells), *cells, f"{seconds:.0f}"))
     cells = [sum(o.outcome == outcome for o in outcomes) for outcome in OUTCOMES]
-    print(line.format("all", "", sum(cells), *cells))
+    seconds = sum(o.seconds for o in outcomes)
+    print(line.format("all", "", sum(cells), *cells, f"{seconds:.0f}"))
     for o in outcomes:
         if o.outcome == "failing":
             print(f"\n{o.part}: {o.kind}: {o.label}\n    {o.message}")

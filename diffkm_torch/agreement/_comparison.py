@@ -105,8 +105,7 @@ class Comparison:
         A derivative well below it says that the output hardly depends on the input.
         """
         name, inputs = self.keys[key]
-        output = np.nan_to_num(np.asarray(base[0]["value", name, ""], np.float64))
-        size = np.abs(output).max(initial=0)
+        size = row_max(as_rows(base[0]["value", name, ""])).max(initial=0)
         for i, moving in self.task.arguments.moving.items():
             array = self.evaluator.arrays[i]
             finite = array[np.isfinite(array)]

@@ -279,6 +279,17 @@ def test_infinite_values_agree_without_a_warning():
     assert not compare_gradients(jnp.log, lambda x: -torch.log(x), x).agree
 
 
+def test_an_infinite_value_hides_no_gradient_of_another_row():
+    def left(x):
+        return torch.where(x >= 0, x, x / 2)
+
+    x = np.array([0.0, 1.0, np.inf])
+    report = compare_gradients(lambda x: jnp.where(x > 0, x, x / 2), left, x)
+    verdicts = {(p.dtype, p.kind): p.verdict for p in report.pairs}
+    assert verdicts["float64", "gradient"] == "disagree"
+    assert verdicts["float32", "gradient"] == "disagree"
+
+
 def test_a_tolerance_of_the_user_is_kept():
     def off(x):
         return (1 + 1e-7) * x

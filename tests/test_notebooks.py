@@ -15,6 +15,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 INSTALLED = {
     "diffkm_jax": "..",
     "diffkm_torch": "..",
+    "equinox": "equinox",
     "matplotlib": "matplotlib",
     "sklearn": "scikit-learn",
     "torch": "torch",
@@ -46,8 +47,8 @@ def imports():
                 yield pytest.param(path, package, id=f"{path.stem[:2]}-{package}")
 
 
-def test_there_are_five():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+def test_there_are_six():
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"0{i}" for i in range(1, 7)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])

@@ -23,7 +23,7 @@ from diffkm_torch.agreement._pairs import pair_of
 from diffkm_torch.agreement._report import Pair
 from diffkm_torch.agreement._rows import as_rows, difference, row_max
 from diffkm_torch.agreement._seeds import seeds
-from diffkm_torch.agreement._task import Key, Result, Side, Task, keys_of
+from diffkm_torch.agreement._task import Key, Side, Task, keys_of
 from diffkm_torch.agreement._verdicts import (
     DISAGREE,
     NOISE,
@@ -113,7 +113,7 @@ class Comparison:
         found = list(base)
         for i, side in enumerate(self.sides):
             if side.framework == "jax":
-                found[i] = self.evaluator.once_more(i, dtype, jit=False)
+                found[i] = self.evaluator.uncompiled(i, dtype)
         return found[0], found[1]
 
     def _scale(self, key: Key, base: Results) -> float:
@@ -128,7 +128,10 @@ class Comparison:
         value = "value", name, ""
         size = row_max(as_rows(base[0][value])).max(initial=0)
         nearby = self.evaluator.nearby if inputs else None
-        if nearby is not None and errors_of(value, nearby).max() > NOISE * size:
+        if (
+            nearby is not None
+            and errors_of(value, nearby).max(initial=0) > NOISE * size
+        ):
             arrays = map(as_rows, self.evaluator.arrays)
             size = max(size, *(row_max(a).max(initial=0) for a in arrays))
         for i, moving in self.task.arguments.moving.items():
@@ -161,6 +164,10 @@ class Comparison:
             remarks += self._remarks(key, dtype, base, judgement)
         elif UNRESOLVED in judgement.verdicts:
             remarks.append(who_rounds(self.names, judgement.rounding))
+        if judgement.num_hidden:
+            remarks.append(
+                f"{judgement.num_hidden} entries are NaN or infinite in both"
+            )
         note = "; ".join(filter(None, remarks))
         wide = None if nearby is None else nearby.wide[0]
         return pair_of(dtype, key, base, wide, judgement, note)
@@ -209,24 +216,21 @@ class Comparison:
 
     def _check_repeatable(self, bases: dict[str, Results], dtype: str) -> None:
         """Compiled, what NumPy draws is a constant: JAX is called without jit."""
+        arrays = self.task.arguments.arrays(dtype)
         for i, side in enumerate(self.sides):
             if side.framework == "jax" and self.jit and len(bases) == 1:
                 continue
             first = list(bases.values())[-1][i]
-            again = self.evaluator.once_more(i, dtype, jit=False)
-            self._check_same(side, first, again)
-
-    def _check_same(self, side: Side, result: Result, again: Result) -> None:
-        for (kind, name, _), array in result.items():
-            if kind != "value":
-                continue
-            first, second = as_rows(array), as_rows(again[kind, name, ""])
-            apart = np.abs(difference(first, second)).max(initial=0)
-            if apart > REPEATABLE * row_max(first).max(initial=0):
-                raise ValueError(
-                    f"{side.whose} must return the same for the same arguments, but "
-                    f"{name} changed by {apart:.3g}: {side.how_to_repeat()}"
-                )
+            with precision_of(dtype):
+                again = side.values(arrays, jit=False)
+            for name, array in zip(self.outputs.floating, again, strict=True):
+                rows = as_rows(first["value", name, ""])
+                apart = np.abs(difference(rows, as_rows(array))).max(initial=0)
+                if apart > REPEATABLE * row_max(rows).max(initial=0):
+                    raise ValueError(
+                        f"{side.whose} must return the same for the same arguments, "
+                        f"but {name} changed by {apart:.3g}: {side.how_to_repeat()}"
+                    )
 
 
 def _spread(array: np.ndarray) -> float:

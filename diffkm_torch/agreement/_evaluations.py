@@ -102,11 +102,11 @@ class Evaluator:
             return None  # Nobody asked for it.
         return Nearby(narrow, wide)
 
-    def once_more(self, side: int, dtype: str, *, jit: bool) -> Result:
-        """One side at the inputs, once more."""
+    def uncompiled(self, side: int, dtype: str) -> Result:
+        """One side at the inputs, without jit."""
         with precision_of(dtype):
             given = self._changed(dtype, lambda a: a)
-            return self.sides[side].evaluate(*given, self.keys, jit=jit)
+            return self.sides[side].evaluate(*given, self.keys, jit=False)
 
     def _at(
         self,

@@ -50,7 +50,7 @@ class NumpySide:
             leaves = self._leaves(self._output(arrays), arrays)
         return outputs_of(*leaves, lambda dtype: dtype.name), True
 
-    def values(self, arrays: Arrays) -> Arrays:
+    def values(self, arrays: Arrays, *, jit: bool = True) -> Arrays:
         """The floating outputs."""
         with error_notes(self.whose, arrays):
             return self._floats(arrays)

@@ -64,7 +64,7 @@ class Side(Protocol):
         """What it returns, and whether any of that depends on the inputs."""
         ...
 
-    def values(self, arrays: Arrays) -> Arrays:
+    def values(self, arrays: Arrays, *, jit: bool = True) -> Arrays:
         """The floating outputs."""
         ...
 

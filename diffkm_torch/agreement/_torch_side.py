@@ -40,7 +40,7 @@ class TorchSide:
         outputs = outputs_of(*leaves, lambda dtype: str(dtype).removeprefix("torch."))
         return outputs, any(leaf.requires_grad for leaf in leaves[0].values())
 
-    def values(self, arrays: Arrays) -> Arrays:
+    def values(self, arrays: Arrays, *, jit: bool = True) -> Arrays:
         """The floating outputs."""
         with self._running(arrays):
             return list(map(_numpy, self._call(self._tensors(arrays))[0].values()))

@@ -70,6 +70,7 @@ class Judgement:
         rounding: Of either side the largest share of a row without a verdict that
             may be rounding.
         num_patterns: Entries that are NaN or infinite on one side only.
+        num_hidden: Those that are on both, where nothing is compared.
     """
 
     verdicts: np.ndarray
@@ -77,6 +78,7 @@ class Judgement:
     against_floor: float
     rounding: tuple[float, float]
     num_patterns: int
+    num_hidden: int
 
 
 def judge(
@@ -121,7 +123,8 @@ def judge(
     verdicts[patterns.any(axis=1)] = DISAGREE
     is_off = (delta > tol * size[:, None]) | patterns
     tiny = np.finfo(np.float64).tiny
-    share = np.where(verdicts == UNRESOLVED, noise / np.maximum(size, tiny), 0)
+    share = noise / np.maximum(size, tiny)
+    share[:, (verdicts != UNRESOLVED) | (share.max(axis=0) < NOISE / NUM_FLOORS)] = 0
     largest = share.max(axis=1, initial=0)
     return Judgement(
         verdicts=verdicts,
@@ -129,6 +132,7 @@ def judge(
         against_floor=float((row_max(delta) / np.maximum(floor, tiny)).max(initial=0)),
         rounding=(float(largest[0]), float(largest[1])),
         num_patterns=int(patterns.sum()),
+        num_hidden=int((~np.isfinite(ours) & ~np.isfinite(theirs)).sum()),
     )
 
 

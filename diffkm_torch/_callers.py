@@ -60,12 +60,12 @@ def _fit(module: ModuleType, function: Callable, **kwargs: Any) -> dict[str, Any
 def _sized(inner: Callable, module: Any, function: Callable, **kwargs: Any) -> Any:
     """With sizes about equal; hard, without the weights, which divide points.
 
-    Soft, at a temperature at which a fit comes to rest in 20 steps: only there has it a
+    Soft, at a temperature at which a fit comes to rest in 40 steps: only there has it a
     derivative.
     """
     size = len(kwargs["weights"]) // len(kwargs["centroids"])
     if "temperature" in kwargs:
-        kwargs["temperature"] = kwargs["temperature"] / 10
+        kwargs["temperature"] = kwargs["temperature"] / 4
     else:
         del kwargs["weights"]
     if "tol" in kwargs:

@@ -127,7 +127,7 @@ class Comparison:
         name, inputs = self.keys[key]
         value = "value", name, ""
         size = row_max(as_rows(base[0][value])).max(initial=0)
-        nearby = self.evaluator.nearby if inputs else None
+        nearby = self.evaluator.nearby
         if (
             nearby is not None
             and errors_of(value, nearby).max(initial=0) > NOISE * size
@@ -138,7 +138,7 @@ class Comparison:
             spread, array = _spread(self.evaluator.arrays[i]), self.evaluator.arrays[i]
             largest = row_max(as_rows(array)).max(initial=0) or spread
             size *= (largest / spread**2) ** inputs.count(moving)
-        return float(size) if inputs else 0.0
+        return float(size)
 
     def _precision(
         self, key: Key, dtype: str, tolerances: Mapping[str, float]

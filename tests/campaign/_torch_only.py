@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 
 import diffkm_jax as dk
@@ -34,9 +35,13 @@ TRIED = {
     "torch_to_jax",
     "assert_gradients_agree",
     "compare_gradients",
-    # What the last two return.
+    "compare_steps",
+    # What the last three return.
     "Pair",
+    "Parting",
     "Report",
+    "Step",
+    "StepsReport",
 }
 
 
@@ -123,6 +128,26 @@ def planted(value: float, where: str) -> None:
     assert verdicts != {"agree"}, f"{len(report.pairs)} pairs agree"
 
 
+def planted_step(value: float, where: str) -> None:
+    """A learning rate that is 0.1 % off never passes, or nothing was judged."""
+    x, c = (t.double().numpy() for t in data(value, where))
+    try:
+        report = agreement.compare_steps(
+            lambda params, points: dk.kmeans_loss(points, params["c"]),
+            lambda module, points: dt.kmeans_loss(points, module["c"]),
+            {"c": c},
+            torch.nn.ParameterDict({"c": torch.zeros(c.shape)}),
+            [x] * 2,
+            optimizers=(optax.sgd(1e-3), partial(torch.optim.SGD, lr=1.001e-3)),
+            dtypes=["float64"],
+        )
+    except ValueError as error:
+        if not str(error).startswith(("batches", "params", "jax_loss", "torch_loss")):
+            raise
+    else:
+        assert not report.agree, str(report)
+
+
 def torch_cells() -> Iterator[Cell]:
     """Each of them, at each value."""
     checks: dict[str, Callable[[float, str], None]] = {
@@ -132,6 +157,7 @@ def torch_cells() -> Iterator[Cell]:
         "jax_to_torch": bridged,
         "torch_to_jax": bridged_to_jax,
         "compare_gradients": planted,
+        "compare_steps": planted_step,
     }
     for name, check in checks.items():
         for value in SPECIAL:

@@ -33,7 +33,7 @@ def arrays() -> dict[str, np.ndarray]:
     points = points + rng.uniform(0.05, 0.1, points.shape)
     centroids = points[:5] + 0.01
     root = rng.normal(size=(8, 8)) / 3
-    logits = -((points[5:11, None] - centroids) ** 2).sum(2).reshape(2, 3, 5) / 0.3
+    logits = -((points[5:9, None] - centroids) ** 2).sum(2).reshape(2, 2, 5) / 0.3
     return {
         **{name: np.asarray(value) for name, value in SCALARS.items()},
         "points": points,

@@ -122,8 +122,68 @@ def test_two_modules_are_compared_and_the_first_gives_the_numbers():
     assert "0.weight" in report.remarks[0]
     relu = nn.Sequential(first[0], nn.ReLU(), first[2])
     assert not compare_gradients(first, relu, X).agree
-    with pytest.raises(ValueError, match=r"torch_fn must have the parameters"):
+    with pytest.raises(ValueError, match=r"(?s)params .*0\.bias"):
         compare_gradients(first, nn.Linear(3, 2), X)
+
+
+def test_two_modules_of_other_names_are_matched_by_a_mapping():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.v = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.v(torch.tanh(self.w(x)))
+
+    report = compare_gradients(network(), Named(), X, match={"0": "w", "2": "v"})
+    assert report.agree
+    assert {p.input for p in report.pairs} >= {"w.weight", "v.bias"}
+
+
+class Counting(nn.Module):
+    """Its output is that of its first call, if its buffers are each time those given."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += 1
+        return x * self.count
+
+
+def test_a_buffer_that_a_forward_pass_moves_is_each_time_the_given_one():
+    module = Counting()
+    pair = module, lambda x: 1.0 * x
+    assert compare_gradients(*pair, X, frameworks=("torch", "torch")).agree
+    assert module.count == 0
+
+
+def test_functions_of_other_integers_are_other_programs():
+    x, k, m = X[:2], np.arange(3), np.arange(3, 6)
+    first = (lambda x, k, m: (x * k[None]).sum(), lambda x, k, m: (x * k).sum())
+    second = (lambda x, k, m: (x * m[None]).sum(), lambda x, k, m: (x * m).sum())
+    with jax.numpy_dtype_promotion("standard"):
+        assert compare_gradients(*first, x, k, m, **WIDE).agree
+        assert compare_gradients(*second, x, k, m, **WIDE).agree
+        assert not compare_gradients(first[0], second[1], x, k, m, **WIDE).agree
+    unused = (lambda x, k: x.sum(),) * 2
+    for n in (2, 3):
+        assert compare_gradients(*unused, x, np.arange(n), **WIDE).agree
+
+
+def test_float64_noise_is_no_exact_tie():
+    x = RNG.normal(size=(20, 3)) * 1e-3 + 1e5
+    c = RNG.normal(size=(4, 3)) * 1e-3 + 1e5
+
+    def expanded(x, c):
+        d = (x**2).sum(-1)[:, None] - 2 * x @ c.T + (c**2).sum(-1)[None]
+        return jax.nn.softmax(-d)
+
+    def direct(x, c):
+        return torch.softmax(-((x[:, None] - c) ** 2).sum(-1), -1)
+
+    assert compare_gradients(expanded, direct, x, c, **WIDE).disagreements == ()
 
 
 def test_a_module_is_left_untouched_and_its_buffers_do_not_move():
@@ -248,6 +308,9 @@ RAISES = [
     ),
     ((loss, loss), {"frameworks": ("jax",)}, "frameworks must be two of"),
     ((loss, loss), {"frameworks": "jax"}, "frameworks must be two of"),
+    ((loss, loss), {"match": {"a": "b"}}, "match must go with params"),
+    ((loss, loss), {"seed": -1}, "seed must be an integer, 0 or more, got -1"),
+    ((loss, loss), {"tol": "1e-3"}, "tol must be between 0 and 1"),
     ((loss, loss), {"frameworks": ("jax", "numpy"), "order": 2}, "order must be 1"),
     (
         (nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)), lambda x: x),

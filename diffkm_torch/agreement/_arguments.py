@@ -96,7 +96,7 @@ def arguments(
 
 
 def _chosen(wrt: Wrt) -> list[int | str]:
-    if isinstance(wrt, int | str):
+    if not isinstance(wrt, Sequence | None) or isinstance(wrt, str):
         return [wrt]
     return list(wrt or [])
 
@@ -108,6 +108,8 @@ def _check_wrt(
     leaves: list[Any],
     there: list[int | str],
 ) -> None:
+    if not all(isinstance(which, int | str) for which in chosen):
+        raise TypeError(f"wrt must be positions or names, got {chosen!r}")
     if not chosen:
         raise ValueError("wrt must name at least one argument, got none")
     for which in chosen:

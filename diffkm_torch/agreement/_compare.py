@@ -134,12 +134,13 @@ def compare_gradients(
         Higham, Accuracy and Stability of Numerical Algorithms, 2002,
         https://doi.org/10.1137/1.9780898718027
     """
-    _check_options(dtypes, cotangent, order)
+    kwargs = {} if kwargs is None else kwargs
+    _check_options(dtypes, cotangent, order, seed, kwargs)
     given = functions((jax_fn, torch_fn), frameworks, params, match)
     if "numpy" in given.frameworks and (order == 2 or forward):
         raise ValueError("order must be 1, and forward False, for a NumPy function")
     kinds = given.frameworks
-    read = arguments(args, kwargs or {}, wrt, given.parameters, kinds)
+    read = arguments(args, kwargs, wrt, given.parameters, kinds)
     task, tolerances = Task(read, order, forward), _tolerances(tol)
     return report(given, task, dtypes, cotangent, seed, tolerances, jit=jit, eager=jit)
 
@@ -223,7 +224,9 @@ def assert_gradients_agree(
     return report
 
 
-def _check_options(dtypes: Any, cotangent: Any, order: Any) -> None:
+def _check_options(
+    dtypes: Any, cotangent: Any, order: Any, seed: Any, kwargs: Any
+) -> None:
     if isinstance(dtypes, str) or not dtypes or not set(dtypes) <= set(DTYPES):
         raise ValueError(f"dtypes must be among {DTYPES}, got {dtypes!r}")
     if isinstance(cotangent, str) and cotangent not in ("random", "ones"):
@@ -232,6 +235,10 @@ def _check_options(dtypes: Any, cotangent: Any, order: Any) -> None:
         )
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order!r}")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be an integer, 0 or more, got {seed!r}")
+    if not isinstance(kwargs, dict):
+        raise TypeError(f"kwargs must be a dict, got {shown(kwargs)}")
 
 
 def _tolerances(tol: float | dict[str, float] | None) -> dict[str, float]:
@@ -239,7 +246,10 @@ def _tolerances(tol: float | dict[str, float] | None) -> dict[str, float]:
     if tol is None:
         return TOLERANCE
     given = tol if isinstance(tol, dict) else dict.fromkeys(DTYPES, tol)
-    if not set(given) <= set(DTYPES) or not all(0 < t < 1 for t in given.values()):
+    is_real = all(isinstance(t, float | np.floating) for t in given.values())
+    if not (
+        set(given) <= {*DTYPES} and is_real and all(0 < t < 1 for t in given.values())
+    ):
         kinds = f"between 0 and 1, one for all or by dtype among {DTYPES}"
         raise ValueError(f"tol must be {kinds}, got {tol!r}")
     return TOLERANCE | given

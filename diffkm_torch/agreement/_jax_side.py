@@ -86,7 +86,8 @@ class JaxSide:
     def _compiled(self, function: Callable, *arguments: list) -> Callable:
         dtypes = tuple(a.dtype for arrays in arguments for a in arrays)
         if (function, dtypes) not in self._programs:
-            lowered = jax.jit(function).lower(*arguments)
+            # Of an argument that is not used nothing would be in the text.
+            lowered = jax.jit(function, keep_unused=True).lower(*arguments)
             options = {} if self.task.optimize else UNOPTIMIZED
             self._programs[function, dtypes] = _program(lowered, options)
         return self._programs[function, dtypes]

@@ -70,6 +70,7 @@ def functions(
         for fn, kind in zip(given, found, strict=True)
     ]
     if params is not None:
+        params = jax.tree.map(_as_array, params)
         takers = [i for i in (0, 1) if found[i] == "jax" and trees[i] is None]
         if len(takers) != 1:
             raise ValueError(
@@ -78,11 +79,19 @@ def functions(
             )
         trees[takers[0]] = params
     modules = [fn if isinstance(fn, nn.Module) else None for fn in given]
+    if (
+        match is not None
+        and params is None
+        and not [x for x in (*modules, *trees) if x is not None]
+    ):
+        raise ValueError("match must go with params, modules or trees, got functions")
     parameters, matches, remarks = _shared(modules, trees, match)
     forms = []
     for fn, tree, module in zip(given, trees, modules, strict=True):
         if module is not None:
-            forms.append(ModuleOf(module))
+            is_first = module is modules[0] and modules[1] is not None
+            own = {m.name: m.path for m in matches} if is_first else {}
+            forms.append(ModuleOf(module, own))
         elif tree is not None and parameters:
             forms.append(_OfTree(fn, tree, matches, takes_tree=tree is params))
         else:
@@ -110,7 +119,9 @@ def _frameworks(given: tuple[Any, Any], named: Sequence[str] | None) -> tuple[st
             )
         parts = fn if framework == "numpy" and isinstance(fn, tuple) else (fn,)
         if len(parts) > 2 or not all(map(callable, parts)):
-            raise TypeError(f"{whose} must be a function, got {shown(fn)}")
+            hint = ": a pair (fn, vjp) is NumPy's, which frameworks must name"
+            hint = hint if isinstance(fn, tuple) else ""
+            raise TypeError(f"{whose} must be a function, got {shown(fn)}{hint}")
         _check_device(whose, fn)
     return found[0], found[1]
 
@@ -136,14 +147,8 @@ def _shared(
     both = [m for m in modules if m is not None]
     tree = next((t for t in trees if t is not None), None)
     if len(both) == 2:
-        first, second = (
-            {n: tuple(p.shape) for n, p in m.named_parameters()} for m in both
-        )
-        if first != second:
-            apart = sorted({*first.items()} ^ {*second.items()})
-            names = ", ".join(f"{name} {shape}" for name, shape in apart)
-            raise ValueError(f"torch_fn must have the parameters of jax_fn: {names}")
-        return _values(both[0]), (), _moved(_values(both[0]), both[1])
+        tree = _values(both[0])
+        both = both[1:]
     if not both:
         return {}, (), ()
     if tree is None:
@@ -155,6 +160,11 @@ def _shared(
     leaves = jax.tree.leaves(tree)
     values = {m.name: m.to_torch(_as_numpy(leaves[m.index])) for m in matches}
     return values, matches, _moved(values, both[0])
+
+
+def _as_array(leaf: Any) -> Any:
+    """A tensor among parameters as an array of NumPy."""
+    return _as_numpy(leaf.detach()) if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _values(module: nn.Module) -> dict[str, np.ndarray]:
@@ -176,7 +186,7 @@ def _moved(values: Mapping[str, np.ndarray], module: nn.Module) -> tuple[str, ..
     if not names:
         return ()
     others = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return (f"the module holds other numbers as {others}: params' are used on both",)
+    return (f"the module holds other numbers as {others}: the other side's are used",)
 
 
 class _Plain:

@@ -133,10 +133,11 @@ class ModuleOf:
 
     Args:
         module: Of which copies are made, one for every dtype.
+        own: The module's own names, by those that parameters are given with.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, own: Mapping[str, str]) -> None:
+        self.module, self.own = module, own
         self._copies: dict[torch.dtype, nn.Module] = {}
 
     def __call__(
@@ -149,7 +150,8 @@ class ModuleOf:
         module = self._copies[dtype]
         # Copies, which a forward pass that counts or averages may change.
         buffers = {name: b.clone() for name, b in module.named_buffers()}
-        state = {**buffers, **parameters}
+        given = {self.own.get(name, name): p for name, p in parameters.items()}
+        state = {**buffers, **given}
         return torch.func.functional_call(module, state, args, kwargs)
 
     def dropouts(self) -> list[str]:

@@ -21,7 +21,8 @@ In float64 a row is
     agree       if Δ ≤ max(tol · s, 1000 ρ) and 1000 ρ ≤ 0.01 s, or Δ ≤ 1000 φ ≤ 0.01 s
     unresolved  else, if 1000 ρ > 0.01 s and Δ ≤ 1000 max(ρ, φ), or Δ ≤ 1000 u where
                 float32 is off by more than 0.01 s
-    kink        if 1000 φ > 0.01 s ≥ 1000 ρ, and inputs with fewer bits change it, too
+    kink        if 1000 φ > 0.01 s ≥ 1000 ρ, and inputs with fewer bits change it by
+                more than 0.1 φ
     disagree    else: at an exact tie, whose rule both must share, by tol alone
 
 In float32 a row disagrees where both sides differ as much in float64 on the same
@@ -52,7 +53,8 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 NUM_FLOORS = 1000.0
 # A row is noise where rounding is more than this share of it.
 NOISE = 0.01
-# An error that stays, but for this share of it, when last bits change, is no rounding.
+# An error that stays, but for this share of it, when last bits change, is no rounding,
+# and a jump that does not come, but for this share, with fewer bits, an exact tie.
 STEADY = 0.1
 RATIO = float(np.finfo(np.float64).eps) / float(np.finfo(np.float32).eps)
 
@@ -188,7 +190,7 @@ def _in_float64(
             is_rounding & explained,
             ~is_rounding & (delta <= limit),
             ~is_rounding & ~is_jump & explained,
-            is_jump & (change > noise) & explained,
+            is_jump & (change > STEADY * floor) & explained,
             is_lost & (delta <= units),
         ],
         [UNRESOLVED, AGREE, AGREE, KINK, UNRESOLVED],

@@ -141,7 +141,7 @@ def test_two_modules_of_other_names_are_matched_by_a_mapping():
 
 
 class Counting(nn.Module):
-    """Its output is that of its first call, if its buffers are each time those given."""
+    """Twice the same, if its buffers are each time those given."""
 
     def __init__(self):
         super().__init__()

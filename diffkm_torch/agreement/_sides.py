@@ -79,11 +79,7 @@ def functions(
             )
         trees[takers[0]] = params
     modules = [fn if isinstance(fn, nn.Module) else None for fn in given]
-    if (
-        match is not None
-        and params is None
-        and not [x for x in (*modules, *trees) if x is not None]
-    ):
+    if match is not None and all(part is None for part in (*modules, *trees)):
         raise ValueError("match must go with params, modules or trees, got functions")
     parameters, matches, remarks = _shared(modules, trees, match)
     forms = []

@@ -19,7 +19,7 @@ that is saturated in float32, and not quite in float64: that is a few u.
 In float64 a row is
 
     agree       if Δ ≤ max(tol · s, 1000 ρ) and 1000 ρ ≤ 0.01 s, or Δ ≤ 1000 φ ≤ 0.01 s
-    unresolved  else, if 1000 ρ > 0.01 s and Δ ≤ 1000 max(ρ, φ), or Δ ≤ 1000 u where
+    unresolved  else, if 1000 ρ > 0.01 s and Δ ≤ 1000 max(ρ, φ), or Δ ≤ 100 u where
                 float32 is off by more than 0.01 s
     kink        if 1000 φ > 0.01 s ≥ 1000 ρ, and inputs with fewer bits change it by
                 more than 0.1 φ
@@ -49,8 +49,10 @@ from diffkm_torch.agreement._task import Key
 AGREE, UNRESOLVED, KINK, DISAGREE = "agree", "unresolved", "kink", "disagree"
 # Where a tolerance is not given: of the largest entry of a row.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
-# The rounding of a sum of n terms grows as n; φ, ρ and u are samples of it.
+# The rounding of a sum of n terms grows as n, φ and ρ are samples of it.
 NUM_FLOORS = 1000.0
+# Of u, in a row that is saturated.
+NUM_UNITS = 100.0
 # A row is noise where rounding is more than this share of it.
 NOISE = 0.01
 # An error that stays, but for this share of it, when last bits change, is no rounding,
@@ -153,8 +155,8 @@ class Rows:
     scale: Callable[[], float]
 
     def units(self, eps: float) -> float:
-        """1000 u."""
-        return NUM_FLOORS * eps * max(self.scale(), self.size.max(initial=0))
+        """100 u."""
+        return NUM_UNITS * eps * max(self.scale(), self.size.max(initial=0))
 
 
 def _in_float64(

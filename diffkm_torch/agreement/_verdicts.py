@@ -20,7 +20,7 @@ In float64 a row is
 
     agree       if Δ ≤ max(tol · s, 1000 ρ) and 1000 ρ ≤ 0.01 s, or Δ ≤ 1000 φ ≤ 0.01 s
     unresolved  else, if 1000 ρ > 0.01 s and Δ ≤ 1000 max(ρ, φ), or Δ ≤ 100 u where
-                float32 is off by more than 0.01 s
+                float32, or inputs rounded to it, are off by more than 0.01 s
     kink        if 1000 φ > 0.01 s ≥ 1000 ρ, and inputs with fewer bits change it by
                 more than 0.1 φ
     disagree    else: at an exact tie, whose rule both must share, by tol alone
@@ -176,7 +176,10 @@ def _in_float64(
         return np.full(len(delta), AGREE, dtype="<U10"), moves, floor
     if dtype == "float64" and evaluator.nearby is not None:
         errors = errors_of(key, evaluator.nearby).max(axis=0)
-        both, is_lost = RATIO * errors, errors.max(axis=0) > noise
+        both = RATIO * errors
+        # By float32's errors, or by the inputs that it rounds.
+        rounded = _changes(key, evaluator.base(dtype), evaluator.nearby.wide)
+        is_lost = np.maximum(errors, rounded).max(axis=0) > noise
     rounding = both.max(axis=0)
     is_rounding = is_suspect & (NUM_FLOORS * rounding > noise) & (noise > 0)
     is_jump = ~is_rounding & (NUM_FLOORS * floor > noise)

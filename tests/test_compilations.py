@@ -101,7 +101,7 @@ CALLS = {
     "evaluate, sampled": lambda: dk.evaluate(
         KEY, cost, LOGITS, [es.gumbel_softmax(tau=number()), es.rloo()], num_samples=9
     ),
-    "fit_bounded, hard": lambda: dk.fit_bounded(X, C, min_size=6, tol=number()),
+    "fit_bounded, hard": lambda: dk.fit_bounded(X, C, min_size=2, tol=number()),
     "fit_bounded, soft": lambda: dk.fit_bounded(
         X, C, min_size=7 * number(), temperature=number()
     ),

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffkm_torch.agreement._arguments import as_numpy
+
 STATE_DICT = "state_dict"
 MAX_LISTED = 4
 
@@ -89,12 +91,7 @@ READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The same in NumPy; bfloat16 becomes float32, which holds it."""
-    return {name: _as_numpy(tensor) for name, tensor in read_tensors(path).items()}
-
-
-def _as_numpy(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return {name: as_numpy(tensor) for name, tensor in read_tensors(path).items()}
 
 
 def read_tree(path: Path) -> dict[str, Any]:

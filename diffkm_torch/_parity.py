@@ -58,7 +58,7 @@ def rows(
                 both = [call(m, name, variant) for m in (diffkm_jax, diffkm_torch)]
                 given = functions((both[0], both[1]), None, None, None)
                 kwargs = arguments(name, variant, data)
-                read = as_arguments((), kwargs, None, {}, given.frameworks)
+                read = as_arguments((), kwargs, None, {}, (), given.frameworks)
                 task = Task(read, order, forward=False, optimize=jit)
                 found = report(given, task, jit=True, eager=jit)
             except Exception as error:

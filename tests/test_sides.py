@@ -197,6 +197,29 @@ def test_a_module_is_left_untouched_and_its_buffers_do_not_move():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_batch_statistics_among_the_parameters_are_given_to_both(train):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.BatchNorm1d(3)).train(train)
+    mean, var = RNG.normal(size=3), RNG.uniform(0.5, 2, 3)
+    params = {
+        "params": {"BatchNorm_0": {"scale": np.full(3, 1.5), "bias": np.ones(3)}},
+        "batch_stats": {"BatchNorm_0": {"mean": mean, "var": var}},
+    }
+
+    def normalized(params, x):
+        of = params["params"]["BatchNorm_0"]
+        stats = params["batch_stats"]["BatchNorm_0"]
+        mean, var = (x.mean(0), x.var(0)) if train else (stats["mean"], stats["var"])
+        scaled = (x - mean[None]) / jnp.sqrt(var + 1e-5)[None]
+        return scaled * of["scale"][None] + of["bias"][None]
+
+    match = {"BatchNorm_0": "0"}
+    report = compare_gradients(normalized, module, X, params=params, match=match)
+    assert report.agree
+    assert {p.input for p in report.pairs} == {"", "arg0", "0.weight", "0.bias"}
+
+
 def test_parameters_that_nothing_compares_are_said_to_be_held():
     module = network().double()
     arrays = {k: jnp.asarray(v.detach().numpy()) for k, v in module.named_parameters()}

@@ -782,7 +782,7 @@ def test_an_error_says_of_whose_function_it_came():
     with pytest.raises(ZeroDivisionError) as error:
         compared(*ADAM, (lambda p, x, y: 1 / 0, torch_loss))
     arrays = "float64[8, 4], float64[8, 3]"
-    note = f"This came of calling jax_loss or optax on a batch of {arrays}."
+    note = f"This came of calling jax_loss or optax on arrays {arrays}."
     assert note in error.value.__notes__
 
 

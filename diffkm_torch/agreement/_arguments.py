@@ -64,9 +64,10 @@ def arguments(
     kwargs: dict[str, Any],
     wrt: Wrt,
     parameters: Mapping[str, np.ndarray],
+    held: Collection[str],
     frameworks: Collection[str],
 ) -> Arguments:
-    """Reads the arguments, and finds those that move."""
+    """Reads the arguments, and finds those that move: all but the parameters held."""
     paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
     tops = [_top(path) for path, _ in paths]
     names = [_name(path) for path, _ in paths]
@@ -85,10 +86,12 @@ def arguments(
     moving |= {
         position: name
         for position, (name, array) in enumerate(parameters.items(), len(arrays))
-        if array.dtype.kind == "f" and (wrt is None or name in _chosen(wrt))
+        if array.dtype.kind == "f" and name not in held
+        if wrt is None or name in _chosen(wrt)
     }
     if wrt is not None:
-        there = [*range(len(args)), *kwargs, *parameters]
+        movable = [name for name in parameters if name not in held]
+        there = [*range(len(args)), *kwargs, *movable]
         _check_wrt(_chosen(wrt), tops, names, leaves, there)
     if not moving:
         raise ValueError("args must hold at least one floating array, got none")
@@ -143,9 +146,7 @@ def _as_leaf(
         if leaf.device.type != "cpu":
             where = f"it is on device {leaf.device}: hand in .cpu()"
             raise ValueError(f"{name} must be on the CPU, but {where}")
-        if leaf.dtype == torch.bfloat16:
-            leaf = leaf.float()
-        leaf = leaf.detach().numpy()
+        leaf = as_numpy(leaf)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         if set(frameworks) == {"jax"}:
             return leaf
@@ -157,13 +158,26 @@ def _as_leaf(
         leaf = np.asarray(leaf, np.float64)
     if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
         return leaf
-    leaf = np.asarray(leaf)
-    if leaf.dtype.kind not in "fbiu":
-        if leaf.dtype.name != "bfloat16":
-            kinds = "floating, integer or boolean"
-            raise TypeError(f"{name} must be {kinds}, got dtype {leaf.dtype}")
-        leaf = leaf.astype(np.float32)
+    leaf = as_numpy(leaf)
+    check_real(name, leaf)
     return leaf
+
+
+def as_numpy(array: Any) -> np.ndarray:
+    """An array of any framework in NumPy; bfloat16 becomes float32, which holds it."""
+    if isinstance(array, torch.Tensor):
+        array = array.float() if array.dtype == torch.bfloat16 else array
+        # By force, because torch has zeros that are not stored.
+        return array.numpy(force=True)
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def check_real(name: str, array: np.ndarray) -> None:
+    """Raises TypeError unless the array holds real numbers or booleans."""
+    if array.dtype.kind not in "fbiu":
+        kinds = "floating, integer or boolean"
+        raise TypeError(f"{name} must be {kinds}, got dtype {array.dtype}")
 
 
 def _short(value: Any) -> str:

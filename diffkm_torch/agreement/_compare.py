@@ -14,9 +14,7 @@ from diffkm_torch.agreement._evaluations import precision_of
 from diffkm_torch.agreement._report import Pair, Report
 from diffkm_torch.agreement._sides import Functions, functions
 from diffkm_torch.agreement._task import Side, Task
-from diffkm_torch.agreement._verdicts import TOLERANCE
-
-DTYPES = "float64", "float32"
+from diffkm_torch.agreement._verdicts import DTYPES, TOLERANCE
 
 
 def compare_gradients(
@@ -93,7 +91,8 @@ def compare_gradients(
             tree in the order of the arrays that are differentiated.
         params: The parameters of the JAX function, a tree of arrays that it takes
             first: jax_fn(params, *args). The module gets the same numbers, and the
-            gradient in every parameter is compared, in torch's layout.
+            gradient in every parameter is compared, in torch's layout. Buffers that are
+            among them (flax's batch statistics) are given to both, too.
         match: How names of parameters are found: a mapping from paths in `params`, or
             their beginnings, to the module's, as {"Dense_0": "0"}; or a function of a
             path to a name or to (name, permutation of the axes). None is by equal
@@ -140,7 +139,7 @@ def compare_gradients(
     if "numpy" in given.frameworks and (order == 2 or forward):
         raise ValueError("order must be 1, and forward False, for a NumPy function")
     kinds = given.frameworks
-    read = arguments(args, kwargs, wrt, given.parameters, kinds)
+    read = arguments(args, kwargs, wrt, given.parameters, given.held, kinds)
     task, tolerances = Task(read, order, forward), _tolerances(tol)
     return report(given, task, dtypes, cotangent, seed, tolerances, jit=jit, eager=jit)
 

@@ -108,20 +108,22 @@ class JaxSide:
     def _evaluate(
         self, arrays: list, cotangents: list, tangents: list, second: list
     ) -> list:
-        def function(moving: list) -> list:
-            return self._floats(combine(arrays, self.task.moving, moving))
+        def function(moving: list) -> tuple[list, list]:
+            leaves = self._call(combine(arrays, self.task.moving, moving))
+            floating, other = (list(named.values()) for named in leaves)
+            return floating, other
 
-        def gradients(moving: list) -> list:
-            return _vjps(function, moving, cotangents)[1]
+        def gradients(moving: list) -> tuple[list, list]:
+            return _vjps(function, moving, cotangents)[1:]
 
         moving = [arrays[i] for i in self.task.moving]
-        values, first = _vjps(function, moving, cotangents)
-        found = [*values, *self._call(arrays)[1].values(), *first]
+        values, first, other = _vjps(function, moving, cotangents)
+        found = [*values, *other, *first]
         if self.task.forward:
             zeros = [jnp.zeros_like(a) for a in moving]
             for i, tangent in enumerate(tangents):
                 along = combine(zeros, [i], [tangent])
-                found += jax.jvp(function, (moving,), (along,))[1]
+                found += jax.jvp(function, (moving,), (along,), has_aux=True)[1]
         if self.task.order == 2:
             found += _vjps(gradients, moving, second)[1]
         return found
@@ -135,15 +137,19 @@ def _bits(dtype: Any) -> int:
     return jnp.finfo(dtype).bits
 
 
-def _vjps(function: Callable, moving: list, seeds: list) -> tuple[list, list]:
-    """The values, and of each of them the gradients: seed · d value / d moving."""
-    values, pullback = jax.vjp(function, moving)
+def _vjps(function: Callable, moving: list, seeds: list) -> tuple[list, list, list]:
+    """The values, of each of them the gradients, and the rest.
+
+    The function returns what is differentiated, by seed · d value / d moving, and what
+    is not.
+    """
+    values, pullback, rest = jax.vjp(function, moving, has_aux=True)
     zeros = [jnp.zeros_like(value) for value in values]
     gradients = []
     for i, seed in enumerate(seeds):
         seed = seed.astype(values[i].dtype)
         gradients += pullback(combine(zeros, [i], [seed]))[0]
-    return values, gradients
+    return values, gradients, rest
 
 
 def _program(lowered: Any, options: dict[str, Any]) -> Callable:

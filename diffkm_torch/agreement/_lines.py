@@ -23,13 +23,11 @@ class Lines:
 
     def __init__(
         self,
-        sides: tuple[Side, Side],
         task: Task,
         evaluator: Evaluator,
-        jit: bool,
         what: tuple[str, tuple[str, ...]],
     ) -> None:
-        self.sides, self.task, self.evaluator, self.jit = sides, task, evaluator, jit
+        self.task, self.evaluator = task, evaluator
         self.output, self.inputs = what
         self.number = task.inputs.index(self.inputs[-1])
         self.which = task.moving[self.number]
@@ -64,7 +62,7 @@ class Lines:
 
             return at
 
-        return [line(side) for side in self.sides]
+        return [line(side) for side in self.evaluator.sides]
 
     def _output_number(self) -> int:
         names = [name for kind, name, _ in self.evaluator.keys if kind == "value"]
@@ -75,6 +73,6 @@ class Lines:
 
     def _gradient(self, side: Side, arrays: Arrays) -> np.ndarray:
         found = side.evaluate(
-            arrays, self.evaluator.seeds, self.evaluator.keys, jit=self.jit
+            arrays, self.evaluator.seeds, self.evaluator.keys, jit=self.evaluator.jit
         )
         return found["gradient", self.output, self.inputs[0]]

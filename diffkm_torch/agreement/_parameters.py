@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from diffkm_torch._hints import shown
 from diffkm_torch.agreement._layouts import (
@@ -59,6 +60,14 @@ class Match:
         return (
             moved if self.axes is None else np.transpose(moved, np.argsort(self.axes))
         )
+
+
+def check_on_cpu(whose: str, module: nn.Module) -> None:
+    """Raises ValueError unless all tensors of a module are on the CPU."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.device.type != "cpu":
+            where = f"{name} is on device {tensor.device}: hand in .cpu()"
+            raise ValueError(f"{whose} must be on the CPU, but {where}")
 
 
 def match_parameters(

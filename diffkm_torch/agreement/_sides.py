@@ -16,9 +16,14 @@ from torch import nn
 
 from diffkm_torch._hints import shown
 from diffkm_torch._leaves import combine
+from diffkm_torch.agreement._arguments import as_numpy
 from diffkm_torch.agreement._jax_side import JaxSide
 from diffkm_torch.agreement._numpy_side import NumpySide
-from diffkm_torch.agreement._parameters import Match, match_parameters
+from diffkm_torch.agreement._parameters import (
+    Match,
+    check_on_cpu,
+    match_parameters,
+)
 from diffkm_torch.agreement._task import Side, Task
 from diffkm_torch.agreement._torch_side import ModuleOf, TorchSide
 
@@ -36,6 +41,7 @@ class Functions:
         forms: Each as a function of (parameters, args, kwargs).
         parameters: Values by torch's name, in its layout; none where the functions
             have only arguments.
+        held: Names of those that are buffers, which are not differentiated.
         remarks: What a reader should know of the parameters.
     """
 
@@ -43,6 +49,7 @@ class Functions:
     frameworks: tuple[str, str]
     forms: tuple[Callable, Callable]
     parameters: Mapping[str, np.ndarray]
+    held: frozenset[str]
     remarks: tuple[str, ...]
 
     def sides(self, task: Task) -> tuple[Side, Side]:
@@ -94,7 +101,9 @@ def functions(
             forms.append(_Plain(fn[0] if isinstance(fn, tuple) else fn))
     if params is not None and not parameters:
         raise ValueError("params must go with an nn.Module on the other side")
-    return Functions(given, found, (forms[0], forms[1]), parameters, remarks)
+    buffers = {n for m in modules if m is not None for n, _ in m.named_buffers()}
+    held = frozenset(buffers & {*parameters})
+    return Functions(given, found, (forms[0], forms[1]), parameters, held, remarks)
 
 
 def _frameworks(given: tuple[Any, Any], named: Sequence[str] | None) -> tuple[str, str]:
@@ -118,7 +127,8 @@ def _frameworks(given: tuple[Any, Any], named: Sequence[str] | None) -> tuple[st
             hint = ": a pair (fn, vjp) is NumPy's, which frameworks must name"
             hint = hint if isinstance(fn, tuple) else ""
             raise TypeError(f"{whose} must be a function, got {shown(fn)}{hint}")
-        _check_device(whose, fn)
+        if isinstance(fn, nn.Module):
+            check_on_cpu(whose, fn)
     return found[0], found[1]
 
 
@@ -126,14 +136,6 @@ def _is_tree(fn: Any) -> bool:
     """Whether a function is a tree with arrays in it, as equinox's modules are."""
     leaves = jax.tree.leaves(fn)
     return callable(fn) and any(isinstance(a, jax.Array | np.ndarray) for a in leaves)
-
-
-def _check_device(whose: str, fn: Any) -> None:
-    if isinstance(fn, nn.Module):
-        for name, tensor in [*fn.named_parameters(), *fn.named_buffers()]:
-            if tensor.device.type != "cpu":
-                where = f"{name} is on device {tensor.device}: hand in .cpu()"
-                raise ValueError(f"{whose} must be on the CPU, but {where}")
 
 
 def _shared(
@@ -151,33 +153,32 @@ def _shared(
         held = len(_values(both[0]))
         note = f"{held} parameters of the module are held: params would compare them"
         return {}, (), (note,) if held else ()
-    shapes = {name: a.shape for name, a in _values(both[0]).items()}
-    matches = match_parameters(tree, shapes, match)
+    there = _values(both[0])
+    buffers = {n: as_numpy(b) for n, b in both[0].named_buffers()}
+    matches = match_parameters(
+        tree,
+        {name: a.shape for name, a in there.items()},
+        match,
+        buffers={name: a.shape for name, a in buffers.items() if a.dtype.kind == "f"},
+    )
     leaves = jax.tree.leaves(tree)
-    values = {m.name: m.to_torch(_as_numpy(leaves[m.index])) for m in matches}
-    return values, matches, _moved(values, both[0])
+    values = {m.name: m.to_torch(as_numpy(leaves[m.index])) for m in matches}
+    return values, matches, _moved(values, there | buffers)
 
 
 def _as_array(leaf: Any) -> Any:
     """A tensor among parameters as an array of NumPy."""
-    return _as_numpy(leaf.detach()) if isinstance(leaf, torch.Tensor) else leaf
+    return as_numpy(leaf) if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _values(module: nn.Module) -> dict[str, np.ndarray]:
-    return {n: _as_numpy(p.detach()) for n, p in module.named_parameters()}
+    return {n: as_numpy(p) for n, p in module.named_parameters()}
 
 
-def _as_numpy(array: Any) -> np.ndarray:
-    if isinstance(array, torch.Tensor):
-        is_short = array.dtype == torch.bfloat16
-        return (array.float() if is_short else array).numpy()
-    array = np.asarray(array)
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-
-
-def _moved(values: Mapping[str, np.ndarray], module: nn.Module) -> tuple[str, ...]:
+def _moved(
+    values: Mapping[str, np.ndarray], there: Mapping[str, np.ndarray]
+) -> tuple[str, ...]:
     """Of a module with other numbers than those that both are given."""
-    there = _values(module)
     names = [n for n, a in values.items() if not np.array_equal(a, there[n])]
     if not names:
         return ()
@@ -189,10 +190,10 @@ class _Plain:
     """A function that has only arguments."""
 
     def __init__(self, fn: Callable) -> None:
-        self.fn = fn
+        self.__wrapped__ = fn
 
     def __call__(self, _: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return self.fn(*args, **kwargs)
+        return self.__wrapped__(*args, **kwargs)
 
 
 class _OfTree:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -103,8 +104,10 @@ def keys_of(task: Task, outputs: Outputs) -> dict[Key, tuple[str, tuple[str, ...
 
 
 @contextmanager
-def error_notes(whose: str, arrays: Arrays, *remarks: str) -> Iterator[None]:
-    """Adds to an error whose function raised it, and on what."""
+def error_notes(
+    whose: str, arrays: Arrays, remarks: Iterable[str] = ()
+) -> Iterator[None]:
+    """Adds to an error whose function raised it, on what, and remarks on it."""
     try:
         yield
     except Exception as error:
@@ -117,11 +120,11 @@ def error_notes(whose: str, arrays: Arrays, *remarks: str) -> Iterator[None]:
 
 def closed_over(fn: Any) -> Iterator[tuple[str, Any]]:
     """The names and values that a Python function holds beside its arguments."""
-    while hasattr(fn, "func") and hasattr(fn, "keywords"):  # functools.partial
-        yield from ((f"its argument {i}", a) for i, a in enumerate(fn.args))
-        yield from fn.keywords.items()
-        fn = fn.func
-    fn = getattr(fn, "__wrapped__", fn)
+    while isinstance(fn, partial) or hasattr(fn, "__wrapped__"):
+        if isinstance(fn, partial):
+            yield from ((f"its argument {i}", a) for i, a in enumerate(fn.args))
+            yield from fn.keywords.items()
+        fn = fn.func if isinstance(fn, partial) else fn.__wrapped__
     code = getattr(fn, "__code__", None)
     if code is None:
         return

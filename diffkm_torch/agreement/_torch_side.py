@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from diffkm_torch.agreement._arguments import as_numpy
 from diffkm_torch.agreement._outputs import Outputs, named_leaves, outputs_of
 from diffkm_torch.agreement._seeds import Arrays, Seeds
 from diffkm_torch.agreement._task import (
@@ -43,7 +44,7 @@ class TorchSide:
     def values(self, arrays: Arrays, *, jit: bool = True) -> Arrays:
         """The floating outputs."""
         with self._running(arrays):
-            return list(map(_numpy, self._call(self._tensors(arrays))[0].values()))
+            return list(map(as_numpy, self._call(self._tensors(arrays))[0].values()))
 
     def evaluate(
         self, arrays: Arrays, seeds: Seeds, keys: Iterable[Key], *, jit: bool
@@ -51,12 +52,12 @@ class TorchSide:
         """Outputs and derivatives; torch compiles nothing here."""
         with self._running(arrays):
             found = self._evaluate(arrays, seeds)
-        return dict(zip(keys, map(_numpy, found), strict=True))
+        return dict(zip(keys, map(as_numpy, found), strict=True))
 
     def remarks(self, arrays: Arrays) -> Iterator[str]:
         """Tensors that the function closes over and that stay as they are."""
         dtype = _widest(arrays)
-        for name, value in closed_over(getattr(self.fn, "fn", self.fn)):
+        for name, value in closed_over(self.fn):
             if isinstance(value, nn.Module):
                 found = {p.dtype for p in value.parameters()} - {dtype}
                 if found:
@@ -82,7 +83,7 @@ class TorchSide:
         torch.set_default_dtype(_widest(arrays))
         remarks = (f"{self.whose} {remark}." for remark in self.remarks(arrays))
         try:
-            with torch.enable_grad(), error_notes(self.whose, arrays, *remarks):
+            with torch.enable_grad(), error_notes(self.whose, arrays, remarks):
                 yield
         finally:
             torch.set_default_dtype(before)
@@ -195,9 +196,3 @@ def _gradients(
             materialize_grads=True,
         )
     return gradients
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    # By force, because torch has zeros that are not stored.
-    return tensor.numpy(force=True)

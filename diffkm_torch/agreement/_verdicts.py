@@ -49,6 +49,7 @@ from diffkm_torch.agreement._task import Key
 AGREE, UNRESOLVED, KINK, DISAGREE = "agree", "unresolved", "kink", "disagree"
 # Where a tolerance is not given: of the largest entry of a row.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
+DTYPES = tuple(TOLERANCE)
 # The rounding of a sum of n terms grows as n, φ and ρ are samples of it.
 NUM_FLOORS = 1000.0
 # Of u, in a row that is saturated.

@@ -12,10 +12,15 @@ import torch
 from torch import nn
 
 from diffkm_torch._hints import shown
-from diffkm_torch.agreement._parameters import Match, Rule, match_parameters
+from diffkm_torch.agreement._arguments import as_numpy, check_real
+from diffkm_torch.agreement._parameters import (
+    Match,
+    Rule,
+    check_on_cpu,
+    match_parameters,
+)
+from diffkm_torch.agreement._verdicts import DTYPES
 from diffkm_torch.agreement.steps._sides import Task
-
-DTYPES = "float64", "float32"
 
 
 def check_functions(jax_loss: Any, torch_loss: Any, scheduler: Any) -> None:
@@ -74,10 +79,7 @@ def read_parameters(params: Any, module: Any, match: Rule) -> Task:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {shown(module)}")
     named, buffers = dict(module.named_parameters()), dict(module.named_buffers())
-    for name, tensor in (named | buffers).items():
-        if tensor.device.type != "cpu":
-            where = f"{name} is on device {tensor.device}: hand in a copy, .cpu()"
-            raise ValueError(f"module must be on the CPU, but {where}")
+    check_on_cpu("module", module)
     matches = match_parameters(
         params,
         {name: tuple(p.shape) for name, p in named.items()},
@@ -119,9 +121,7 @@ def read_batches(batches: Any) -> list[tuple]:
 
 def _array(name: str, leaf: Any) -> np.ndarray:
     if isinstance(leaf, torch.Tensor):
-        leaf = (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy(
-            force=True
-        )
+        leaf = as_numpy(leaf)
     is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(
         leaf.dtype, jax.dtypes.prng_key
     )
@@ -130,12 +130,8 @@ def _array(name: str, leaf: Any) -> np.ndarray:
     ):
         kinds = "a random key" if is_key else shown(leaf)
         raise TypeError(f"{name} must hold arrays that both can use, got {kinds}")
-    array = np.asarray(leaf)
-    if array.dtype.name == "bfloat16":
-        array = array.astype(np.float32)
-    if array.dtype.kind not in "fbiu":
-        kinds = "floating, integer or boolean"
-        raise TypeError(f"{name} must be {kinds}, got dtype {array.dtype}")
+    array = as_numpy(leaf)
+    check_real(name, array)
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise ValueError(f"{name} must be without NaN")
     return array

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from diffkm_torch._hints import shown
 from diffkm_torch._leaves import combine
 from diffkm_torch.agreement._parameters import Match
+from diffkm_torch.agreement._task import error_notes
 from diffkm_torch.agreement.steps._states import jax_state, torch_name, torch_state
 
 KINDS = "loss", "gradient", "state", "parameter"
@@ -117,7 +117,7 @@ class JaxTraining:
     def step(self, batch: Any) -> Result:
         """Takes a step, returns what it leaves."""
         arrays = list(jax.tree.map(jnp.asarray, batch))
-        with _error_note("jax_loss or optax", batch):
+        with error_notes("jax_loss or optax", jax.tree.leaves(batch)):
             loss, gradients, self.parameters, self.state = self.side.step(
                 self.parameters, self.held, self.state, arrays
             )
@@ -181,7 +181,7 @@ class TorchTraining:
     def loss(self, batch: Any) -> Tensor:
         """The loss where the training is, checked."""
         tensors = jax.tree.map(torch.tensor, batch)
-        with torch.enable_grad(), _error_note("torch_loss", batch):
+        with torch.enable_grad(), error_notes("torch_loss", jax.tree.leaves(batch)):
             loss = self.side.loss(self.module, *tensors)
         dtype = next(iter(self.named.values())).dtype
         _check_loss("torch_loss", loss, str(dtype).removeprefix("torch."))
@@ -264,15 +264,3 @@ def _check_optimizer(optimizer: Any, parameters: list) -> None:
             "optimizers must have second a function that uses the parameters it is "
             "given, those of a copy of module, but it took others"
         )
-
-
-@contextmanager
-def _error_note(whose: str, batch: Any) -> Iterator[None]:
-    """Adds to an error whose function raised it, and on what."""
-    try:
-        yield
-    except Exception as error:
-        leaves = jax.tree.leaves(batch)
-        shapes = ", ".join(f"{a.dtype}{list(a.shape)}" for a in leaves)
-        error.add_note(f"This came of calling {whose} on a batch of {shapes}.")
-        raise

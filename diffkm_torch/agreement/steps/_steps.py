@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from diffkm_torch.agreement._parameters import Rule
+from diffkm_torch.agreement._verdicts import DTYPES, TOLERANCE
 from diffkm_torch.agreement.steps._arguments import (
-    DTYPES,
     check_functions,
     check_optimizers,
     check_options,
@@ -20,8 +20,6 @@ from diffkm_torch.agreement.steps._arguments import (
 from diffkm_torch.agreement.steps._report import StepsReport
 from diffkm_torch.agreement.steps._run import run
 from diffkm_torch.agreement.steps._sides import JaxSide, TorchSide
-
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 
 
 def compare_steps(

@@ -1,4 +1,4 @@
-"""The tables of the README, and one of every benchmark, in markdown, of what was saved.
+"""The documentation's tables of speed, and one of every benchmark, of what was saved.
 
 A file holds the records of a run: `environment`, and `records`, each with `benchmark`,
 `parameters`, `sides` (facts by side; `seconds` are samples, a time is their median),
@@ -55,7 +55,7 @@ def times(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} × as long"
 
 
-# The README's ------------------------------------------------------------------------
+# The documentation's -----------------------------------------------------------------
 
 
 def of_losses(records: list[Record]) -> Iterator[str]:

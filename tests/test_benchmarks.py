@@ -20,7 +20,8 @@ from benchmarks import _measure, _records, _rivals, report
 from benchmarks.__main__ import TOPICS, chosen
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = [*(ROOT / "docs").rglob("*.md")]
+DOCS = "\n".join(page.read_text() for page in sorted(PAGES))
 KINDS, DERIVATIVES = ("hard", "soft"), ("implicit", "unrolled")
 PROBLEMS = "three", "digits", "two of the three"
 NAMES = [f"{topic}.{name}" for topic in TOPICS for _, name in chosen(topic)]
@@ -105,8 +106,8 @@ def test_the_torch_estimates_are_those_of_the_lineup():
     assert {*_rivals.TORCH_ESTIMATORS, *_rivals.TWINS} <= set(lineup(0.0))
 
 
-def test_what_the_readme_runs_is_there():
-    commands = re.findall(r"`python\s+-m\s+benchmarks([^`]*)`", README)
+def test_what_the_documentation_runs_is_there():
+    commands = re.findall(r"`python\s+-m\s+benchmarks([^`]*)`", DOCS)
     assert len(commands) >= 6
     words = [word for command in commands for word in command.split()]
     options = {"--full", "--json", "FILE", "--picture", "PNG", "report"}
@@ -292,7 +293,7 @@ def test_the_report_prints_the_tables_of_the_readme_and_of_every_benchmark(saved
     curves |= {
         f"{name}: after 10 steps, ± of 2 seeds" for name in ("8 × 16", "p = 1.5")
     }
-    readme = {
+    documented = {
         "Value and gradient in the centroids": {"2000, 16, 8"},
         "A gradient through a fit, in the points": {
             *(f"{kind}, diffkm, {how}" for kind in KINDS for how in DERIVATIVES),
@@ -301,10 +302,10 @@ def test_the_report_prints_the_tables_of_the_readme_and_of_every_benchmark(saved
             "hard, diffkm_torch, unrolled",
         },
     }
-    assert set(tables) == plain | curves | set(readme) | {"Goals"}
-    for title, rows in readme.items():
+    assert set(tables) == plain | curves | set(documented) | {"Goals"}
+    for title, rows in documented.items():
         head, _, *lines = tables[title].splitlines()
-        assert of_any_steps(head) in of_any_steps(README)
+        assert of_any_steps(head) in of_any_steps(DOCS)
         labels = {line.split("|")[1].strip() for line in lines}
         assert labels - {"hard, ott-jax"} == rows
         assert all(re.search(r"\d", line.split("|")[2]) for line in lines)

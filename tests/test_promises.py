@@ -1,4 +1,4 @@
-"""The table of the README that says which derivatives each function has."""
+"""The table of the documentation that says which derivatives each function has."""
 
 from functools import partial
 from inspect import signature

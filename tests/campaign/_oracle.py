@@ -5,7 +5,7 @@ The truth about a float32 result is float64 at the same inputs. *Silent and wron
 1. A number that differs from a finite truth by more than 1000 ε of the largest entry of
    its row of the leaf (or of what its rounding is of: see `sizes_of_value`), 10 times
    what one unit in the last place of the inputs does to it, and 10⁻³⁶, below which
-   squares underflow, as the README says.
+   squares underflow, as the documentation says.
 2. NaN where inputs are finite and all of the truth can be represented, and infinity
    where their squares can be too. Where some of it overflows, what is not finite
    anywhere in the result is a flag, and is enough; a gradient is judged with its value.
@@ -192,7 +192,7 @@ def sizes_of_value(subject: Subject, value: Any, given: dict) -> dict[str, float
 
     What a step leaves is a sum of centroids and shifts, and has the rounding of the
     largest coordinate; the loss and the residual at rest, that of its square (if soft:
-    ε times the largest square, as the README says).
+    ε times the largest square, as the documentation says).
     """
     if subject.base == "evaluate":
         # Of variances, whose squares underflow.

@@ -2,7 +2,7 @@
 
 Mirrored functions are called as `diffkm_torch._calls` calls them; the others here. The
 arrays are small and shared, and so are the programs; points lie in three groups, far
-from ties. What a derivative may refuse is read in the README's table of promises.
+from ties. What a derivative may refuse is read in the table of docs/promises.md.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Subject:
     """A public function, called in one way.
 
     Attributes:
-        name: As in the README: `fit(derivative=one_step)`.
+        name: As in that table: `fit(derivative=one_step)`.
         function: Of arrays by keyword, to a tree.
         arrays: Its arguments, float64, bool or integer.
         smooth: What of the tree a derivative is of; all that is floating, by default.

@@ -89,7 +89,7 @@ def test_a_step_of_a_fit_exchanges_loss_counts_and_shifts(weighted):
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_work_memory_and_exchange_on_a_device_are_what_the_plan_says(devices):
-    """At n = 2^20, k = 256, d = 64: see "How far it goes" in docs/scale.md."""
+    """At n = 2^20, k = 256, d = 64: see "How far it goes" in docs/how/shards.md."""
     n, k, d, block = 2**20, 256, 64, 8192
     mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
     where = NamedSharding(mesh, P("data"))

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 VARIABLES, BATCH, STEPS = 128, 64, 8000
 OPTIMIZER = optax.adam(0.001)
-# What the README says they reach, from 0.3549; the least is 0.45^1.5 = 0.3019.
+# What the guide says that they reach, from 0.3549; the least is 0.45^1.5 = 0.3019.
 REACHED = {
     "exact": (es.exact(), 0.3021, 0.3021),
     "rloo": (es.rloo(num_samples=BATCH), 0.3025, 0.3025),
@@ -62,7 +62,7 @@ def trained(seed, record):
 
 
 @pytest.mark.parametrize("name", REACHED)
-def test_estimators_reach_what_the_readme_says(name):
+def test_estimators_reach_what_the_guide_says(name):
     record, low, high = REACHED[name]
     with jax.numpy_dtype_promotion("standard"):  # optax promotes inside.
         found = float(trained(jax.random.key(2), record))

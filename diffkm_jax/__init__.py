@@ -9,6 +9,7 @@ Points, centroids and weights that are integers or bools become the default floa
 
 from importlib.metadata import version
 
+import diffkm_jax._public
 from diffkm_jax import estimators
 from diffkm_jax.assignments import (
     blackbox,
@@ -189,3 +190,5 @@ __all__ = [
     "tune",
     "update",
 ]
+
+diffkm_jax._public.show_public(__name__)

@@ -87,7 +87,7 @@ def our_rows(key: jax.Array, points: jax.Array, start: jax.Array) -> Iterator[Ro
         result, milliseconds = timed(function)
         loss = float(dk.kmeans_loss(points, result.centroids))
         steps, residual = int(result.state.step), f"{result.residual:.1e}"
-        status = dk.Status(int(result.status)).name or ""
+        status = str(result.flags)
         yield name, loss, steps, residual, status, milliseconds
 
 
@@ -160,7 +160,7 @@ def fit_file(options: argparse.Namespace) -> int:
     rest["optimizer"] = optimizer_of(options.optimizer, options.learning_rate, points)
     rest["initializer"], key = INITIALIZERS[options.init], jax.random.key(options.seed)
     result, milliseconds = timed(lambda: dk.fit_restarts(key, points, k, **rest))
-    status = dk.Status(int(result.status))
+    status = result.flags
     try:
         report(result, status, (n, d, k), milliseconds)
     finally:  # Whoever reads the report may have gone.

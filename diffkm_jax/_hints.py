@@ -62,7 +62,7 @@ def hint_for_call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> st
         for word in [name for name in kwargs if name in WORDS and name not in names]:
             meant, otherwise = WORDS[word]
             return f"it is {meant} here" if meant in names else otherwise
-        if next(iter(names)) == "key" and not is_key(*args[:1]):
+        if next(iter(names), "") == "key" and not is_key(*args[:1]):
             return "a random key comes first, as jax.random.key(0)"
     return ""
 

@@ -17,7 +17,7 @@ from jax import export
 
 from diffkm_jax._checks import as_scalar
 from diffkm_jax._dtypes import accumulation_dtype
-from diffkm_jax._hints import shown
+from diffkm_jax._hints import hinted, shown
 from diffkm_jax._numerics import per_count
 from diffkm_jax.distances._forms import WITH_MEANS
 
@@ -98,6 +98,7 @@ def _steps(updates: Any, shifts: Any, counts: Any) -> Any:
     return jax.tree.map(step, updates, shifts, counts)
 
 
+@hinted
 @cache
 def newton() -> optax.GradientTransformationExtraArgs:
     """Newton's method on the k-means loss: Lloyd's algorithm, or EM if it is soft.
@@ -149,6 +150,7 @@ def newton() -> optax.GradientTransformationExtraArgs:
     return _PerCount(init, update)
 
 
+@hinted
 @cache
 def macqueen() -> optax.GradientTransformationExtraArgs:
     """MacQueen's online k-means: a learning rate of 1 / (weight seen) per centroid.

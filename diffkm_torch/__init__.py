@@ -17,6 +17,7 @@ import sys
 from importlib.metadata import version
 
 import diffkm_torch._docstrings
+import diffkm_torch._public
 from diffkm_torch import estimators
 from diffkm_torch.assignments import (
     blackbox,
@@ -168,3 +169,4 @@ __all__ = [
 ]
 
 diffkm_torch._docstrings.attach(sys.modules[__name__])
+diffkm_torch._public.show_public(__name__)

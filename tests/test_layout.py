@@ -15,7 +15,8 @@ import diffkm_torch
 
 ROOT = Path(diffkm_jax.__file__).parent
 LEVELS = [
-    ["_dtypes", "_hints", "_leaves", "_mesh", "_numerics", "_tangents", "_writing"],
+    ["_dtypes", "_hints", "_leaves", "_mesh", "_numerics", "_printed", "_public"],
+    ["_tangents", "_writing"],
     ["_docstrings"],
     ["_problem"],
     ["_checks", "_blocks", "_products", "_units", "agreement", "bridge"],

@@ -6,7 +6,8 @@ from diffkm_jax.fitting._fit import fit
 from diffkm_jax.fitting._minibatch import fit_minibatch
 from diffkm_jax.fitting._reassign import reassign
 from diffkm_jax.fitting._restarts import fit_restarts
-from diffkm_jax.fitting._state import FitResult, State, Status, init
+from diffkm_jax.fitting._state import FitResult, State, init
+from diffkm_jax.fitting._status import Status
 from diffkm_jax.fitting._update import update
 
 __all__ = [

@@ -25,7 +25,8 @@ from diffkm_jax.fitting._loop import (
     is_at_rest,
     mean_variance,
 )
-from diffkm_jax.fitting._state import FitResult, State, retracted, status_of
+from diffkm_jax.fitting._state import FitResult, State, retracted
+from diffkm_jax.fitting._status import status_of
 from diffkm_jax.fitting._step import Step
 from diffkm_jax.statistics import Statistics, means_of, residual_of
 

@@ -25,12 +25,8 @@ from diffkm_jax.fitting._derivative import (
 from diffkm_jax.fitting._empty import EmptyPolicy, is_empty
 from diffkm_jax.fitting._loop import Progress, StopRule, is_at_rest, run
 from diffkm_jax.fitting._start import as_start, as_tol, rows_of
-from diffkm_jax.fitting._state import (
-    SPECS,
-    FitResult,
-    State,
-    status_of,
-)
+from diffkm_jax.fitting._state import SPECS, FitResult, State
+from diffkm_jax.fitting._status import status_of
 from diffkm_jax.fitting._step import Algorithm, at_last
 from diffkm_jax.fitting._units import counts_in_true_unit, counts_in_unit
 from diffkm_jax.fitting._update import as_algorithm
@@ -153,7 +149,7 @@ def fit(
     Example:
         >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])
         >>> result = dk.fit(x, x[:2])
-        >>> result.centroids.tolist(), dk.Status(int(result.status)).name
+        >>> result.centroids.tolist(), result.flags.name
         ([[0.5], [9.5]], 'CONVERGED')
         >>> jax.jacobian(lambda x: dk.fit(x, x[:2]).centroids[1, 0])(x).ravel().tolist()
         [0.0, 0.0, 0.5, 0.5]

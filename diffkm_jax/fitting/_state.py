@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -16,11 +15,13 @@ from diffkm_jax._hints import hinted
 from diffkm_jax._problem import Problem
 from diffkm_jax._sharding import specs_of
 from diffkm_jax.distances._forms import form_of
+from diffkm_jax.fitting._lines import lines_of_fit, lines_of_state
+from diffkm_jax.fitting._status import Status, flags_of, is_converged
 from diffkm_jax.optimizers import newton
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 
 class State(NamedTuple):
@@ -43,68 +44,15 @@ class State(NamedTuple):
     step: Int[Array, ""]
     remainder: Float[Array, "k d"] | None = None
 
+    def __repr__(self) -> str:
+        return lines_of_state(self)
+
 
 export.register_namedtuple_serialization(State, serialized_name="diffkm.State")
 
 
-class Status(enum.IntFlag):
-    """How a fit ended: flags, as in `Status(int(result.status))`.
-
-    Of a batch of fits, `[Status(int(s)) for s in result.status]`.
-
-    Attributes:
-        CONVERGED: It stopped by the residual rule, and the residual of the centroids
-            that it returns is at most its tolerance, plus ε² Σ‖c‖² for the rounding of
-            these, ε that of their dtype.
-        MAX_STEPS: It used all its steps without meeting that rule.
-        NON_FINITE: A loss or a step was NaN or infinite, and the centroids are the last
-            that were finite themselves; or the temperature was not positive. A
-            derivative need not be finite then.
-        EMPTY_CLUSTER: An active cluster of the returned centroids has no weight.
-        LINEAR_SOLVE: The implicit derivative of the centroids cannot be trusted: its
-            linear system did not get solved, because the Hessian is singular, not
-            positive, or too badly conditioned. Found only where the centroids are
-            differentiated: read it next to the gradient, as an auxiliary output.
-        DOMAIN: A point of positive weight, or an active centroid at the start or the
-            end, is where the distance is not defined: a row of zeros under `cosine`
-            (as a centroid it has gradient zero), a number below 0 under
-            `kl_divergence`, of at most 0 under `itakura_saito`, a φ that is not finite
-            under `bregman(phi)`. Or a distance is negative: of a φ that is not convex,
-            a precision that is not positive. Set beside the others; a distance of your
-            own has none. NumPy's arrays are refused at once.
-        NOT_AT_REST: It stopped by the residual rule, which the last step met and the
-            centroids after it do not: a point changed its cluster, or momentum or the
-            rounding to their dtype took them on. Go on from `state`, or take a smaller
-            `tol` or data nearer the origin.
-        NO_IMPROVEMENT: It stopped because the smoothed loss of its batches had not
-            become smaller for `patience` steps.
-        INTERRUPTED: It stopped because its caller did: `callback` said so, or Ctrl-C,
-            or reading failed (of `error.result`).
-    """
-
-    CONVERGED = 1
-    MAX_STEPS = 2
-    NON_FINITE = 4
-    EMPTY_CLUSTER = 8
-    LINEAR_SOLVE = 16
-    DOMAIN = 32
-    NOT_AT_REST = 64
-    NO_IMPROVEMENT = 128
-    INTERRUPTED = 256
-
-    def __str__(self) -> str:
-        """The names of the flags, as in CONVERGED|EMPTY_CLUSTER."""
-        return self.name or "0"
-
-
-def status_of(**flags: jax.Array | bool) -> jax.Array:
-    """The flags that are on, by name, as one number, [], int32."""
-    status = sum(jnp.where(on, Status[name].value, 0) for name, on in flags.items())
-    return jnp.asarray(status, jnp.int32)
-
-
 class FitResult(NamedTuple):
-    """What a fit returns.
+    """What a fit returns; printed, five lines of it.
 
     `loss` and `counts` are differentiable functions of the returned centroids, points,
     weights and temperature; `history` and `residual` carry no gradient.
@@ -135,6 +83,40 @@ class FitResult(NamedTuple):
     status: Int[Array, ""]
     temperature: Float[Array, ""] | None
     state: State
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether `status` has CONVERGED: it stopped by its rule, at rest.
+
+        Returns:
+            [], bool, and traced in a program; of a batch of fits an array of theirs.
+
+        Example:
+            >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> bool(dk.fit(x, x[:2]).converged)
+            True
+        """
+        return is_converged(self.status)
+
+    @property
+    def flags(self) -> Status:
+        """The `Status`, which prints by name.
+
+        Returns:
+            A `Status`; of a batch of fits a NumPy array of them.
+
+        Raises:
+            ValueError: The result is traced; `converged` may be.
+
+        Example:
+            >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> print(dk.fit(x, x[:2], max_steps=1).flags)
+            MAX_STEPS
+        """
+        return flags_of(self.status)
+
+    def __repr__(self) -> str:
+        return lines_of_fit(self, "fit(points, result.state, ...)")
 
 
 export.register_namedtuple_serialization(FitResult, serialized_name="diffkm.FitResult")

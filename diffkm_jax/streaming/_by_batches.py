@@ -12,7 +12,7 @@ from diffkm_jax._problem import Problem
 from diffkm_jax.fitting import State, Status
 from diffkm_jax.fitting._empty import is_empty
 from diffkm_jax.fitting._start import check_number, start_of
-from diffkm_jax.fitting._state import status_of
+from diffkm_jax.fitting._status import status_of
 from diffkm_jax.fitting._step import Algorithm
 from diffkm_jax.streaming._parts import added, step_on
 from diffkm_jax.streaming._reading import Batch

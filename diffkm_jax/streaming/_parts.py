@@ -26,7 +26,8 @@ from diffkm_jax.fitting._loop import (
     moments,
     variance_of,
 )
-from diffkm_jax.fitting._state import State, status_of
+from diffkm_jax.fitting._state import State
+from diffkm_jax.fitting._status import status_of
 from diffkm_jax.fitting._step import (
     Algorithm,
     Step,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from diffkm_jax.fitting import State, Status
+from diffkm_jax.fitting._lines import lines_of_fit
+from diffkm_jax.fitting._status import flags_of, is_converged
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
 class StreamResult(NamedTuple):
-    """What `fit_stream` returns; nothing in it has a gradient.
+    """What `fit_stream` returns; nothing in it has a gradient. Printed, five lines.
 
     Attributes:
         centroids: [k, d], in the dtype of the centroids given (of the points, if a
@@ -36,3 +38,37 @@ class StreamResult(NamedTuple):
     num_steps: int
     status: Status
     state: State
+
+    @property
+    def converged(self) -> bool:
+        """Whether `status` has CONVERGED, as of a fit that stopped by its rule.
+
+        Returns:
+            A Python bool; of a result that is traced an array, [].
+
+        Example:
+            >>> x = np.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> dk.fit_stream([x], x[:2], passes=9).converged
+            True
+        """
+        return is_converged(self.status)
+
+    @property
+    def flags(self) -> Status:
+        """The `Status`, also of a result that came out of a program.
+
+        Returns:
+            A `Status`.
+
+        Raises:
+            ValueError: The result is traced; `converged` may be.
+
+        Example:
+            >>> x = np.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> print(dk.fit_stream([x], x[:2], passes=9).flags)
+            CONVERGED
+        """
+        return flags_of(self.status)
+
+    def __repr__(self) -> str:
+        return lines_of_fit(self, "fit_stream(batches, result.state, ...)")

@@ -57,7 +57,6 @@ FORWARD = [
 ]
 GUMBEL = "torch.distributions.Gumbel(0.0, 1.0).sample("
 CODE = [
-    (r"\bdk\.Status\(int\((\w+\.status)\)\)", r"\1"),
     (r"\bjnp\.log\((\d\.\d)\)", r"torch.tensor(\1).log()"),
     (r"\bdk\.", "dt."),
     (r"\bjnp\.array\b", "torch.tensor"),

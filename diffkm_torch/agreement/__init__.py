@@ -12,6 +12,7 @@ except ImportError as error:
         "diffkm_torch.agreement calls JAX, which is not installed: pip install diffkm"
     ) from error
 
+from diffkm_torch._public import show_public
 from diffkm_torch.agreement._compare import assert_gradients_agree, compare_gradients
 from diffkm_torch.agreement._report import Pair, Report
 from diffkm_torch.agreement.steps import Parting, Step, StepsReport, compare_steps
@@ -26,3 +27,5 @@ __all__ = [
     "compare_gradients",
     "compare_steps",
 ]
+
+show_public(__name__)

@@ -29,11 +29,14 @@ except ImportError as error:
     ) from error
 
 from diffkm_torch._hints import shown
+from diffkm_torch._public import show_public
 from diffkm_torch.bridge._autograd import apply
 from diffkm_torch.bridge._programs import Program, as_output, is_key
 from diffkm_torch.bridge._torch_to_jax import torch_to_jax
 
 __all__ = ["jax_to_torch", "torch_to_jax"]
+
+show_public(__name__)
 
 PLATFORMS = "cpu", "cuda"
 WIDE = torch.float64, torch.int64

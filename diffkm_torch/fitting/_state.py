@@ -11,8 +11,10 @@ from torch import Tensor
 from diffkm_torch._checks import as_points_and_centroids
 from diffkm_torch._dtypes import accumulation_dtype
 from diffkm_torch._hints import hinted
+from diffkm_torch._printed import known
 from diffkm_torch._problem import Problem
 from diffkm_torch.distances._forms import form_of
+from diffkm_torch.fitting._lines import lines_of_fit, lines_of_state
 from diffkm_torch.optimizers import GradientTransformation, newton
 
 
@@ -23,6 +25,9 @@ class State(NamedTuple):
     opt_state: Any
     step: int
     remainder: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return lines_of_state(self)
 
 
 class Status(enum.IntFlag):
@@ -50,6 +55,22 @@ class Status(enum.IntFlag):
         return self.name or "0"
 
 
+def flags_of(status: Any) -> Any:
+    """The flags of a number, or of numbers; ValueError where there are none to read."""
+    found = known(status)
+    if found is None:
+        raise ValueError(
+            "flags must be of a result whose status can be read: use converged under "
+            "torch.func.vmap, or return the result from it"
+        )
+
+    def named(numbers: Any) -> Any:
+        is_list = isinstance(numbers, list)
+        return [*map(named, numbers)] if is_list else Status(int(numbers))
+
+    return named(found[0].tolist())
+
+
 class FitResult(NamedTuple):
     """Mirrors `diffkm_jax.FitResult`; numbers of steps and flags are Python's."""
 
@@ -63,6 +84,41 @@ class FitResult(NamedTuple):
     status: Status
     temperature: float | Tensor | None
     state: State
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether `status` has CONVERGED: it stopped by its rule, at rest.
+
+        Returns:
+            [], bool, where the loss is; of a stack of results a tensor of theirs.
+
+        Example:
+            >>> x = torch.tensor([[0.0], [1.0], [9.0], [10.0]])
+            >>> dt.fit(x, x[:2]).converged
+            tensor(True)
+        """
+        is_on = (self.status & Status.CONVERGED.value) != 0
+        return torch.as_tensor(is_on, device=self.loss.device)
+
+    @property
+    def flags(self) -> Status:
+        """The `Status`, as `status` is one.
+
+        Returns:
+            A `Status`; where `status` is a tensor of several, lists of them.
+
+        Raises:
+            ValueError: `status` holds no numbers to read.
+
+        Example:
+            >>> x = torch.tensor([[0.0], [1.0], [9.0], [10.0]])
+            >>> print(dt.fit(x, x[:2], max_steps=1).flags)
+            MAX_STEPS
+        """
+        return flags_of(self.status)
+
+    def __repr__(self) -> str:
+        return lines_of_fit(self)
 
 
 @hinted

@@ -47,7 +47,7 @@ napoleon_custom_sections = [("Source", "notes_style")]
 html_theme = "furo"
 html_title = f"diffkm {release}"
 html_copy_source = False
-templates_path = ["_templates"]
+templates_path = [str(HERE / "_templates")]
 
 
 def add_contents(app, docname, source):
@@ -63,15 +63,35 @@ def copy_first_page(app, error):
 
 
 def as_restructured_text(app, what, name, obj, options, lines):
-    """Docstrings have code in single backticks, and no other markup."""
-    in_example = False
-    for i, line in enumerate(lines):
-        in_example = bool(line.strip()) and (in_example or line.lstrip()[:3] == ">>>")
-        if in_example:
+    """Docstrings have code in backticks, behind >>> and indented, and no other marks."""
+    blocks = re.split(r"(\n\n(?=\s*\S))", "\n".join(lines))
+    for i in range(0, len(blocks), 2):
+        is_code = i and blocks[i - 2].rstrip().endswith("::")
+        if is_code or blocks[i].lstrip().startswith(">>>"):
             continue
-        parts = re.split(r"(`[^`]*`)", line)
-        parts[::2] = [re.sub(r"([*|])", r"\\\1", text) for text in parts[::2]]
-        lines[i] = "".join(parts)
+        blocks[i] = escaped(blocks[i])
+        if i + 2 < len(blocks) and blocks[i].endswith(":"):
+            deeper = indent(blocks[i + 2]) > indent(blocks[i].splitlines()[-1])
+            blocks[i] += ":" * deeper
+    lines[:] = "".join(blocks).split("\n")
+
+
+def indent(text):
+    """How far a block is indented."""
+    return len(text) - len(text.lstrip())
+
+
+def escaped(text):
+    """What is no code in backticks, without marks, and apart from it."""
+    parts = re.split(r"(`[^`]*`)", text)
+    for i in range(0, len(parts), 2):
+        part = re.sub(r"([*|])", r"\\\1", parts[i])
+        if i:
+            part = re.sub(r"^(?=[^\s'\")\]}>/:.,;!?-])", r"\\ ", part)
+        if i + 1 < len(parts):
+            part = re.sub(r"(?<=[^\s'\"(\[{<\-/:])$", r"\\ ", part)
+        parts[i] = part
+    return "".join(parts)
 
 
 def skip_fields(app, what, name, obj, skip, options):

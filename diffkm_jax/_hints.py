@@ -97,7 +97,7 @@ def no_array(name: str, value: object) -> str:
     """What a value is that is no array of numbers, and how to make one of it."""
     kind = type(value).__name__
     if name == "centroids" and hasattr(value, "centroids"):
-        return f"{kind}: pass result.centroids"
+        return f"{kind}: pass its .centroids"
     if library_of(value) == "torch":
         dense = ".to_dense()" if "sparse" in str(getattr(value, "layout", "")) else ""
         return (

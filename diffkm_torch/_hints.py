@@ -74,7 +74,7 @@ def no_tensor(name: str, value: object) -> str:
     """What a value is that is no dense tensor, and how to make one of it."""
     kind, library = type(value).__name__, type(value).__module__.partition(".")[0]
     if name == "centroids" and hasattr(value, "centroids"):
-        return f"{kind}: pass result.centroids"
+        return f"{kind}: pass its .centroids"
     if name == "centroids" and isinstance(value, int):
         return f"{kind}: pass k rows of points as a start"
     if isinstance(value, Tensor):

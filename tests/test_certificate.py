@@ -501,7 +501,7 @@ def test_everything_is_in_the_accumulation_dtype(temperature, dtype):
             ValueError,
             "temperature must be finite and pos.*inf",
         ),
-        ({"centroids": dk.init(C)}, TypeError, "pass result.centroids"),
+        ({"centroids": dk.init(C)}, TypeError, "pass its .centroids"),
         ({"temperature": lambda step: 1.0}, TypeError, "pass result.temperature"),
         ({"num_iterations": 0}, ValueError, "num_iterations must be at least 1, got 0"),
         ({"block_size": 0}, ValueError, "block_size must be at least 1, got 0"),

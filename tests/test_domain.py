@@ -229,3 +229,59 @@ def test_zeros_are_inside_of_kullback_leibler_and_so_is_a_mean_of_zeros(soft):
     assert jnp.isfinite(result.centroids).all()
     means = jax.grad(lambda x: dk.fit(x, c, distance=dk.kl_divergence).centroids.sum())
     np.testing.assert_allclose(means(x).sum(), 6.0)
+
+
+SPARSE = np.array([[0, 1], [0, 2], [0, 1], [3, 1], [4, 2]], np.float32)
+NEAR_ZERO = np.array([[0.1, 1], [3, 1]], np.float32)
+UPDATES = ["newton", "macqueen", "ema"]
+
+
+@pytest.mark.parametrize("optimizer", UPDATES)
+@pytest.mark.parametrize("temperature", [None, 0.01])
+def test_rounding_takes_no_mean_of_zeros_below_zero(optimizer, temperature):
+    # 0.1 − (0.1 + 0.1 + 0.1) / 3 is −7e-9 in float32.
+    options = {"max_steps": 30, "temperature": temperature}
+    options |= {"tol": 0.0 if optimizer == "ema" else 1e-4}
+    found = dk.fit(
+        *map(jnp.asarray, (SPARSE, NEAR_ZERO)),
+        distance=dk.kl_divergence,
+        optimizer=getattr(dk, optimizer)(),
+        **options,
+    )
+    twin = dt.fit(
+        *map(torch.tensor, (SPARSE, NEAR_ZERO)),
+        distance=dt.kl_divergence,
+        optimizer=getattr(dt, optimizer)(),
+        **options,
+    )
+    for result in (found, twin):
+        assert not {"NON_FINITE", "DOMAIN"} & {*str(result.flags).split("|")}
+        assert float(result.centroids.min()) >= 0
+    assert float(found.centroids[0, 0]) < 0.1
+    np.testing.assert_allclose(found.centroids, twin.centroids.numpy(), atol=1e-6)
+
+
+def test_sparse_counts_converge_from_every_start():
+    def fit(key):
+        x = jax.random.poisson(key, 0.5, (400, 8)).astype(jnp.float32)
+        return dk.fit(x, x[:4] + jnp.float32(0.1), distance=dk.kl_divergence)
+
+    keys = jax.random.split(jax.random.key(0), 40)
+    assert jax.jit(jax.vmap(fit))(keys).converged.all()
+
+
+@pytest.mark.parametrize("derivative", ["implicit", "unrolled", "one_step"])
+def test_a_mean_that_rounding_would_take_below_zero_has_the_slope_of_a_mean(derivative):
+    def mean(x):
+        options = {"distance": dk.kl_divergence, "derivative": derivative}
+        return dk.fit(x, jnp.asarray(NEAR_ZERO), **options).centroids[0, 0]
+
+    slope = jax.grad(mean)(jnp.asarray(SPARSE))
+    np.testing.assert_allclose(slope[:, 0], [1 / 3, 1 / 3, 1 / 3, 0, 0], rtol=1e-6)
+
+
+def test_a_step_far_below_zero_is_still_flagged():
+    descent = {"optimizer": optax.sgd(1.0), "max_steps": 1, "derivative": "none"}
+    x, c = map(jnp.asarray, (SPARSE, NEAR_ZERO))
+    found = dk.fit(x, c, distance=dk.kl_divergence, **descent)
+    assert dk.Status.DOMAIN in found.flags

@@ -216,3 +216,9 @@ def test_a_stream_that_is_killed_goes_on_bit_for_bit(tmp_path):
 @pytest.mark.parametrize("name", killed.FITS)
 def test_fits_that_are_killed_many_times_go_on_bit_for_bit(name, tmp_path):
     assert check_kills(name, 12, tmp_path) > 3
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^no folder .*there to write fit.npz"):
+        dk.save(tmp_path / "there" / "fit.npz", dk.init(C))
+    assert list(tmp_path.iterdir()) == []

@@ -303,6 +303,7 @@ def test_an_error_in_reading_has_what_was_found_so_far(passes):
         dk.fit_stream(batches, C, passes=passes)
     steps = 6 if passes is None else 1
     assert error.value.result.num_steps == steps
+    assert error.value.result.status == dk.Status.INTERRUPTED
     assert error.value.__notes__ == [
         f"fit_stream had taken {steps} steps: see error.result"
     ]

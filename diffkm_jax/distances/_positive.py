@@ -26,6 +26,13 @@ class KullbackLeiblerForm(Form):
     is_invariant = False
     is_metric = False
     domain = "have no number below 0"
+    has_edge = True
+
+    def retract(self, rows: jax.Array, old: jax.Array) -> jax.Array:
+        # The mean of zeros is c − Σ c / n, and rounded it may be below 0.
+        most = float(jnp.finfo(rows.dtype).eps) ** 0.5 * old
+        is_rounding = (rows < 0) & (rows >= -most)
+        return jnp.where(is_rounding, rows - jax.lax.stop_gradient(rows), rows)
 
     def anchor(self, c: jax.Array, active: jax.Array | None) -> jax.Array:
         m = super().anchor(c, active)

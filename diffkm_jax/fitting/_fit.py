@@ -87,8 +87,8 @@ def fit(
             step (static by identity), for deterministic annealing; None is the hard
             assignment. A schedule must come to rest (`exponential_decay` needs an
             `end_value`), or the fit ends with MAX_STEPS. Centroids that merged above
-            the critical temperature stay merged: start below it, or chain
-            `optax.add_noise` after `newton()`.
+            the critical temperature, or where it falls slowly, stay merged: start below
+            it and cool in few steps, or chain `optax.add_noise` after `newton()`.
         distance: Function of two arrays [..., d]; static by identity, or a tree of
             arrays, as `mahalanobis(P)`. Those that have means (`squared_euclidean`,
             `cosine`, `kl_divergence`, `itakura_saito`, `mahalanobis`, `bregman`) take

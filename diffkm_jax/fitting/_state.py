@@ -197,13 +197,13 @@ def retracted(problem: Problem, state: State, old: State) -> State:
     Where they have no direction they are the old ones.
     """
     form = form_of(problem.distance)
-    if form is None or not form.is_curved:
+    if form is None or not (form.is_curved or form.has_edge):
         return state
     c = form.retract(state.centroids, old.centroids)
-    return state._replace(
-        centroids=where_active(problem.active, c, state.centroids),
-        remainder=jnp.zeros_like(c),
-    )
+    c = where_active(problem.active, c, state.centroids)
+    is_kept = (c == state.centroids) & (not form.is_curved)
+    remainder = jnp.where(is_kept, remainder_of(state), 0)
+    return state._replace(centroids=c, remainder=remainder)
 
 
 def zero_inactive(centroids: jax.Array, active: jax.Array | None) -> jax.Array:

@@ -189,6 +189,7 @@ def fit_stream(
             fit.interrupted = True
         except Exception as error:
             if fit.mark is not None:
+                fit.interrupted = True
                 _with_result(error, fit.result())
             raise
     if fit.mark is None:

@@ -39,6 +39,8 @@ class Form:
     is_invariant = True
     # Whether centroids are not all of space, but a sphere in it.
     is_curved = False
+    # Whether a mean at the edge of the domain may be rounded to beyond it.
+    has_edge = False
     # Whether D(x, c) has directions in which it does not depend on c.
     is_flat = False
 

@@ -22,6 +22,13 @@ class KullbackLeiblerForm(Form):
 
     scale = 1.0
     is_invariant = False
+    has_edge = True
+
+    def retract(self, rows: Tensor, old: Tensor) -> Tensor:
+        # The mean of zeros is c − Σ c / n, and rounded it may be below 0.
+        most = torch.finfo(rows.dtype).eps ** 0.5 * old
+        is_rounding = (rows < 0) & (rows >= -most)
+        return torch.where(is_rounding, rows - rows.detach(), rows)
 
     def anchor(self, c: Tensor, active: Tensor | None) -> Tensor:
         m, c = super().anchor(c, active), c.detach()

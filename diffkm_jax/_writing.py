@@ -34,7 +34,7 @@ def write_whole(out: Path, arrays: dict[str, Any]) -> None:
             # Beside the output, because a rename is atomic inside a file system only;
             # nobody else can enter it.
             if not out.parent.is_dir():
-                raise FileNotFoundError(f"no folder {out.parent} to write {out.name} in")
+                raise FileNotFoundError(f"no folder {out.parent} to write {out.name}")
             folder = tempfile.mkdtemp(dir=out.parent, prefix=".diffkm-")
             try:
                 with on_termination(stop):

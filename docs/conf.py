@@ -63,7 +63,7 @@ def copy_first_page(app, error):
 
 
 def as_restructured_text(app, what, name, obj, options, lines):
-    """Docstrings have code in backticks, behind >>> and indented, and no other marks."""
+    """Docstrings have code in backticks, behind >>> and indented, and no more marks."""
     blocks = re.split(r"(\n\n(?=\s*\S))", "\n".join(lines))
     for i in range(0, len(blocks), 2):
         is_code = i and blocks[i - 2].rstrip().endswith("::")

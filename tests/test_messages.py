@@ -108,9 +108,7 @@ def test_a_result_for_centroids(package, x, results):
     for result in results:
         kind = type(result).__name__
         for name in ("assign", "kmeans_loss", "statistics", "quantize", "pairwise"):
-            with raises(
-                TypeError, f"centroids must be .*{kind}: pass its .centroids$"
-            ):
+            with raises(TypeError, f"centroids must be .*{kind}: pass its .centroids$"):
                 getattr(package, name)(x, result)
     with raises(TypeError, r"centroids must be .*: pass result\.state$"):
         package.fit(x, results[0])

@@ -219,6 +219,8 @@ def test_fits_that_are_killed_many_times_go_on_bit_for_bit(name, tmp_path):
 
 
 def test_a_folder_that_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"^no folder .*there to write fit.npz"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^no folder .*there to write fit.npz$"
+    ):
         dk.save(tmp_path / "there" / "fit.npz", dk.init(C))
     assert list(tmp_path.iterdir()) == []

@@ -166,7 +166,7 @@ def rest(n: int, k: int, d: int, spread: float) -> Contest:
         (value, found), _ = results[IMPLICIT]
         (expected, _), _ = results[ALONE]
         np.testing.assert_allclose(value, expected, rtol=1e-5)
-        status = str(dk.Status(int(found.status))).replace("|", ", ")
+        status = str(found.flags).replace("|", ", ")
         return {IMPLICIT: {"steps": int(found.num_steps), "status": status}}
 
     start = points[:k]  # One of each cluster.
@@ -210,7 +210,7 @@ def batch(kind: str, count: int, n: int, k: int, d: int) -> Contest:
 
     def agree(results: dict[str, Any]) -> dict[str, dict[str, float]]:
         found = results["diffkm"]
-        settled = found.status & dk.Status.CONVERGED != 0
+        settled = found.converged
         assert settled.all(), "not all of the fits converged"
         facts = {}
         for name, result in (results | {"diffkm": found.centroids}).items():

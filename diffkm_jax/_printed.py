@@ -15,7 +15,7 @@ REAL = jnp.floating, jnp.integer, jnp.bool_
 
 def known(*leaves: Any) -> list[np.ndarray] | None:
     """The real numbers of leaves in float64, or None if not all are on this machine."""
-    return [_known(a) for a in leaves] if all(map(_is_known, leaves)) else None
+    return [_known(a) for a in leaves] if all(map(is_known, leaves)) else None
 
 
 def _known(leaf: Any) -> np.ndarray:
@@ -23,7 +23,8 @@ def _known(leaf: Any) -> np.ndarray:
     return np.asarray(jax.device_get(leaf)).astype(np.float64)
 
 
-def _is_known(leaf: Any) -> bool:
+def is_known(leaf: Any) -> bool:
+    """Whether a leaf is of real numbers that this process can read."""
     if isinstance(leaf, jax.Array):
         if isinstance(leaf, Tracer) or leaf.is_deleted():
             return False

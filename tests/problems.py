@@ -86,7 +86,7 @@ def lloyd(data, c, tol=1e-4, weights=None, **options):
 
 
 def status(result):
-    return dk.Status(int(result.status))
+    return result.flags
 
 
 # Random honest problems: twins that agree, where rounding and ties make it hard.

@@ -720,7 +720,7 @@ def test_a_closed_output_is_no_error(fit, monkeypatch):
 def test_a_fit_that_does_not_rest_is_told(capsys):
     x = np.array([[-1.0], [-1.05], [2.06], [4.1], [4.1]])
     result = dk.fit(x, np.array([[0.0], [4.2]]), tol=0.01)
-    status = dk.Status(int(result.status))
+    status = result.flags
     command_line.report(result, status, (5, 1, 2), 1.0)
     out, err = capsys.readouterr()
     assert "status          NOT_AT_REST" in out

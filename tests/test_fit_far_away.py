@@ -51,7 +51,7 @@ def test_nothing_converges_with_a_residual_above_what_rounding_explains(offset):
     for seed in range(30):
         x, near = data(offset, n=400, d=2, seed=seed)
         found = fit(jnp.asarray(x))
-        status = dk.Status(int(found.status))
+        status = found.flags
         bound = 1e-4 * near.var(0).mean()
         bound += EPS**2 * np.sum(np.asarray(found.centroids, float) ** 2)
         rests = float(found.residual) <= bound * (1 + 1e-3)

@@ -146,7 +146,7 @@ def test_squared_distances_that_are_not_finite_give_no_start_but_at_weight_zero(
     w = jnp.ones(60).at[5].set(0)
     assert jnp.isfinite(dk.kmeans_plus_plus(KEYS[0], x, 4, weights=w)).all()
     result = dk.fit_restarts(KEYS[0], x, 4, num_restarts=2)
-    assert dk.Status.NON_FINITE in dk.Status(int(result.status))
+    assert dk.Status.NON_FINITE in result.flags
 
 
 def test_candidates_of_k_means_parallel_count_for_the_points_nearest_to_them():

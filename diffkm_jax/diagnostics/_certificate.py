@@ -19,6 +19,7 @@ from diffkm_jax._problem import Axis, Plan, Problem
 from diffkm_jax._sharding import over_rows, specs_of
 from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.diagnostics._licenses import hard_license, soft_license
+from diffkm_jax.diagnostics._lines import lines_of_certificate
 from diffkm_jax.diagnostics._margins import margins
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.distances._forms import WITH_MEANS
@@ -97,6 +98,9 @@ class Certificate(NamedTuple):
     distance: Float[Array, ""]
     point_radius: Float[Array, ""]
     valid: Bool[Array, ""]
+
+    def __repr__(self) -> str:
+        return lines_of_certificate(self)
 
 
 export.register_namedtuple_serialization(

@@ -13,9 +13,10 @@ import numpy as np
 from jax import export
 
 from diffkm_jax._numerics import nonzero, safe_sqrt
+from diffkm_jax._printed import plain
 from diffkm_jax.diagnostics._estimates import Sample, Truth, cosine, norm
 from diffkm_jax.diagnostics._settings import ARRAYS
-from diffkm_jax.diagnostics._table import as_lists, table_of
+from diffkm_jax.diagnostics._table import as_lists, is_table, table_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -121,8 +122,8 @@ class Report(NamedTuple):
     difference_error: Float[Array, "*batch_rows k"]
     label: Label
 
-    def __str__(self) -> str:
-        return table_of([self])
+    def __repr__(self) -> str:
+        return table_of([self]) if is_table([self]) else plain(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields by name as numbers and lists, for `json.dumps`.
@@ -146,8 +147,8 @@ class Reports(tuple[Report, ...]):
 
     __slots__ = ()
 
-    def __str__(self) -> str:
-        return table_of(self)
+    def __repr__(self) -> str:
+        return table_of(self) if is_table(self) else super().__repr__()
 
 
 jax.tree_util.register_pytree_node(

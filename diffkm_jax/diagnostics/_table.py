@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from diffkm_jax._printed import is_known
+
 COLUMNS = (
     "estimator",
     "settings",
@@ -28,6 +30,21 @@ def as_lists(tree: Any) -> Any:
     return jax.tree.map(lambda a: np.asarray(a).tolist(), tree)
 
 
+def is_table(reports: Sequence[Any]) -> bool:
+    """Whether there are numbers to print: not those of specs, or of other leaves."""
+    return bool(reports) and all(map(_has_numbers, reports))
+
+
+def _has_numbers(report: Any) -> bool:
+    *fields, label = report
+    settings = jax.tree.leaves(label.settings, is_leaf=lambda leaf: leaf is None)
+    leaves = [*fields, *settings]
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return True  # The table says so.
+    return all(map(is_known, leaves)) and np.ndim(report.exact) >= len(label.shape)
+
+
+@np.errstate(over="ignore", invalid="ignore")
 def table_of(reports: Sequence[Any]) -> str:
     """One line for every estimator and point of a grid, all problems as one vector."""
     leaves = jax.tree.leaves(list(reports))

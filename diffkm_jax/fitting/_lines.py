@@ -81,8 +81,9 @@ def _look_at(result: Any, flags: set[str], again: str) -> str:
 def _not_finite(result: Any) -> str:
     """Where the first number is that is not finite, as far as a result knows it."""
     t = getattr(result, "temperature", None)
-    if t is not None and not (at := float(known(t)[0])) > 0:
-        return f"temperature, which must be positive and was {number(at)}"
+    at = None if t is None else known(t)
+    if at and not at[0] > 0:
+        return f"temperature, which must be positive and was {number(at[0])}"
     [history] = known(result.history) or [np.zeros(0)]
     bad = np.flatnonzero(~np.isfinite(history))
     data = "points, weights" if hasattr(result, "labels") else "batches"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffkm_jax._printed import known
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool
 
 
 class Status(enum.IntFlag):
@@ -71,7 +68,7 @@ def status_of(**flags: jax.Array | bool) -> jax.Array:
     return jnp.asarray(status, jnp.int32)
 
 
-def is_converged(status: Any) -> Bool[Array, "*batch"]:
+def is_converged(status: Any) -> Any:
     """Whether flags, numbers or traced, have CONVERGED."""
     return (status & Status.CONVERGED.value) != 0
 

@@ -17,6 +17,7 @@ from diffkm_jax._hints import hinted
 from diffkm_jax._numerics import quotient, unit_of
 from diffkm_jax.quantizers._finite_scalar import as_float_dtype, as_labels
 from diffkm_jax.quantizers._leading import flattened
+from diffkm_jax.quantizers._lines import lines_of_signs
 from diffkm_jax.quantizers._vector_maps import straight_through_vector
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class LookupFreeQuantized(NamedTuple):
     entropy_loss: Float[Array, ""]
     sample_entropy: Float[Array, ""]
     batch_entropy: Float[Array, ""]
+
+    def __repr__(self) -> str:
+        return lines_of_signs(self)
 
 
 export.register_namedtuple_serialization(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import export
 
 from diffkm_jax._numerics import unit_of
+from diffkm_jax.quantizers._lines import lines_of_quantized
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -59,6 +60,9 @@ class Quantized(NamedTuple):
         share = self.counts / unit_of(jnp.max(self.counts, axis=-1, keepdims=True))
         p = share / jnp.sum(share, axis=-1, keepdims=True)
         return jnp.exp(-jnp.sum(p * jnp.log(jnp.where(p == 0, 1, p)), axis=-1))
+
+    def __repr__(self) -> str:
+        return lines_of_quantized(self)
 
 
 export.register_namedtuple_serialization(Quantized, serialized_name="diffkm.Quantized")

@@ -121,7 +121,7 @@ def fit_stream(
     Example:
         >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0]])
         >>> result = dk.fit_stream([x[::2], x[1::2]], x[:2], passes=10)
-        >>> result.centroids.tolist(), result.status.name
+        >>> result.centroids.tolist(), result.flags.name
         ([[0.5], [9.5]], 'CONVERGED')
         >>> dk.fit_stream([x[::2], x[1::2]], x[::2]).centroids.tolist()
         [[0.5], [9.5]]

@@ -133,7 +133,7 @@ class Report:
             "pairs": [asdict(pair) | {"name": pair.name} for pair in self.pairs],
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A table: a line for every pair, and one more where there is a remark."""
         return "\n".join(self._lines())
 

@@ -15,6 +15,7 @@ from diffkm_torch._geometry import fill_inert, fill_rows
 from diffkm_torch._hints import hinted
 from diffkm_torch._numerics import quotient
 from diffkm_torch.quantizers._finite_scalar import as_float_dtype, as_labels
+from diffkm_torch.quantizers._lines import lines_of_signs
 from diffkm_torch.quantizers._quantize import straight_through_vector
 
 MOST_BITS = 24
@@ -29,6 +30,9 @@ class LookupFreeQuantized(NamedTuple):
     entropy_loss: Tensor
     sample_entropy: Tensor
     batch_entropy: Tensor
+
+    def __repr__(self) -> str:
+        return lines_of_signs(self)
 
 
 @hinted

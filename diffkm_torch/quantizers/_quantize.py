@@ -28,6 +28,7 @@ from diffkm_torch._problem import Problem
 from diffkm_torch._products import rows_of, sums_by_label
 from diffkm_torch.distances import Distance, squared_euclidean
 from diffkm_torch.distances._pairwise import evaluate
+from diffkm_torch.quantizers._lines import lines_of_quantized
 
 __all__ = [
     "Quantized",
@@ -59,6 +60,9 @@ class Quantized(NamedTuple):
         share = self.counts / self.counts.amax(-1, keepdim=True)
         p = share / share.sum(-1, keepdim=True)
         return torch.special.entr(p).sum(-1).exp()
+
+    def __repr__(self) -> str:
+        return lines_of_quantized(self)
 
 
 def straight_through_vector(points: Tensor, nearest: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def assert_status(tree: Any) -> None:
     if isinstance(tree, dk.FitResult):
         finite = np.isfinite(np.asarray(tree.loss)).all()
         finite &= np.isfinite(np.asarray(tree.centroids, np.float64)).all()
-        status = dk.Status(int(tree.status))
+        status = tree.flags
         assert finite or dk.Status.CONVERGED not in status, f"{status}, not finite"
     if isinstance(tree, dk.Certificate):
         finite = np.isfinite([tree.residual, tree.gradient_norm]).all()

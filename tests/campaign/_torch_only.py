@@ -87,7 +87,7 @@ def quantizer(value: float, where: str) -> None:
 def gradient_descent(value: float, where: str) -> None:
     x, c = data(value, where)
     found = dt.fit(x, c, optimizer=dt.sgd(0.01), max_steps=20)
-    status = dt.Status(int(found.status))
+    status = found.flags
     finite = bool(torch.isfinite(found.loss) & torch.isfinite(found.centroids).all())
     assert finite or dt.Status.CONVERGED not in status, status
 

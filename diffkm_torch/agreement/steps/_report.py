@@ -140,7 +140,7 @@ class StepsReport:
             "not_compared": list(self.not_compared),
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A line for every step, and what parts first."""
         return "\n".join(self._lines())
 

@@ -36,16 +36,20 @@ def examples(page):
     return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 
 
+def prose(page):
+    """A page without its programs."""
+    return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+
+
 def links(page):
     """What a page links to in the repository."""
-    code = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
-    targets = re.findall(r"\]\(([^)\s]+)", code.sub("", page.read_text()))
+    targets = re.findall(r"\]\(([^)\s]+)", prose(page))
     return [target for target in targets if not target.startswith("http")]
 
 
 def anchors(page):
     """Those of its headings, as GitHub and the site make them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     plain = (re.sub(r"[^\w\s-]", "", heading).lower() for heading in headings)
     return {heading.replace(" ", "-") for heading in plain}
 

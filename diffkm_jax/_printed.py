@@ -15,24 +15,33 @@ REAL = jnp.floating, jnp.integer, jnp.bool_
 
 def known(*leaves: Any) -> list[np.ndarray] | None:
     """The real numbers of leaves in float64, or None if not all are on this machine."""
-    return [_known(a) for a in leaves] if all(map(is_known, leaves)) else None
+    found = [numbers_of(leaf) for leaf in leaves]
+    return None if any(a is None for a in found) else found
 
 
-def _known(leaf: Any) -> np.ndarray:
+def numbers_of(leaf: Any) -> Any:
+    """The real numbers of a leaf in float64, or None if this process has none."""
+    if hasattr(leaf, "detach"):
+        return _numbers_of_tensor(leaf)
+    if isinstance(leaf, jax.Array):
+        if isinstance(leaf, Tracer) or leaf.is_deleted():
+            return None
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return None
+    elif not isinstance(leaf, np.ndarray | np.generic | bool | int | float):
+        return None
+    if not any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in REAL):
+        return None
     # By an explicit transfer, which no guard of implicit ones stops.
     return np.asarray(jax.device_get(leaf)).astype(np.float64)
 
 
-def is_known(leaf: Any) -> bool:
-    """Whether a leaf is of real numbers that this process can read."""
-    if isinstance(leaf, jax.Array):
-        if isinstance(leaf, Tracer) or leaf.is_deleted():
-            return False
-        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            return False
-    elif not isinstance(leaf, np.ndarray | np.generic | bool | int | float):
-        return False
-    return any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in REAL)
+def _numbers_of_tensor(leaf: Any) -> Any:
+    """Of a torch tensor, as a bridge returns it: without gradient, on the host."""
+    try:
+        return None if leaf.is_complex() else leaf.detach().double().cpu().numpy()
+    except (RuntimeError, TypeError):
+        return None
 
 
 def lines_of(value: Any, rows: Iterable[tuple[str, str]] | None) -> str:

@@ -402,6 +402,26 @@ def test_tensors_that_are_mapped_over_print_and_never_raise():
     assert repr(meta).startswith("Quantized(values=")
 
 
+def test_a_result_that_crossed_the_bridge_prints_as_it_would_in_jax():
+    x = torch.tensor(X, requires_grad=True)
+    result = bridge.jax_to_torch(dk.fit)(x, torch.tensor(X[:3]))
+    assert isinstance(result, dk.FitResult)
+    assert result.loss.requires_grad
+    assert repr(result) == repr(RESULT)
+    assert result.flags == dk.Status.CONVERGED
+    assert result.converged.dtype == torch.bool
+    assert bool(result.converged)
+    seen = []
+    crossed = made("quantize")._replace(values=x, counts=torch.ones(3, dtype=float))
+    torch.func.vmap(lambda c: seen.append(repr(crossed._replace(counts=c))) or c)(x)
+    assert "3 of 3 codes" in repr(crossed)
+    assert seen[0].startswith("Quantized(values=")
+    logits = torch.tensor(X[:2], requires_grad=True)
+    report = bridge.jax_to_torch(lambda z: evaluated(dk.estimators.reinmax(), z))
+    assert repr(report(logits.detach())) == repr(made("evaluate"))
+    assert repr(report(logits)).startswith("Report(exact=tensor(")
+
+
 def test_a_stack_of_statuses_has_flags():
     result = made("torch fit")._replace(status=torch.tensor([1, 10]))
     both = dt.Status.MAX_STEPS | dt.Status.EMPTY_CLUSTER

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from diffkm_jax._printed import is_known
+from diffkm_jax._printed import known
 
 COLUMNS = (
     "estimator",
@@ -41,7 +41,9 @@ def _has_numbers(report: Any) -> bool:
     leaves = [*fields, *settings]
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         return True  # The table says so.
-    return all(map(is_known, leaves)) and np.ndim(report.exact) >= len(label.shape)
+    if known(*leaves) is None or any(getattr(a, "requires_grad", 0) for a in leaves):
+        return False
+    return np.ndim(report.exact) >= len(label.shape)
 
 
 @np.errstate(over="ignore", invalid="ignore")

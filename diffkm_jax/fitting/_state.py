@@ -52,8 +52,9 @@ export.register_namedtuple_serialization(State, serialized_name="diffkm.State")
 
 
 class FitResult(NamedTuple):
-    """What a fit returns; printed, five lines of it.
+    """What a fit returns.
 
+    Printed, it is five lines, the last of which says what to look at.
     `loss` and `counts` are differentiable functions of the returned centroids, points,
     weights and temperature; `history` and `residual` carry no gradient.
 

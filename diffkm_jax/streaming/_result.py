@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 class StreamResult(NamedTuple):
-    """What `fit_stream` returns; nothing in it has a gradient. Printed, five lines.
+    """What `fit_stream` returns; nothing in it has a gradient.
+
+    Printed, it is five lines, as a `FitResult` is.
 
     Attributes:
         centroids: [k, d], in the dtype of the centroids given (of the points, if a

@@ -332,6 +332,8 @@ def test_parameters_of_another_module_are_refused():
             ValueError, match=r"params must have those of the module, .*"
         ):
             fn(wrong, X)
+    with pytest.raises(TypeError, match=r"params must come first: the dictionary"):
+        fn(X)
 
 
 @pytest.mark.parametrize(

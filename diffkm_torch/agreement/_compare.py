@@ -216,7 +216,7 @@ def assert_gradients_agree(
     __tracebackhide__ = True
     report = compare_gradients(jax_fn, torch_fn, *args, **options)
     if not report.agree:
-        raise AssertionError(f"\n{report}")
+        raise AssertionError(str(report))
     if max_unjudged is not None and report.unjudged > max_unjudged:
         share = f"{report.unjudged:.3g} of the rows are not judged"
         raise AssertionError(f"{share}, more than {max_unjudged}\n{report}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import RLock
 from typing import Any
 
@@ -40,7 +40,12 @@ class Stateless:
             module = copy.deepcopy(self._module)
 
         def call(params: Any, *args: Any, **kwargs: Any) -> Any:
-            found = {name: tuple(p.shape) for name, p in dict(params).items()}
+            if not isinstance(params, Mapping):
+                raise TypeError(
+                    "params must come first: the dictionary that torch_to_jax returned "
+                    f"beside the function, got {type(params).__name__}"
+                )
+            found = {name: tuple(p.shape) for name, p in params.items()}
             if found != self._shapes:
                 expected = f"those of the module, {self._shapes}"
                 raise ValueError(f"params must have {expected}, got {found}")

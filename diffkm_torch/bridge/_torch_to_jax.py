@@ -73,8 +73,8 @@ def torch_to_jax(fn: Any) -> Any:
     Raises:
         TypeError: `fn` is no function; or, in a call: an argument is a tensor, or an
             array of complex numbers or random keys, or static and not hashable; or `fn`
-            returns what is no dense and real tensor on the CPU; or a derivative is to
-            be differentiated.
+            returns what is no dense and real tensor on the CPU; or the parameters of
+            a module are left out; or a derivative is to be differentiated.
         ValueError: A module has a parameter without shape, or is not on the CPU; or, in
             a call: `fn` draws random numbers, or edits buffers (call `.eval()`), or
             params are not those of the module; or a tensor of float64 is met while

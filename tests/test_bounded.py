@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sizes
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from problems import DIGITS, start, status
 
 import diffkm_jax as dk
@@ -376,3 +378,15 @@ def test_a_plan_needs_a_temperature():
         dk.soft_assign_bounded(
             rows, np.abs(C), temperature=1.0, distance=dk.kl_divergence
         )
+
+
+def test_sharded_points_are_refused():
+    mesh = jax.make_mesh((4,), ("data",))
+    x = jax.device_put(X, NamedSharding(mesh, P("data")))
+    for call in (
+        lambda: dk.fit_bounded(x, C, max_size=20),
+        lambda: dk.assign_bounded(x, C, max_size=20),
+        lambda: dk.soft_assign_bounded(x, C, temperature=1.0, max_size=20),
+    ):
+        with pytest.raises(ValueError, match="points must be on one device"):
+            call()

@@ -306,6 +306,10 @@ def test_the_number_of_candidates():
         dk.kmeans_plus_plus(key, X, 2, num_candidates=1.5)
 
 
+def three_rows(key, points, k, *, weights):
+    return points[:3]
+
+
 def test_restarts():
     key = jax.random.key(0)
     for k, options, message in (
@@ -314,6 +318,11 @@ def test_restarts():
         (2, {"num_restarts": 0}, "num_restarts must be at least 1, got 0"),
         (2, {"tol": -1.0}, "tol must be .*, got -1.0"),
         (2, {"temperature": 0.0}, "temperature must be .*, got 0.0"),
+        (
+            2,
+            {"initializer": three_rows},
+            r"initializer must return \[k, d\] = \(2, .*got",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             dk.fit_restarts(key, X, k, **options)

@@ -10,7 +10,7 @@ from diffkm_jax._checks import check_integer
 from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted, shown
 from diffkm_jax._pass import has_means
-from diffkm_jax._problem import Problem
+from diffkm_jax._problem import Plan, Problem
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.distances._forms import WITH_MEANS, plain
 from diffkm_jax.fitting._bounded_loop import fitted
@@ -101,8 +101,8 @@ def fit_bounded(
             size is no whole number, or a weight not 0 or 1; `temperature` or `tol` is
             a number out of range, or not a scalar; `distance` has no means;
             `derivative` is unknown; `max_steps` is negative; a `State` is of another
-            optimizer than `newton`; or a NumPy array has a row outside the domain of
-            `distance`.
+            optimizer than `newton`; points are sharded; or a NumPy array has a row
+            outside the domain of `distance`.
 
     Example:
         >>> x = jnp.array([[0.0], [1.0], [2.0], [3.0], [10.0], [11.0]])
@@ -124,8 +124,7 @@ def fit_bounded(
         weights=weights,
         temperature=temperature,
     )
-    del plan
-    check_means(problem)
+    check_bounded(plan, problem)
     expected = "implicit", "one_step", "none"
     if derivative not in expected:
         names = "'implicit', 'one_step' or 'none'"
@@ -146,8 +145,13 @@ def fit_bounded(
     return fitted(derivative, max_steps, dtype, problem, state, bounds, tol)
 
 
-def check_means(problem: Problem) -> None:
-    """Raises ValueError unless the distance has means."""
+def check_bounded(plan: Plan, problem: Problem) -> None:
+    """Raises ValueError unless points are on one device and the distance has means."""
+    if plan.mesh is not None:
+        raise ValueError(
+            "points must be on one device where sizes are bounded, got them sharded: "
+            "jax.device_put(points, jax.devices()[0])"
+        )
     if not has_means(problem):
         raise ValueError(
             f"distance must be one that has means ({WITH_MEANS}) where sizes are "

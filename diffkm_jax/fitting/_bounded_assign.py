@@ -12,7 +12,7 @@ from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted
 from diffkm_jax._problem import Problem
 from diffkm_jax.distances import Distance, squared_euclidean
-from diffkm_jax.fitting._bounded import check_means
+from diffkm_jax.fitting._bounded import check_bounded
 from diffkm_jax.fitting._bounded_pass import plan_at, shared
 from diffkm_jax.fitting._bounds import Bounds, as_bounds
 
@@ -52,8 +52,8 @@ def assign_bounded(
         TypeError: An array is not real, or `distance` no function.
         ValueError: A shape does not fit; `min_size` adds up to more than the points, or
             `max_size` to less; one is negative or no whole number, or `min_size` above
-            `max_size`; a weight is not 0 or 1; `distance` has no means; or a NumPy
-            array has a row outside the domain of `distance`.
+            `max_size`; a weight is not 0 or 1; `distance` has no means; points are
+            sharded; or a NumPy array has a row outside the domain of `distance`.
 
     Example:
         >>> x, c = jnp.array([[0.0], [1.0], [2.0], [9.0]]), jnp.array([[0.0], [9.0]])
@@ -62,10 +62,10 @@ def assign_bounded(
 
     Source: Murota 2003, https://doi.org/10.1137/1.9780898718508
     """
-    _, problem, centroids = as_problem(
+    plan, problem, centroids = as_problem(
         points, centroids, distance=distance, weights=weights
     )
-    check_means(problem)
+    check_bounded(plan, problem)
     shape, acc = (problem.points.shape[0], len(centroids)), problem.dtype(centroids)
     bounds = as_bounds(min_size, max_size, weights, shape, acc, hard=True)
     return _shares(problem, centroids, bounds)
@@ -109,7 +109,8 @@ def soft_assign_bounded(
         ValueError: A shape does not fit; `temperature` is not a scalar, or a number and
             not positive; `min_size` adds up to more than the weights, or `max_size` to
             less; one is negative, or `min_size` above `max_size`; `distance` has no
-            means; or a NumPy array has a row outside the domain of `distance`.
+            means; points are sharded; or a NumPy array has a row outside the domain of
+            `distance`.
 
     Example:
         >>> x, c = jnp.array([[0.0], [1.0], [2.0], [9.0]]), jnp.array([[0.0], [9.0]])
@@ -120,14 +121,14 @@ def soft_assign_bounded(
     Source: Cuturi 2013, https://arxiv.org/abs/1306.0895
     """
     check_given("temperature", temperature)
-    _, problem, centroids = as_problem(
+    plan, problem, centroids = as_problem(
         points,
         centroids,
         distance=distance,
         weights=weights,
         temperature=temperature,
     )
-    check_means(problem)
+    check_bounded(plan, problem)
     shape, acc = (problem.points.shape[0], len(centroids)), problem.dtype(centroids)
     bounds = as_bounds(min_size, max_size, weights, shape, acc, hard=False)
     return _shares(problem, centroids, bounds)

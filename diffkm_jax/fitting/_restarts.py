@@ -86,7 +86,7 @@ def fit_restarts(
         TypeError: As in `fit`, or `key` is no random key, or `k` or `num_restarts` no
             integer.
         ValueError: As in `fit`, or `k` is below 1 or above n, or `num_restarts` is
-            below 1.
+            below 1, or `initializer` returns no [k, d].
 
     Example:
         >>> x = jnp.array([[0.0], [1.0], [9.0], [10.0], [50.0]])
@@ -160,6 +160,10 @@ def best_fit(
 
     keys, given = jax.random.split(key, num_restarts), problem
     drawn = jax.eval_shape(draw, keys[0], problem)
+    if (expected := (k, problem.points.shape[1])) != drawn.shape:
+        raise ValueError(
+            f"initializer must return [k, d] = {expected}, got shape {drawn.shape}"
+        )
     problem = in_unit(algorithm.plan, problem, drawn)
     held, dtype = lax.stop_gradient(problem), drawn.dtype
 

@@ -34,6 +34,7 @@ PROSE = [
     (r"; or a NumPy array has a row outside the domain of `distance`", ""),
     (r"[,;] a NumPy array has a row outside the domain of `distance`", ""),
     (r"; `points` is a NumPy array with a row outside the domain of `distance`", ""),
+    (r"; points are sharded", ""),
     (r"[,;] (or )?`axis_name` is not an axis of the shard_map around[^;.]*", ""),
     (r"fit, (`block_size` is below 1)\.", r"fit, or \1."),
     (r"\b[Nn]o optax transformation", f"no `{OPTIMIZER}`"),

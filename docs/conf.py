@@ -36,13 +36,13 @@ myst_enable_extensions = ["dollarmath"]
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
-autodoc_typehints_format = "short"
+autodoc_typehints_format = "fully-qualified"
+
 default_role = "code"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
-napoleon_custom_sections = [("Source", "notes_style")]
 
 html_theme = "furo"
 html_title = f"diffkm {release}"
@@ -70,6 +70,8 @@ def as_restructured_text(app, what, name, obj, options, lines):
         if is_code or blocks[i].lstrip().startswith(">>>"):
             continue
         blocks[i] = escaped(blocks[i])
+        if blocks[i].startswith("Source:"):
+            blocks[i] = " ".join(blocks[i].split())
         if i + 2 < len(blocks) and blocks[i].endswith(":"):
             deeper = indent(blocks[i + 2]) > indent(blocks[i].splitlines()[-1])
             blocks[i] += ":" * deeper

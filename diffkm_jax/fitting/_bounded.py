@@ -150,7 +150,7 @@ def check_bounded(plan: Plan, problem: Problem) -> None:
     if plan.mesh is not None:
         raise ValueError(
             "points must be on one device where sizes are bounded, got them sharded: "
-            "jax.device_put(points, jax.devices()[0])"
+            "jax.device_put(points, jax.local_devices()[0])"
         )
     if not has_means(problem):
         raise ValueError(

@@ -87,7 +87,7 @@ class FitResult(NamedTuple):
 
     @property
     def converged(self) -> Bool[Array, ""]:
-        """Whether `status` has CONVERGED, as of a fit that stopped by its rule, at rest.
+        """Whether `status` has CONVERGED, as of a fit that its rule ended, at rest.
 
         Returns:
             [], bool, and traced in a program; of a batch of fits an array of theirs.

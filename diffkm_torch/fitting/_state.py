@@ -87,7 +87,7 @@ class FitResult(NamedTuple):
 
     @property
     def converged(self) -> Tensor:
-        """Whether `status` has CONVERGED, as of a fit that stopped by its rule, at rest.
+        """Whether `status` has CONVERGED, as of a fit that its rule ended, at rest.
 
         Returns:
             [], bool, where the loss is; of a stack of results a tensor of theirs.

@@ -1,9 +1,7 @@
 """compare_steps: the same training agrees, another one is caught where it parts."""
 
 import json
-import re
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -784,11 +782,3 @@ def test_an_error_says_of_whose_function_it_came():
     arrays = "float64[8, 4], float64[8, 3]"
     note = f"This came of calling jax_loss or optax on arrays {arrays}."
     assert note in error.value.__notes__
-
-
-def test_the_example_of_the_docs_prints_what_it_says(capsys):
-    text = (Path(__file__).parents[1] / "docs" / "steps.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(program, {})
-    printed = capsys.readouterr().out.splitlines()
-    assert printed == re.findall(r"^# (.*)$", program, re.MULTILINE)

@@ -58,15 +58,11 @@ def reference():
     """Names that have a page of their own in the reference, with their module."""
     found = []
     for page in (ROOT / "docs" / "api").glob("*.rst"):
-        module = None
-        for line in page.read_text().splitlines():
-            module = (
-                line.removeprefix(".. currentmodule:: ")
-                if ".. curr" in line
-                else module
-            )
-            if re.fullmatch(r"   \w+", line):
-                found.append(f"{module}.{line.strip()}")
+        _, *parts = page.read_text().split(".. currentmodule:: ")
+        for part in parts:
+            module = part.split(maxsplit=1)[0]
+            names = re.findall(r"^   (\w+)$", part, re.MULTILINE)
+            found += [f"{module}.{name}" for name in names]
     return sorted(found)
 
 

@@ -131,7 +131,7 @@ def fit_stream(
     """
     given = rows_of(centroids)
     rows = as_centroids(given)
-    check_callable("distance", distance)
+    check_callable("distance", distance, 2)
     check_domain(as_tree(distance), rows, None, given, active)
     check_scalar("tol", tol, jnp.float32, zero=True)
     check_integer("batch_size", batch_size, minimum=1)

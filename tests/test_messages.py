@@ -323,3 +323,10 @@ def test_a_function_of_more_than_the_arrays_says_what_it_needs(call, got):
     )
     with raises(TypeError, start + got + ": call it first, or fix "):
         call()
+
+
+@pytest.mark.parametrize("call", [dk.kmeans_loss, dt.kmeans_loss])
+def test_an_array_too_many_is_told_that_the_rest_are_keywords(call):
+    message = r"kmeans_loss\(\) takes 2 positional arguments but 3 were given"
+    with raises(TypeError, message + ": the rest are keywords, as weights="):
+        call(X, C, X[:, 0])

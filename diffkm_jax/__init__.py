@@ -7,188 +7,33 @@ package also `import torch, diffkm_torch as dt`.
 Points, centroids and weights that are integers or bools become the default float.
 """
 
-from importlib.metadata import version
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
 
-import diffkm_jax._public
-from diffkm_jax import estimators
-from diffkm_jax.assignments import (
-    blackbox,
-    conditional_gumbel,
-    decoupled_gumbel_softmax,
-    entmax,
-    entmax15,
-    entmax_loss,
-    gapped_straight_through,
-    gumbel_rao,
-    gumbel_softmax,
-    gumbel_top_k,
-    hard,
-    implicit_mle,
-    perturbed_argmax,
-    reinmax,
-    reinmax_cv,
-    reinmax_rao,
-    sampled_straight_through,
-    simple,
-    sinkhorn,
-    soft_top_k,
-    softmax,
-    sparsemax,
-    straight_through,
-    straight_through_top_k,
-    subset_marginals,
-    top_k,
-)
-from diffkm_jax.diagnostics import (
-    Certificate,
-    Report,
-    certificate,
-    evaluate,
-    is_discrete,
-    tune,
-)
-from diffkm_jax.distances import (
-    bregman,
-    cosine,
-    euclidean,
-    itakura_saito,
-    kl_divergence,
-    mahalanobis,
-    manhattan,
-    pairwise,
-    squared_euclidean,
-)
-from diffkm_jax.fitting import (
-    FitResult,
-    State,
-    Status,
-    assign_bounded,
-    fit,
-    fit_bounded,
-    fit_minibatch,
-    fit_restarts,
-    init,
-    reassign,
-    soft_assign_bounded,
-    update,
-)
-from diffkm_jax.initializers import (
-    kmeans_parallel,
-    kmeans_plus_plus,
-    random_points,
-)
-from diffkm_jax.losses import assigned_loss, kmeans_loss, soft_kmeans_loss
-from diffkm_jax.optimizers import ema, macqueen, newton
-from diffkm_jax.quantizers import (
-    LookupFreeQuantized,
-    Quantized,
-    ScalarQuantized,
-    diveq,
-    finite_scalar_quantize,
-    finite_scalar_values,
-    lookup_free_quantize,
-    lookup_free_values,
-    nsvq,
-    product_quantize,
-    quantize,
-    residual_quantize,
-    rotation_trick,
-    straight_through_vector,
-)
-from diffkm_jax.sharding import fit_sharded, fit_specs
-from diffkm_jax.statistics import Statistics, assign, statistics
-from diffkm_jax.storage import load, save
-from diffkm_jax.streaming import StreamResult, fit_stream
+if TYPE_CHECKING:
+    from diffkm_jax._names import *  # noqa: F403
+    from diffkm_jax._names import __all__ as __all__
 
-__version__ = version("diffkm")
+    __version__: str
+else:
 
-__all__ = [
-    "Certificate",
-    "FitResult",
-    "LookupFreeQuantized",
-    "Quantized",
-    "Report",
-    "ScalarQuantized",
-    "State",
-    "Statistics",
-    "Status",
-    "StreamResult",
-    "assign",
-    "assign_bounded",
-    "assigned_loss",
-    "blackbox",
-    "bregman",
-    "certificate",
-    "conditional_gumbel",
-    "cosine",
-    "decoupled_gumbel_softmax",
-    "diveq",
-    "ema",
-    "entmax",
-    "entmax15",
-    "entmax_loss",
-    "estimators",
-    "euclidean",
-    "evaluate",
-    "finite_scalar_quantize",
-    "finite_scalar_values",
-    "fit",
-    "fit_bounded",
-    "fit_minibatch",
-    "fit_restarts",
-    "fit_sharded",
-    "fit_specs",
-    "fit_stream",
-    "gapped_straight_through",
-    "gumbel_rao",
-    "gumbel_softmax",
-    "gumbel_top_k",
-    "hard",
-    "implicit_mle",
-    "init",
-    "is_discrete",
-    "itakura_saito",
-    "kl_divergence",
-    "kmeans_loss",
-    "kmeans_parallel",
-    "kmeans_plus_plus",
-    "load",
-    "lookup_free_quantize",
-    "lookup_free_values",
-    "macqueen",
-    "mahalanobis",
-    "manhattan",
-    "newton",
-    "nsvq",
-    "pairwise",
-    "perturbed_argmax",
-    "product_quantize",
-    "quantize",
-    "random_points",
-    "reassign",
-    "reinmax",
-    "reinmax_cv",
-    "reinmax_rao",
-    "residual_quantize",
-    "rotation_trick",
-    "sampled_straight_through",
-    "save",
-    "simple",
-    "sinkhorn",
-    "soft_assign_bounded",
-    "soft_kmeans_loss",
-    "soft_top_k",
-    "softmax",
-    "sparsemax",
-    "squared_euclidean",
-    "statistics",
-    "straight_through",
-    "straight_through_top_k",
-    "straight_through_vector",
-    "subset_marginals",
-    "top_k",
-    "tune",
-    "update",
-]
+    def __getattr__(name: str) -> Any:
+        """A public name; the first that is asked for loads them all.
 
-diffkm_jax._public.show_public(__name__)
+        Thus the command line shows its help without JAX, whose import takes longer.
+        """
+        if not name.startswith("_") or name in ("__all__", "__version__"):
+            _load()
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        _load()
+        return __dir__()  # That of `show_public`.
+
+    def _load() -> None:
+        names = import_module("diffkm_jax._names")
+        globals().update({name: getattr(names, name) for name in names.__all__})
+        globals().update(__all__=names.__all__, __version__=metadata.version("diffkm"))
+        import_module("diffkm_jax._public").show_public(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -207,10 +208,26 @@ def check_integer(
         raise ValueError(f"{name} must be {limit}{why}, got {value}")
 
 
-def check_callable(name: str, function: object) -> None:
-    """Raises TypeError unless `function` can be called."""
+def check_callable(name: str, function: object, num_arrays: int | None = None) -> None:
+    """Raises TypeError unless `function` can be called, with so many arrays alone."""
     if not callable(function):
         raise TypeError(f"{name} must be a function, got {shown(function)}")
+    code = getattr(function, "__code__", None)
+    if code is None or num_arrays is None:
+        return
+    if (code.co_argcount, code.co_kwonlyargcount) == (num_arrays, 0):
+        return  # The others take longer to look at.
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*[None] * num_arrays)
+    except TypeError:
+        all_of_it = signature.parameters.values()
+        needed = ", ".join(p.name for p in all_of_it if p.default is p.empty)
+        raise TypeError(
+            f"{name} must be a function of {num_arrays} array"
+            f"{'s' * (num_arrays > 1)}, got {shown(function)}({needed}): call it "
+            "first, or fix its other arguments by functools.partial"
+        ) from None
 
 
 def check_block_size(block_size: int | None) -> None:

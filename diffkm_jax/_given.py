@@ -42,7 +42,7 @@ def as_problem(
     points, centroids = as_points_and_centroids(points, centroids)
     weights = as_weights(weights, points.shape[0])
     active = as_active(active, centroids.shape[0])
-    check_callable("distance", distance)
+    check_callable("distance", distance, 2)
     plan = as_plan(axis_name, block_size, points, weights)
     if temperature is not None:
         temperature = as_scalar("temperature", temperature, points, centroids, weights)

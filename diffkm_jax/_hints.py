@@ -64,6 +64,9 @@ def hint_for_call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> st
             return f"it is {meant} here" if meant in names else otherwise
         if next(iter(names), "") == "key" and not is_key(*args[:1]):
             return "a random key comes first, as jax.random.key(0)"
+        keywords = [p.name for p in names.values() if p.kind == p.KEYWORD_ONLY]
+        if len(args) > len(names) - len(keywords) and keywords:
+            return f"the rest are keywords, as {keywords[0]}="
     return ""
 
 

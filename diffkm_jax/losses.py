@@ -226,7 +226,7 @@ def assigned_loss(
     Source: Jang, Gu & Poole 2017 (costs of a relaxed choice),
         https://arxiv.org/abs/1611.01144
     """
-    check_callable("assignment", assignment)
+    check_callable("assignment", assignment, 1)
     check_given("temperature", temperature)
     plan, problem, centroids = as_problem(
         points,

@@ -55,6 +55,9 @@ def hint_for_call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> st
         for word in [name for name in kwargs if name in WORDS and name not in names]:
             meant, otherwise = WORDS[word]
             return f"it is {meant} here" if meant in names else otherwise
+        keywords = [p.name for p in names.values() if p.kind == p.KEYWORD_ONLY]
+        if len(args) > len(names) - len(keywords) and keywords:
+            return f"the rest are keywords, as {keywords[0]}="
     return ""
 
 

@@ -81,7 +81,7 @@ def assigned_loss(
     problem, centroids = as_problem(
         points, centroids, distance=distance, weights=weights, active=active
     )
-    check_callable("assignment", assignment)
+    check_callable("assignment", assignment, 1)
     x, c, w, fill = prepare(problem, centroids, with_data=True)
     temperature = as_scalar("temperature", temperature, x.dtype)
 

@@ -66,7 +66,7 @@ PASSES = (
     "test_certificate.py test_raises.py test_fit_far_away.py"
 )
 DRAWN = {
-    "diffkm_jax/statistics.py": PASSES,
+    "diffkm_jax/_statistics.py": PASSES,
     "diffkm_jax/losses.py": (
         "test_losses.py test_inert_rows.py test_raises.py test_export.py test_mesh.py"
     ),

@@ -10,6 +10,7 @@ import pytest
 import diffkm_jax as dk
 from diffkm_jax._blocks import _in_pieces, block_for
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._statistics import statistics_of
 from diffkm_jax.distances import squared_euclidean
 from diffkm_jax.fitting._conjugate_residuals import conjugate_residuals
 from diffkm_jax.fitting._empty import costliest, fill_farthest, set_rows
@@ -22,7 +23,6 @@ from diffkm_jax.fitting._loop import (
     tolerance,
 )
 from diffkm_jax.fitting._step import Algorithm
-from diffkm_jax.statistics import statistics_of
 
 C = jnp.array([[3.0, 0.0], [0.0, 4.0]])
 X = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 5.0]])

@@ -27,11 +27,12 @@ LEVELS = [
     ["_distance_pass", "_given", "_domain"],
     ["_soft_pass"],
     ["_pass"],
-    ["statistics"],
+    ["statistics", "_statistics"],
     ["losses", "initializers", "optimizers", "quantizers", "estimators"],
     ["fitting", "diagnostics"],
     ["modules", "sharding", "streaming"],
     ["storage"],
+    ["_names"],
     ["__init__"],
     ["_callers", "_example_arrays"],
     ["_calls"],
@@ -124,15 +125,37 @@ def test_importing_starts_no_backend_and_changes_no_configuration():
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT.parent)
 
 
+def test_jax_is_imported_when_a_public_name_is_first_asked_for():
+    program = (
+        "import sys, diffkm_jax;"
+        "assert not {'jax', 'numpy', 'optax'} & set(sys.modules);"
+        "from diffkm_jax import _statistics;"
+        "assert diffkm_jax.statistics is _statistics.statistics;"
+        "assert 'fit' in dir(diffkm_jax); from diffkm_jax import *; fit; estimators;"
+        "assert not hasattr(diffkm_jax, 'no') and not hasattr(diffkm_jax, '_no')"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT.parent)
+
+
+def test_no_module_has_the_name_of_a_public_function():
+    modules = {path.stem for path in ROOT.iterdir()}
+    assert modules & set(diffkm_jax.__all__) == {"estimators"}  # Which is the module.
+
+
 @pytest.mark.parametrize("package", [diffkm_jax, diffkm_torch])
 def test_the_public_names_are_those_imported(package):
-    tree = ast.parse(Path(package.__file__).read_text())
+    path = Path(package.__file__)
+    lazy = path.with_name("_names.py")
+    tree = ast.parse((lazy if lazy.exists() else path).read_text())
     names = [
-        alias.name
+        alias.asname or alias.name
         for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-        and str(node.module).startswith(package.__name__)
-        for alias in node.names
+        for alias in getattr(node, "names", [])
+        if alias.asname
+        or (
+            isinstance(node, ast.ImportFrom)
+            and str(node.module).startswith(package.__name__)
+        )
     ]
     assert sorted(names) == sorted(package.__all__)
 

@@ -299,3 +299,34 @@ def test_settings_that_are_no_numbers(module):
             module.ema(bad)
     with raises(TypeError, "baseline must be .*, got "):
         module.estimators.reinforce(baseline="a")
+
+
+@pytest.mark.parametrize(
+    ("call", "got"),
+    [
+        (lambda: dk.fit(X, C, distance=dk.mahalanobis), r"mahalanobis\(precision\)"),
+        (lambda: dk.pairwise(X, C, distance=dk.bregman), r"bregman\(phi\)"),
+        (lambda: dt.fit(XT, CT, distance=dt.bregman), r"bregman\(phi\)"),
+        (
+            lambda: dk.quantize(X, C, method=dk.nsvq),
+            r"nsvq\(points, centroids, noise\)",
+        ),
+        (lambda: dt.quantize(XT, CT, method=dt.nsvq), r"nsvq\(points, centr.*noise\)"),
+        (lambda: dk.assigned_loss(X, C, dk.reinmax), r"reinmax\(logits, noise\)"),
+        (lambda: dt.assigned_loss(XT, CT, dt.reinmax), r"reinmax\(logits, noise\)"),
+        (lambda: dk.kmeans_loss(X, C, distance=lambda x, y, *, p: x), r".*\(x, y, p\)"),
+    ],
+)
+def test_a_function_of_more_than_the_arrays_says_what_it_needs(call, got):
+    start = (
+        r"(distance|method|assignment) must be a function of . (array|tensor)s?, got "
+    )
+    with raises(TypeError, start + got + ": call it first, or fix "):
+        call()
+
+
+@pytest.mark.parametrize("call", [dk.kmeans_loss, dt.kmeans_loss])
+def test_an_array_too_many_is_told_that_the_rest_are_keywords(call):
+    message = r"kmeans_loss\(\) takes 2 positional arguments but 3 were given"
+    with raises(TypeError, message + ": the rest are keywords, as weights="):
+        call(X, C, X[:, 0])

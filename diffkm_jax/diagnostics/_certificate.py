@@ -17,13 +17,13 @@ from diffkm_jax._hints import hinted, shown
 from diffkm_jax._pass import has_means
 from diffkm_jax._problem import Axis, Plan, Problem
 from diffkm_jax._sharding import over_rows, specs_of
+from diffkm_jax._statistics import Statistics, pull_of, residual_of, statistics_of
 from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.diagnostics._licenses import hard_license, soft_license
 from diffkm_jax.diagnostics._lines import lines_of_certificate
 from diffkm_jax.diagnostics._margins import margins
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.distances._forms import WITH_MEANS
-from diffkm_jax.statistics import Statistics, pull_of, residual_of, statistics_of
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

@@ -12,7 +12,7 @@ from diffkm_jax._geometry import matmul
 from diffkm_jax._mesh import vary_as
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._soft_pass import soft_sums
-from diffkm_jax.statistics import Statistics, pull_of
+from diffkm_jax._statistics import Statistics, pull_of
 
 
 def hessian_product(

@@ -13,8 +13,8 @@ from diffkm_jax._expansion import Expanded
 from diffkm_jax._mesh import vary_as
 from diffkm_jax._pass import nearest_labels
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._statistics import Statistics, full_step, means_of, pull_of
 from diffkm_jax.diagnostics._curvature import hessian_product, smallest_eigenvalue
-from diffkm_jax.statistics import Statistics, full_step, means_of, pull_of
 
 
 class License(NamedTuple):

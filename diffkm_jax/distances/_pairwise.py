@@ -53,7 +53,7 @@ def pairwise(
         https://docs.scipy.org/doc/scipy/reference/generated/scipy.cluster.vq.vq.html
     """
     points, centroids = as_points_and_centroids(points, centroids)
-    check_callable("distance", distance)
+    check_callable("distance", distance, 2)
     return evaluate(distance, points[:, None, :], centroids[None, :, :])
 
 

@@ -11,6 +11,7 @@ from jax import lax
 
 from diffkm_jax._domain import out_of_domain
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._statistics import Statistics, means_of, residual_of
 from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.fitting._bounded_pass import Shares, shared, statistics_at
 from diffkm_jax.fitting._bounds import Bounds
@@ -28,7 +29,6 @@ from diffkm_jax.fitting._loop import (
 from diffkm_jax.fitting._state import FitResult, State, retracted
 from diffkm_jax.fitting._status import status_of
 from diffkm_jax.fitting._step import Step
-from diffkm_jax.statistics import Statistics, means_of, residual_of
 
 PLAN = Plan()
 

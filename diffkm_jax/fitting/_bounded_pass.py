@@ -20,6 +20,7 @@ from diffkm_jax._blocks import (
 from diffkm_jax._expansion import Expanded, expand
 from diffkm_jax._geometry import nearest, sum_of_products
 from diffkm_jax._problem import Problem
+from diffkm_jax._statistics import Statistics
 from diffkm_jax.fitting._bounds import Bounds, is_feasible
 from diffkm_jax.fitting._exchange import exchanged
 from diffkm_jax.fitting._transport import (
@@ -31,7 +32,6 @@ from diffkm_jax.fitting._transport import (
     rounding_of,
     warmth,
 )
-from diffkm_jax.statistics import Statistics
 
 # Of the mean excess cost: there sizes of a plan and of labels differ by a few points.
 COLD = 1e-4

@@ -18,10 +18,10 @@ from diffkm_jax._expansion import expand
 from diffkm_jax._hints import shown
 from diffkm_jax._pass import has_means, rests_at_means
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._statistics import Statistics, means_of, statistics_of
 from diffkm_jax.distances._forms import WITH_MEANS, form_of, plain
 from diffkm_jax.fitting._implicit import System, solution, trusted
 from diffkm_jax.fitting._stationarity import Stationarity
-from diffkm_jax.statistics import Statistics, means_of, statistics_of
 
 
 def check_derivative(derivative: str, problem: Problem) -> None:

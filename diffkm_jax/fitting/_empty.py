@@ -18,8 +18,8 @@ from jax import lax
 from diffkm_jax._blocks import gather
 from diffkm_jax._pass import nearest_labels
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._statistics import Statistics, embedded, statistics_of
 from diffkm_jax.fitting._state import State, remainder_of, where_active, zero_inactive
-from diffkm_jax.statistics import Statistics, embedded, statistics_of
 
 EmptyPolicy = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 

@@ -15,6 +15,7 @@ from diffkm_jax._hints import hinted
 from diffkm_jax._pass import sums_and_labels
 from diffkm_jax._problem import Axis, Problem
 from diffkm_jax._sharding import check_replicated, over_rows
+from diffkm_jax._statistics import Statistics, residual_of
 from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._derivative import (
@@ -30,7 +31,6 @@ from diffkm_jax.fitting._status import status_of
 from diffkm_jax.fitting._step import Algorithm, at_last
 from diffkm_jax.fitting._units import counts_in_true_unit, counts_in_unit
 from diffkm_jax.fitting._update import as_algorithm
-from diffkm_jax.statistics import Statistics, residual_of
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

@@ -16,6 +16,7 @@ from diffkm_jax._hints import hinted, shown
 from diffkm_jax._pass import total_loss
 from diffkm_jax._problem import Axis, Plan, Problem
 from diffkm_jax._sharding import number_of, over_rows
+from diffkm_jax._statistics import embedded
 from diffkm_jax._units import in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._derivative import check_derivative
@@ -27,7 +28,6 @@ from diffkm_jax.fitting._state import SPECS, FitResult, State, initial_state
 from diffkm_jax.fitting._step import Algorithm, at_step
 from diffkm_jax.fitting._update import as_algorithm
 from diffkm_jax.initializers import kmeans_plus_plus
-from diffkm_jax.statistics import embedded
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from diffkm_jax._problem import Problem
+from diffkm_jax._statistics import Statistics, inverse_root_of, mass_of, pull_of
 from diffkm_jax.fitting._conjugate_residuals import conjugate_residuals, norm
-from diffkm_jax.statistics import Statistics, inverse_root_of, mass_of, pull_of
 
 MAX_ITERATIONS = 2000
 

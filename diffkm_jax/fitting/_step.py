@@ -15,6 +15,7 @@ from diffkm_jax._checks import as_scalar
 from diffkm_jax._mesh import vary_as
 from diffkm_jax._pass import has_means, total_loss
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._statistics import Statistics, pull_of, residual_of, statistics_of
 from diffkm_jax._units import in_true_unit
 from diffkm_jax.fitting._empty import (
     Costliest,
@@ -31,7 +32,6 @@ from diffkm_jax.fitting._state import (
     zero_inactive,
 )
 from diffkm_jax.optimizers import is_per_count
-from diffkm_jax.statistics import Statistics, pull_of, residual_of, statistics_of
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

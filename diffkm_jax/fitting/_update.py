@@ -12,6 +12,7 @@ from diffkm_jax._given import as_problem
 from diffkm_jax._hints import hinted, shown
 from diffkm_jax._problem import Axis, Problem
 from diffkm_jax._sharding import check_replicated, over_rows
+from diffkm_jax._statistics import Statistics
 from diffkm_jax._units import in_true_unit, in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._empty import EmptyPolicy
@@ -20,7 +21,6 @@ from diffkm_jax.fitting._state import State, remainder_of
 from diffkm_jax.fitting._step import Algorithm, Step, check_state, step
 from diffkm_jax.fitting._units import counts_in_true_unit, counts_in_unit
 from diffkm_jax.optimizers import newton
-from diffkm_jax.statistics import Statistics
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

@@ -97,7 +97,7 @@ def quantize(
     Source: van den Oord, Vinyals & Kavukcuoglu 2017, https://arxiv.org/abs/1711.00937;
         Roy et al. 2018 (draws), https://arxiv.org/abs/1805.11063
     """
-    check_callable("method", method)
+    check_callable("method", method, 2)
     rows, of_rows, shape = as_rows(points, weights, centroids)
     for name, given, other in (
         ("noise", noise, temperature),

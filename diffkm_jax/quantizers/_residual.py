@@ -87,7 +87,7 @@ def residual_quantize(
 
     Source: Zeghidour et al. 2021, https://arxiv.org/abs/2107.03312
     """
-    check_callable("method", method)
+    check_callable("method", method, 2)
     rows, w, shape = _as_points(points, weights)
     *leading, d = shape
     codebooks = as_real("codebooks", codebooks)
@@ -159,7 +159,7 @@ def product_quantize(
 
     Source: Jégou, Douze & Schmid 2011, https://doi.org/10.1109/TPAMI.2010.57
     """
-    check_callable("method", method)
+    check_callable("method", method, 2)
     rows, w, shape = _as_points(points, weights)
     *leading, d = shape
     codebooks = as_real("codebooks", codebooks)
@@ -252,7 +252,7 @@ def _as_options(
     block_size: int | None,
 ) -> jax.Array | None:
     """The mask of codes, checked with the other options: None or bool."""
-    check_callable("distance", distance)
+    check_callable("distance", distance, 2)
     check_block_size(block_size)
     shape = codebooks.shape[:-1]
     if 0 in shape:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffkm_jax._problem import Plan, Problem
+from diffkm_jax._statistics import Statistics
 from diffkm_jax.fitting._empty import Costliest, is_empty
 from diffkm_jax.fitting._start import as_tol, check_number, start_of
 from diffkm_jax.fitting._state import State
 from diffkm_jax.fitting._status import Status
 from diffkm_jax.fitting._step import Algorithm
-from diffkm_jax.statistics import Statistics
 from diffkm_jax.streaming._by_batches import Mark, Problems
 from diffkm_jax.streaming._parts import (
     added,

@@ -17,6 +17,7 @@ from diffkm_jax._domain import out_of_domain
 from diffkm_jax._pass import nearest_labels, sums_and_labels
 from diffkm_jax._problem import Problem
 from diffkm_jax._sharding import over_rows
+from diffkm_jax._statistics import Statistics, residual_of, statistics_of
 from diffkm_jax.fitting._empty import Costliest, costliest, costliest_of, is_empty
 from diffkm_jax.fitting._loop import (
     Moments,
@@ -37,7 +38,6 @@ from diffkm_jax.fitting._step import (
     step_by,
 )
 from diffkm_jax.fitting._update import updated
-from diffkm_jax.statistics import Statistics, residual_of, statistics_of
 
 
 @over_rows(1)

@@ -21,6 +21,7 @@ from diffkm_jax._given import check_domain
 from diffkm_jax._hints import hinted, shown
 from diffkm_jax._problem import Plan, Problem
 from diffkm_jax._sharding import axis_of, devices_of
+from diffkm_jax._statistics import Statistics
 from diffkm_jax.distances import Distance, squared_euclidean
 from diffkm_jax.fitting._empty import EmptyPolicy
 from diffkm_jax.fitting._start import rows_of
@@ -28,7 +29,6 @@ from diffkm_jax.fitting._state import State
 from diffkm_jax.fitting._step import Algorithm
 from diffkm_jax.fitting._update import as_algorithm
 from diffkm_jax.optimizers import macqueen, newton
-from diffkm_jax.statistics import Statistics
 from diffkm_jax.streaming._by_batches import ByBatches
 from diffkm_jax.streaming._by_passes import ByPasses
 from diffkm_jax.streaming._reading import Batch, Reader, is_read_once
@@ -131,7 +131,7 @@ def fit_stream(
     """
     given = rows_of(centroids)
     rows = as_centroids(given)
-    check_callable("distance", distance)
+    check_callable("distance", distance, 2)
     check_domain(as_tree(distance), rows, None, given, active)
     check_scalar("tol", tol, jnp.float32, zero=True)
     check_integer("batch_size", batch_size, minimum=1)

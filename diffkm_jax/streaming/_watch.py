@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from diffkm_jax._hints import shown
+from diffkm_jax._statistics import Statistics
 from diffkm_jax.fitting._state import State
-from diffkm_jax.statistics import Statistics
 
 
 class Watch:

@@ -46,7 +46,12 @@ def original(name: str) -> Definition:
 
 def _find(module: Path, parts: list[str]) -> Definition:
     """What a module, a folder or a file, defines or imports under a name."""
-    tree = _parsed(module / "__init__.py" if module.is_dir() else module)
+    file = module
+    if module.is_dir():
+        # A package that loads its names when asked has them in a file of their own.
+        lazy = module / "_names.py"
+        file = lazy if parts and lazy.exists() else module / "__init__.py"
+    tree = _parsed(file)
     if not parts:
         return tree
     first, *rest = parts

@@ -20,7 +20,7 @@ def pairwise(
 ) -> Tensor:
     """Mirrors `diffkm_jax.pairwise`: points [n, d], centroids [k, d] to [n, k]."""
     points, centroids = as_points_and_centroids(points, centroids)
-    check_callable("distance", distance)
+    check_callable("distance", distance, 2)
     return evaluate(distance, points[:, None, :], centroids[None, :, :])
 
 

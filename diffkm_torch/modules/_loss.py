@@ -63,7 +63,7 @@ class KMeansLoss(nn.Module):
         if temperature is not None:
             dtype = accumulation_dtype(centroids)
             check_scalar("temperature", temperature, dtype)
-        check_callable("distance", distance)
+        check_callable("distance", distance, 2)
         if reduction not in ("sum", "mean"):
             raise ValueError(
                 f"reduction must be 'sum' or 'mean', got {shown(reduction)}"

@@ -147,7 +147,7 @@ def quantize(
     block_size: int | None = None,
 ) -> Quantized:
     """Mirrors `diffkm_jax.quantize`: centroids, a method's gradient, losses."""
-    check_callable("method", method)
+    check_callable("method", method, 2)
     rows, of_rows, shape = as_rows(points, weights, centroids)
     if temperature is None and noise is not None:
         raise ValueError("temperature must be given with noise, got None")

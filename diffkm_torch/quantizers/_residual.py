@@ -40,7 +40,7 @@ def residual_quantize(
     block_size: int | None = None,
 ) -> Quantized:
     """Mirrors `diffkm_jax.residual_quantize`: codes of what the stages before left."""
-    check_callable("method", method)
+    check_callable("method", method, 2)
     rows, w = flattened(points, weights)
     *leading, d = shape = tuple(points.shape)
     codebooks = as_real("codebooks", codebooks)
@@ -66,7 +66,7 @@ def product_quantize(
     block_size: int | None = None,
 ) -> Quantized:
     """Mirrors `diffkm_jax.product_quantize`: a codebook for every group."""
-    check_callable("method", method)
+    check_callable("method", method, 2)
     rows, w = flattened(points, weights)
     *leading, d = shape = tuple(points.shape)
     codebooks = as_real("codebooks", codebooks)
@@ -130,7 +130,7 @@ def _check_options(
     block_size: int | None,
 ) -> None:
     """Raises unless the options fit the codebooks."""
-    check_callable("distance", distance)
+    check_callable("distance", distance, 2)
     check_block_size(block_size)
     *shape, _ = whole = tuple(codebooks.shape)
     if 0 in shape:

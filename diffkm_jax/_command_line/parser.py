@@ -164,7 +164,7 @@ def add_fit(parser: Parser) -> None:
     add = parser.add_argument_group("output").add_argument
     text = "write the result (.npz), or the labels (.npy, .csv), to this file"
     add("--out", metavar="FILE", type=path(*OUTPUTS), help=text)
-    text = "picture of the clusters in two dimensions, else of the loss by step"
+    text = "picture of the clusters in the plane; of one column, of the loss by step"
     add("--plot", type=path(*PICTURES), metavar="FILE.png", help=text)
     add("--json", action="store_true", help="print one JSON object")
     text = "loss and residual on stderr during long work (if that is a terminal)"

@@ -9,19 +9,19 @@ import numpy as np
 import diffkm_jax as dk
 from diffkm_jax._command_line.output import write
 
-# More points than these are drawn by a part of them.
-MOST = 10_000
+# Of more points a part is drawn; of more columns no principal components are found.
+MOST, WIDEST = 10_000, 1000
 
 
 def draw(out: Path, points: np.ndarray, result: dk.FitResult) -> None:
-    """Draws clusters in two dimensions, else the loss by step, and writes that."""
+    """Draws clusters in the plane, or of one column the loss by step, and writes that."""
     from matplotlib.figure import Figure
 
     from diffkm_jax.plotting import plot_clusters, plot_losses
 
     figure = Figure(layout="constrained")
     axes = figure.subplots()
-    if points.shape[1] == 2:
+    if 2 <= points.shape[1] <= WIDEST:
         chosen = np.linspace(0, len(points) - 1, min(MOST, len(points))).astype(int)
         labels = result.labels[chosen]
         plot_clusters(points[chosen], result._replace(labels=labels), ax=axes)

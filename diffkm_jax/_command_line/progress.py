@@ -23,11 +23,10 @@ class Progress:
     """
 
     def __init__(self, shown: bool | None, number: int, total: int) -> None:
-        on_terminal = sys.stderr is not None and sys.stderr.isatty()
-        self.shown = on_terminal if shown is None else shown
+        self.shown = on_terminal() if shown is None else shown
         self.number, self.total, self.fits, self.last = number, total, 0, 0.0
         self.bar: Any = None
-        self.make = _tqdm() if self.shown and on_terminal else None
+        self.make = _tqdm() if self.shown and on_terminal() else None
 
     def __enter__(self) -> Self:
         return self
@@ -72,6 +71,11 @@ class Progress:
 
     def _name(self) -> str:
         return "fit" if self.number == 1 else f"fit {self.fits} of {self.number}"
+
+
+def on_terminal() -> bool:
+    """Whether somebody looks at stderr."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _tqdm() -> Any:

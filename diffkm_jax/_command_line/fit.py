@@ -115,7 +115,7 @@ def settings_of(options: Any, data: Data, distance: Any) -> Settings:
         mean = 1.0 if data.weights is None else float(np.mean(data.weights))
         variance = 0.0
         if name == "adam" and options.learning_rate is None:
-            variance = variance_of(data.points, options.dtype, distance)
+            variance = variance_of(data, options.dtype, distance)
         made = options.learning_rate, mean * (size or n), variance
         optimizer = optimizer_of(name, *made)
     law = {
@@ -128,16 +128,21 @@ def settings_of(options: Any, data: Data, distance: Any) -> Settings:
     return Settings(options.dtype, law, rule, size, number)
 
 
-def variance_of(points: np.ndarray, dtype: Any, distance: Any) -> float:
+def variance_of(data: Data, dtype: Any, distance: Any) -> float:
     """The mean variance of the columns, of points as the distance takes them."""
-    total, squares, origin = 0.0, 0.0, None
-    for _, rows in blocks(points, dtype):
-        rows = np.asarray(embedded(jnp.asarray(rows), distance), np.float64)
-        origin = rows.mean(0) if origin is None else origin
-        total += (rows - origin).sum(0)
-        squares += ((rows - origin) ** 2).sum(0)
-    n = len(points)
-    return float(np.mean(squares / n - (total / n) ** 2))
+    number, total, squares, origin = 0.0, 0.0, 0.0, None
+    for first, rows in blocks(data.points, dtype):
+        w = np.ones(len(rows))
+        if data.weights is not None:
+            w = data.weights[first : first + len(rows)].astype(np.float64)
+        rows = np.asarray(embedded(jnp.asarray(rows), distance), np.float64)[w > 0]
+        w = w[w > 0]
+        if origin is None and len(rows):
+            origin = rows.mean(0)
+        number += w.sum()
+        total += w @ (rows - origin)
+        squares += w @ (rows - origin) ** 2
+    return float(np.mean(squares / number - (total / number) ** 2))
 
 
 def embedded(points: jax.Array, distance: Any) -> jax.Array:

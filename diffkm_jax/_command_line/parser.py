@@ -121,7 +121,7 @@ def add_fit(parser: Parser) -> None:
     add(
         "--temperature",
         metavar="T",
-        type=positive("; without it clusters are hard"),
+        type=positive("; without it the assignment is hard"),
         help=text,
     )
     text = "newton, macqueen, ema, or any of optax by its name (newton, or adam where "

@@ -14,7 +14,7 @@ MOST, WIDEST = 10_000, 1000
 
 
 def draw(out: Path, points: np.ndarray, result: dk.FitResult) -> None:
-    """Draws clusters in the plane, or of one column the loss by step, and writes that."""
+    """Writes a picture of clusters in the plane; of one column, of the loss by step."""
     from matplotlib.figure import Figure
 
     from diffkm_jax.plotting import plot_clusters, plot_losses

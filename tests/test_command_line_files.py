@@ -76,7 +76,7 @@ TEXTS = {
     "white space": (".txt", " 1  2\n3\t4\n", (), [2, 3], 2),
     "semicolons": (".csv", "a;b\n1;2\n3;4\n", ("--delimiter", ";"), [2, 3], 2),
     "tabs by name": (".txt", "1\t2\n3\t4\n", ("--delimiter", "tab"), [2, 3], 2),
-    "columns by name": (".csv", "t,a,b\nx,1,2\ny,3,4\n", ("--columns", "b,a"), [3, 2], 2),
+    "columns by name": (".csv", "t,a,b\nx,1,2\n", ("--columns", "b,a"), [2, 1], 1),
     "columns by number": (".csv", "7,1,2\n8,3,4\n", ("--columns", "1,2"), [2, 3], 2),
     "weights": (".csv", "a,w\n1,1\n3,3\n", ("--weights", "w"), [2.5], 4),
     "weights and columns": (

@@ -36,7 +36,8 @@ LEVELS = [
     ["__init__"],
     ["_callers", "_example_arrays"],
     ["_calls"],
-    ["_parity", "_checkpoints", "_command_line"],
+    ["_parity", "_checkpoints"],
+    ["_command_line"],
     ["__main__"],
 ]
 # Of the mirror, sharding and random draws are left out.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,17 +17,15 @@ MOST, WIDEST = 10_000, 1000
 
 def draw(out: Path, points: np.ndarray, result: dk.FitResult) -> None:
     """Writes a picture of clusters in the plane; of one column, of the loss by step."""
-    from matplotlib.figure import Figure
-
+    os.environ.setdefault("MPLBACKEND", "agg")  # No window.
     from diffkm_jax.plotting import plot_clusters, plot_losses
 
-    figure = Figure(layout="constrained")
-    axes = figure.subplots()
+    axes: Any
     if 2 <= points.shape[1] <= WIDEST:
         chosen = np.linspace(0, len(points) - 1, min(MOST, len(points))).astype(int)
-        labels = result.labels[chosen]
-        plot_clusters(points[chosen], result._replace(labels=labels), ax=axes)
+        drawn = result._replace(labels=result.labels[chosen])
+        axes = plot_clusters(points[chosen], drawn)
     else:
-        plot_losses([result], labels=["fit"], ax=axes)
+        axes = plot_losses([result], labels=["fit"])[0]
     kind = out.suffix.lower()[1:]
-    write(out, lambda file: figure.savefig(file, format=kind))
+    write(out, lambda file: axes.figure.savefig(file, format=kind))

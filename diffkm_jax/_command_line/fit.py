@@ -23,7 +23,7 @@ from diffkm_jax._command_line.optimizers import check_name, optimizer_of, settli
 from diffkm_jax._command_line.output import CommandError, check_out, write
 from diffkm_jax._command_line.parser import INITIALIZERS
 from diffkm_jax._command_line.progress import Progress
-from diffkm_jax._command_line.reading import Data, blocks, read, read_points
+from diffkm_jax._command_line.reading import Data, blocks, chosen, read, read_points
 from diffkm_jax._command_line.report import print_json, print_text, sizes_of, warn
 from diffkm_jax._given import check_domain
 from diffkm_jax.distances._forms import form_of
@@ -202,8 +202,8 @@ def starts(
         if size:
             rng = np.random.default_rng([options.seed, i, 1])
             number = min(n, max(SAMPLE * size, 10 * k))
-            rows = np.sort(rng.choice(n, number, replace=False))
-            drawn = jnp.asarray(data.points[rows], settings.dtype)
+            rows = np.sort(rng.choice(n, number, replace=False, shuffle=False))
+            drawn = jnp.asarray(chosen(data.points, rows, settings.dtype))
             points = embedded(drawn, distance)
             weights = None if data.weights is None else jnp.asarray(data.weights[rows])
         yield initializer(key, points, k, weights=weights)

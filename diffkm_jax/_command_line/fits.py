@@ -12,7 +12,7 @@ import numpy as np
 
 import diffkm_jax as dk
 from diffkm_jax._command_line.progress import Progress
-from diffkm_jax._command_line.reading import Data, blocks
+from diffkm_jax._command_line.reading import Data, blocks, chosen
 
 # Products of numbers in a piece, of about a second: k d of every point and step.
 PIECE = 10_000_000_000
@@ -81,7 +81,8 @@ def fit_batches(
         rng = np.random.default_rng(seed)
         for _ in range(settings.num_batches):
             rows = np.sort(rng.integers(0, n, size))  # In the order of the file.
-            yield with_weights(data, data.points[rows].astype(settings.dtype), rows)
+            batch = chosen(data.points, rows, settings.dtype)
+            yield with_weights(data, batch, rows)
 
     def whole() -> Iterator[Any]:
         for first, rows in blocks(data.points, settings.dtype):
@@ -118,9 +119,9 @@ def fit_batches(
     )
 
 
-def with_weights(data: Data, rows: np.ndarray, chosen: Any) -> Any:
-    """Rows of the points, with their weights, if there are any."""
-    return rows if data.weights is None else (rows, data.weights[chosen])
+def with_weights(data: Data, points: np.ndarray, rows: Any) -> Any:
+    """Points of some rows, with their weights, if there are any."""
+    return points if data.weights is None else (points, data.weights[rows])
 
 
 def labels_of(points: np.ndarray, centroids: jax.Array, distance: Any) -> np.ndarray:

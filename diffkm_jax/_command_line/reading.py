@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ from diffkm_jax._command_line.parser import TABLES, TEXTS
 from diffkm_jax.streaming._reading import parts_of
 
 KINDS = ".npy", ".npz", *TABLES
-# Numbers that are read at once.
-BLOCK = 2**22
+# Numbers that are read at once, in their order, and rows, in any.
+BLOCK, AT_ONCE = 2**22, 1024
 
 
 class Data(NamedTuple):
@@ -140,3 +141,15 @@ def blocks(points: np.ndarray, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
         with np.errstate(over="ignore"):
             yield start, rows.astype(dtype, copy=False)
         start += len(rows)
+
+
+def chosen(points: np.ndarray, rows: np.ndarray, dtype: Any) -> np.ndarray:
+    """Rows of the points, in a dtype."""
+    found = np.empty((len(rows), points.shape[1]), dtype)
+    for start in range(0, len(rows), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        found[some] = points[rows[some]]
+        if isinstance(points.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            # Pages of a map stay with the process: in the end it would have all.
+            points.base.madvise(mmap.MADV_DONTNEED)
+    return found

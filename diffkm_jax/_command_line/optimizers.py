@@ -12,6 +12,9 @@ import diffkm_jax as dk
 from diffkm_jax._command_line.output import CommandError
 from diffkm_jax._command_line.parser import COUNTING, WITHOUT_RATE
 
+# One wants a key, of the other there is a second version.
+LEFT_OUT = "noisy_sgd", "optimistic_adam"
+
 
 def names() -> list[str]:
     """What an optimizer may be called."""
@@ -21,11 +24,11 @@ def names() -> list[str]:
 def has_rate(name: str) -> bool:
     """Whether optax has an optimizer of this name, whose argument is a rate."""
     made = getattr(optax, name, None)
-    if name.startswith(("_", "scale_by")) or name == "lbfgs" or not callable(made):
+    if name.startswith(("_", "scale_by")) or name in ("lbfgs", *LEFT_OUT):
         return False
     try:
         parameters = [*inspect.signature(made).parameters.values()]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError):  # No function.
         return False
     if not parameters or parameters[0].name != "learning_rate":
         return False

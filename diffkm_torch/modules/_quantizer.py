@@ -124,7 +124,7 @@ class VectorQuantizer(nn.Module):
         """Checks its arguments and copies the centroids."""
         super().__init__()
         centroids = as_centroids(centroids)
-        check_callable("method", method, 2)
+        check_callable("method", method)
         check_callable("distance", distance, 2)
         check_group(process_group)
         start = centroids.detach().clone()

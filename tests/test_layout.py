@@ -37,6 +37,7 @@ LEVELS = [
     ["_callers", "_example_arrays"],
     ["_calls"],
     ["_parity", "_checkpoints"],
+    ["plotting"],
     ["_command_line"],
     ["__main__"],
 ]

@@ -130,7 +130,8 @@ def settings_of(options: Any, data: Data, distance: Any) -> Settings:
 
 def variance_of(data: Data, dtype: Any, distance: Any) -> float:
     """The mean variance of the columns, of points as the distance takes them."""
-    number, total, squares, origin = 0.0, 0.0, 0.0, None
+    number, total, squares = 0.0, 0.0, 0.0
+    origin: Any = None
     for first, rows in blocks(data.points, dtype):
         w = np.ones(len(rows))
         if data.weights is not None:

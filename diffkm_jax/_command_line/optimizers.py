@@ -23,7 +23,7 @@ def names() -> list[str]:
 
 def has_rate(name: str) -> bool:
     """Whether optax has an optimizer of this name, whose argument is a rate."""
-    made = getattr(optax, name, None)
+    made: Any = getattr(optax, name, None)
     if name.startswith(("_", "scale_by")) or name in ("lbfgs", *LEFT_OUT):
         return False
     try:

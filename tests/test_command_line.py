@@ -482,25 +482,3 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     assert seen[:2] == [300, ["loss", "residual"]]
     assert seen[-1] % 10 == 0
     assert seen[-1] > 0
-
-
-def test_help_imports_neither_jax_nor_numpy():
-    program = (
-        "import sys\nfrom diffkm_jax.__main__ import main\n"
-        "for line in (['--help'], ['fit', '--help'], ['--version']):\n"
-        "    try: main(line)\n"
-        "    except SystemExit as exit: assert exit.code == 0\n"
-        "assert not {'jax', 'numpy'} & set(sys.modules)"
-    )
-    assert finished("-c", program)[0] == 0
-
-
-def test_help_documents_every_default_and_status():
-    status, out, _ = run("fit", "--help")
-    assert status == 0
-    for text in ("0.75 / n", "0.05 times", "300", "1e-4", "exit status", "130", "141"):
-        assert text in out
-
-
-def test_version_is_that_of_the_library():
-    assert run("--version") == (0, f"{dk.__version__}\n", "")

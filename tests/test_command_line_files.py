@@ -276,9 +276,11 @@ def test_weights_are_refused(case):
 
 
 @pytest.mark.usefixtures("no_fit")
-def test_missing_weights_are_refused():
+def test_missing_and_damaged_weights_are_refused():
     assert_refused(fit("--weights", "none.npy"), "none.npy")
     assert_refused(fit("--weights", "w"), "argument --weights", ".npy")
+    Path("w.npy").write_bytes(b"no array")
+    assert_refused(fit("--weights", "w.npy"), "w.npy: cannot be read as .npy")
 
 
 def spoiled(save):

@@ -12,7 +12,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from _shell import POINTS, assert_refused, fit, fitted, read, run, standard, start
+from _shell import (
+    POINTS,
+    assert_refused,
+    finished,
+    fit,
+    fitted,
+    read,
+    run,
+    standard,
+    start,
+)
 
 import diffkm_jax as dk
 from diffkm_jax import _writing
@@ -248,6 +258,9 @@ def test_output_must_not_be_the_input():
     np.savez("x.npz", POINTS)
     outcome = run("fit", "x.npz", "-k", 3, "--out", "./x.npz")
     assert_refused(outcome, "x.npz", "input")
+    np.save("c.npy", POINTS[:3])
+    outcome = fit("--init", "c.npy", "--out", "c.npy")
+    assert_refused(outcome, "c.npy", "input")
     np.savez("c.npz", centroids=POINTS[:3])
     outcome = run("predict", "x.npz", "--fit", "c.npz", "--out", "c.npz")
     assert_refused(outcome, "c.npz", "input")
@@ -377,6 +390,28 @@ def test_file_and_k_are_required():
 def test_extreme_seeds_are_fine(seed):
     assert fit("--seed", seed)[0] == 0
     assert fit("--seed", seed, "--batch-size", 30)[0] == 0
+
+
+def test_help_imports_neither_jax_nor_numpy():
+    program = (
+        "import sys\nfrom diffkm_jax.__main__ import main\n"
+        "for line in (['--help'], ['fit', '--help'], ['--version']):\n"
+        "    try: main(line)\n"
+        "    except SystemExit as exit: assert exit.code == 0\n"
+        "assert not {'jax', 'numpy'} & set(sys.modules)"
+    )
+    assert finished("-c", program)[0] == 0
+
+
+def test_help_documents_every_default_and_status():
+    status, out, _ = run("fit", "--help")
+    assert status == 0
+    for text in ("0.75 / n", "0.05 times", "300", "1e-4", "exit status", "130", "141"):
+        assert text in out
+
+
+def test_version_is_that_of_the_library():
+    assert run("--version") == (0, f"{dk.__version__}\n", "")
 
 
 # What ends a process early, or its output.

@@ -35,8 +35,9 @@ SAMPLE = 3
 def run(options: Any) -> int:
     """Fits a file, reports, and writes the result; the exit status."""
     check_name(options.optimizer)
+    inputs = options.file, Path(options.init), Path(options.weights or "")
     for out in (options.out, options.plot):
-        check_out(out, options.file)
+        check_out(out, *inputs)
     if options.plot is not None and find_spec("matplotlib") is None:
         needs = 'matplotlib: pip install "diffkm[plot]"'
         raise CommandError(f"argument --plot: needs {needs}")
@@ -131,14 +132,14 @@ def settings_of(options: Any, data: Data, distance: Any) -> Settings:
 def variance_of(data: Data, dtype: Any, distance: Any) -> float:
     """The mean variance of the columns, of points as the distance takes them."""
     number, total, squares = 0.0, 0.0, 0.0
-    origin: Any = None
+    origin = np.zeros(data.points.shape[1])
     for first, rows in blocks(data.points, dtype):
         w = np.ones(len(rows))
         if data.weights is not None:
             w = data.weights[first : first + len(rows)].astype(np.float64)
         rows = np.asarray(embedded(jnp.asarray(rows), distance), np.float64)[w > 0]
         w = w[w > 0]
-        if origin is None and len(rows):
+        if first == 0 and len(rows):
             origin = rows.mean(0)
         number += w.sum()
         total += w @ (rows - origin)

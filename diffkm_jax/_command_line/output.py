@@ -23,7 +23,7 @@ def say(message: str) -> None:
         print(f"diffkm: {' '.join(message.split())}", file=sys.stderr)
 
 
-def check_out(out: Path | None, *inputs: Path | None) -> None:
+def check_out(out: Path | None, *inputs: Path) -> None:
     """Raises unless the output, if any, can be written, and is no input."""
     if out is None:
         return
@@ -32,7 +32,7 @@ def check_out(out: Path | None, *inputs: Path | None) -> None:
     if out.exists() and not out.is_file():
         raise CommandError(f"{out} is not a regular file")
     for file in inputs:
-        if file is not None and out.exists() and file.exists() and out.samefile(file):
+        if out.exists() and file.exists() and out.samefile(file):
             raise CommandError(f"{out} is the input too")
     try:
         with tempfile.TemporaryFile(dir=out.resolve().parent):

@@ -28,7 +28,7 @@ class Fit(NamedTuple):
 
 def run(options: Any) -> int:
     """Assigns a file, reports, and writes the labels; the exit status."""
-    check_out(options.out, options.file, options.fit)
+    check_out(options.out, options.file, options.fit, Path(options.weights or ""))
     fit = read_fit(options.fit)
     if options.proba and fit.temperature is None:
         hard = f"{options.fit} is a hard fit, without a temperature"

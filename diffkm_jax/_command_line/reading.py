@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mmap
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from diffkm_jax._command_line.output import CommandError
 from diffkm_jax._command_line.parser import TABLES, TEXTS
 from diffkm_jax.streaming._reading import parts_of
 
+T = TypeVar("T")
 KINDS = ".npy", ".npz", *TABLES
 # Numbers that are read at once, in their order, and rows, in any.
 BLOCK, AT_ONCE = 2**22, 1024
@@ -45,7 +46,7 @@ def read(options: Any, dtype: Any) -> Data:
     points, found = read_points(path, dtype, columns, **how)
     if is_file:
         path = Path(weights)
-        found = read_npy(path)
+        found = readable(path, lambda: read_npy(path))
     if found is None:
         return Data(options.file, points, None)
     if found.shape != points.shape[:1] or found.dtype.kind not in "biuf":
@@ -73,29 +74,35 @@ def read_points(
     delimiter: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The points in a file, [n, d], and the weights, if a column has them."""
-    suffix, weights = path.suffix.lower(), None
+    suffix = path.suffix.lower()
     if path.is_dir():
         raise CommandError(f"{path} is a directory")
     if not path.exists():
         raise CommandError(f"{path}: no such file")
     if suffix not in KINDS:
         raise CommandError(f"{path}: its name must end in {', '.join(KINDS)}")
+
+    def pair() -> tuple[np.ndarray, np.ndarray | None]:
+        if suffix in TEXTS:
+            return read_text(path, columns, header, delimiter)
+        if suffix in TABLES:
+            return read_arrow(path, columns)
+        return read_npy(path) if suffix == ".npy" else read_npz(path, key), None
+
+    points, weights = readable(path, pair)
+    check_points(path, points, dtype)
+    return points, weights
+
+
+def readable(path: Path, reader: Callable[[], T]) -> T:
+    """What a reader finds in a file, or one line about why it cannot."""
     try:
-        if suffix == ".npy":
-            points = read_npy(path)
-        elif suffix == ".npz":
-            points = read_npz(path, key)
-        elif suffix in TEXTS:
-            points, weights = read_text(path, columns, header, delimiter)
-        else:
-            points, weights = read_arrow(path, columns)
+        return reader()
     except (CommandError, MemoryError):
         raise
     except Exception as error:  # A damaged file may raise anything in its reader.
-        reason = str(error) or type(error).__name__
-        raise CommandError(f"{path}: cannot be read as {suffix}: {reason}") from error
-    check_points(path, points, dtype)
-    return points, weights
+        reason, kind = str(error) or type(error).__name__, path.suffix.lower()
+        raise CommandError(f"{path}: cannot be read as {kind}: {reason}") from error
 
 
 def read_npy(path: Path) -> np.ndarray:

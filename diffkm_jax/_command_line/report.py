@@ -18,6 +18,8 @@ def print_json(found: dict[str, Any]) -> None:
 
 
 def _for_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_for_json(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if hasattr(value, "suffix") else value

@@ -11,16 +11,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, BinaryIO
 
 
-def write_whole(out: Path, arrays: dict[str, Any]) -> None:
-    """Writes a .npz file whole or not at all, with the access of what it replaces.
+def write_whole(out: Path, into: Callable[[BinaryIO], None]) -> None:
+    """Writes a file whole or not at all, with the access of what it replaces.
 
-    It is on the disk before it has its name, so that a process may be killed, or the
-    machine stop, at any moment. Raises OSError.
+    What is in it is written by a function of the open file. It is on the disk before it
+    has its name, so that a process may be killed, or the machine stop, at any moment.
+    Raises OSError.
     """
     out, came = out.resolve(), []
 
@@ -40,7 +39,7 @@ def write_whole(out: Path, arrays: dict[str, Any]) -> None:
                 with on_termination(stop):
                     part = Path(folder, out.name)
                     with part.open("xb") as file:
-                        np.savez(file, **arrays)
+                        into(file)
                         file.flush()
                         os.fsync(file.fileno())
                     if out.exists():

@@ -68,10 +68,19 @@ def save(path: str | os.PathLike, value: State | FitResult | StreamResult) -> No
     if not isinstance(value, tuple(KINDS.values())):
         kinds = "a State, a FitResult or a StreamResult"
         raise TypeError(f"value must be {kinds}, got {shown(value)}")
-    arrays: dict[str, np.ndarray] = {}
-    tree = _encoded(value, "value", arrays)
+    arrays = arrays_of(value, "value")
+    write_whole(Path(path), lambda file: np.savez(file, **arrays))
+
+
+def arrays_of(value: Any, name: str) -> dict[str, Any]:
+    """The arrays of a file that `load` reads, by name; further ones do no harm there.
+
+    With an empty name those of a result have the names of its fields.
+    """
+    arrays: dict[str, Any] = {}
+    tree = _encoded(value, name, arrays)
     header = json.dumps({"format": FORMAT, "tree": tree})
-    write_whole(Path(path), {HEADER: np.array(header), **arrays})
+    return {HEADER: np.array(header), **arrays}
 
 
 @hinted
@@ -156,12 +165,13 @@ def _encoded(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
         value = value._asdict()
     elif isinstance(value, dict):
         value = {key: value[key] for key in sorted(value)}
+    start = f"{name}." if name else ""
     if isinstance(value, dict):
         items = value.items()
-        fields = {key: _encoded(part, f"{name}.{key}", arrays) for key, part in items}
+        fields = {key: _encoded(part, f"{start}{key}", arrays) for key, part in items}
         return {"class": kind, "fields": fields}
     if isinstance(value, tuple | list):
-        parts = [_encoded(a, f"{name}.{i}", arrays) for i, a in enumerate(value)]
+        parts = [_encoded(a, f"{start}{i}", arrays) for i, a in enumerate(value)]
         return {"class": kind, "parts": parts}
     if not isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float):
         raise TypeError(f"{name} must be an array, got {shown(value)}")

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from torch import nn
 
-from diffkm_jax._files import with_output
+from diffkm_jax._command_line.output import with_output
 from diffkm_torch._checkpoints import (
     CheckpointError,
     read_arrays,

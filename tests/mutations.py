@@ -52,6 +52,8 @@ SLOW = [
     "test_readme",
     "test_parity",
     "test_command_line",
+    "test_command_line_files",
+    "test_command_line_output",
     "test_notebooks",
 ]
 FITS = (

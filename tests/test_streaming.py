@@ -511,3 +511,14 @@ def test_what_cannot_be_meant_is_said(name, tmp_path):
     start = options.pop("start", C)
     with pytest.raises((ValueError, TypeError), match=message):
         dk.fit_stream(source(tmp_path), start, **options)
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_the_thread_that_reads_has_the_precision_of_the_caller(x64):
+    # Not that of the process, which a context may change for one thread.
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    with jax.enable_x64(x64):
+        result = dk.fit_stream(lambda: [x[:30], x[30:]], x[:3], passes=3)
+        expected = dk.fit(x, x[:3], max_steps=3)
+    assert result.loss.dtype == expected.loss.dtype
+    np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-14 if x64 else 1e-6)

@@ -77,10 +77,17 @@ class Reader:
     def __iter__(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(1)
         batches = self._batches()
+        # Which another thread does not have, where it is on in a context only.
+        x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+        def following() -> Batch | None:
+            with jax.enable_x64(x64):
+                return next(batches, None)
+
         try:
-            coming = pool.submit(next, batches, None)
+            coming = pool.submit(following)
             while isinstance(batch := coming.result(), Batch):
-                coming = pool.submit(next, batches, None)
+                coming = pool.submit(following)
                 yield batch
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

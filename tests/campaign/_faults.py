@@ -119,7 +119,7 @@ def full_disk() -> None:
             env=environment(JAX_ENABLE_COMPILATION_CACHE="false"),
             check=False,
         )
-        assert child.returncode == 1, (child.returncode, child.stderr)
+        assert child.returncode == 2, (child.returncode, child.stderr)
         assert "diffkm: error:" in child.stderr, child.stderr
         assert "Traceback" not in child.stderr, child.stderr
         only_whole_files(folder, b"before")

@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -13,9 +14,8 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors begin as all others of this command line."""
 
     def error(self, message: str) -> NoReturn:
-        """Prints the usage and the error, and exits with status 2."""
-        self.print_usage(sys.stderr)
-        self.exit(2, f"diffkm: error: {message}\n")
+        """Prints the error in one line, and exits with status 2."""
+        self.exit(2, f"diffkm: error: {' '.join(message.split())} ({self.prog} -h)\n")
 
 
 def checked(kind: type, accepts: Callable[[Any], bool], what: str) -> Callable:
@@ -37,3 +37,16 @@ def integer(low: int, high: int) -> Callable:
     """A type for argparse: an integer from `low` to `high`."""
     what = f"an integer from {low} to {high}"
     return checked(int, lambda v: low <= v <= high, what)
+
+
+def positive(why: str = "") -> Callable:
+    """A type for argparse: a positive number that no processor takes for 0."""
+    least = sys.float_info.min
+    what = f"finite and positive, at least {least}{why}"
+    return checked(float, lambda v: least <= v < math.inf, what)
+
+
+def path(*suffixes: str) -> Callable:
+    """A type for argparse: a path that ends in one of these."""
+    what = f"a path that ends in {' or '.join(suffixes)}"
+    return checked(Path, lambda p: p.suffix.lower() in suffixes, what)

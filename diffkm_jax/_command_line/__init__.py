@@ -1,0 +1,1 @@
+"""The command line: a file of points fitted, another assigned, and a table."""

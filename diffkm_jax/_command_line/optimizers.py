@@ -1,0 +1,64 @@
+"""Optimizers by name: those of this library, and all of optax that have a rate."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import optax
+
+import diffkm_jax as dk
+from diffkm_jax._command_line.output import CommandError
+from diffkm_jax._command_line.parser import COUNTING, WITHOUT_RATE
+
+# One wants a key, of the other there is a second version.
+LEFT_OUT = "noisy_sgd", "optimistic_adam"
+
+
+def names() -> list[str]:
+    """What an optimizer may be called."""
+    return [*WITHOUT_RATE, *(name for name in vars(optax) if has_rate(name))]
+
+
+def has_rate(name: str) -> bool:
+    """Whether optax has an optimizer of this name, whose argument is a rate."""
+    made: Any = getattr(optax, name, None)
+    if name.startswith(("_", "scale_by")) or name in ("lbfgs", *LEFT_OUT):
+        return False
+    try:
+        parameters = [*inspect.signature(made).parameters.values()]
+    except (TypeError, ValueError):  # No function.
+        return False
+    if not parameters or parameters[0].name != "learning_rate":
+        return False
+    return all(
+        p.default is not p.empty for p in parameters[1:] if p.kind < p.VAR_KEYWORD
+    )
+
+
+def check_name(name: str | None) -> None:
+    """Raises unless an optimizer has this name; None is the default one."""
+    if name is not None and name not in names():
+        known = ", ".join(sorted(names()))
+        raise CommandError(f"argument --optimizer: must be of {known}; got {name!r}")
+
+
+def optimizer_of(name: str, rate: float | None, number: float, variance: float) -> Any:
+    """The optimizer of a name; without a learning rate, with its default one.
+
+    Gradients are sums over a number of points, whose columns have a mean variance.
+    """
+    if name in COUNTING:
+        return getattr(dk, name)()
+    if name == "lbfgs":
+        return optax.lbfgs()
+    if rate is None:
+        rate = 0.75 / number if name == "sgd" else 0.05 * math.sqrt(variance)
+    return getattr(optax, name)(rate)
+
+
+def settling(steps: int) -> Any:
+    """Moving averages that come to rest in a number of steps, as `fit_minibatch`'s."""
+    share = optax.cosine_decay_schedule(1.0, max(1, steps))
+    return dk.ema(lambda step: 1 - share(step))

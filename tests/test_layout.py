@@ -36,6 +36,7 @@ LEVELS = [
     ["_callers", "_example_arrays"],
     ["_calls"],
     ["_parity", "_arguments", "_checkpoints", "_files"],
+    ["plotting"],
     ["__main__"],
 ]
 # Of the mirror, sharding and random draws are left out.
@@ -111,6 +112,13 @@ def test_jax_never_imports_torch_and_only_the_command_line_scikit_learn():
         for module in imported(path):
             assert module.split(".")[0] not in ("torch", "diffkm_torch")
             assert module.split(".")[0] != "sklearn" or path.name == "__main__.py"
+
+
+def test_only_pictures_import_matplotlib():
+    for package in (diffkm_jax, diffkm_torch):
+        for path in modules(package):
+            found = {module.split(".")[0] for module in imported(path)}
+            assert "matplotlib" not in found or path.parent.name == "plotting"
 
 
 def test_importing_starts_no_backend_and_changes_no_configuration():

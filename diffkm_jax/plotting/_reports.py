@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,10 +14,9 @@ from diffkm_jax._hints import hinted
 from diffkm_jax.diagnostics import Report
 from diffkm_jax.diagnostics._table import lengths_of
 from diffkm_jax.plotting._axes import GREY, as_axes, legend_of_panels, line_style
+from diffkm_jax.plotting._numbers import named
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.axes import Axes
 
 PANELS = {"bias": "‖bias‖", "deviation": "standard deviation", "cosine": "cosine"}
@@ -25,9 +24,10 @@ PANELS = {"bias": "‖bias‖", "deviation": "standard deviation", "cosine": "co
 
 @hinted
 def plot_reports(
-    reports: Report | Sequence[Report],
+    reports: Report | Mapping[str, Report] | Sequence[Report],
     *,
     setting: str = "tau",
+    labels: str | Sequence[str] | None = None,
     ax: Sequence[Axes] | np.ndarray | None = None,
 ) -> np.ndarray:
     """Bias, deviation and cosine of estimators over a grid of a setting.
@@ -43,9 +43,12 @@ def plot_reports(
     its bars may be none.
 
     Args:
-        reports: A `Report` of `evaluate` with a `grid`, or a sequence of some.
+        reports: A `Report` of `evaluate` with a `grid`, a sequence of some, or a
+            mapping from names to them.
         setting: The name of a setting in that grid, the horizontal axis, which is
             logarithmic if all its values are positive.
+        labels: Names of a sequence, or of the one report; None is the names of the
+            estimators, with their other settings, or numbers, where two are equal.
         ax: Three axes, or None for a new figure.
 
     Returns:
@@ -54,7 +57,8 @@ def plot_reports(
     Raises:
         TypeError: `reports` are no reports, or traced; or `ax` are no axes.
         ValueError: `reports` is empty, none of them is over a grid of `setting`, or one
-            is of another grid, or of several; or `ax` are not three.
+            is of another grid, or of several; `labels` are not as many different
+            names, or a mapping has names already; or `ax` are not three.
 
     Example:
         >>> from diffkm_jax import plotting
@@ -68,19 +72,11 @@ def plot_reports(
     Source: Shekhovtsov 2021 (bias and variance of estimators by temperature),
         https://arxiv.org/abs/2110.03549
     """
-    given = [reports] if isinstance(reports, Report) else list(reports)
-    if not given:
-        raise ValueError("reports must have at least one, got none")
-    for report in given:
-        if not isinstance(report, Report):
-            raise TypeError(
-                f"reports must be of evaluate, got one of type {type(report).__name__}"
-            )
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(report)):
-            raise TypeError(
-                "reports must not be traced: return them from the program first"
-            )
-    grids = [_grid_of(report, setting) for report in given]
+    each = _each(reports)
+    if labels is None and not isinstance(reports, Mapping):
+        labels = _labels(each, setting)
+    by_name = named("reports", reports, labels, "report")
+    grids = [_grid_of(report, setting) for report in each]
     known = [grid for grid in grids if grid is not None]
     if not known:
         raise ValueError(
@@ -89,9 +85,8 @@ def plot_reports(
         )
     axes = as_axes(ax, 1, 3, (11, 3.8))
     is_logarithmic, least = True, np.inf
-    for i, (report, grid, label) in enumerate(
-        zip(given, grids, _labels(given, setting), strict=True)
-    ):
+    for i, (label, report) in enumerate(by_name.items()):
+        grid = grids[i]
         x = known[0] if grid is None else grid
         curves = _curves(report, len(x))
         order, style = np.argsort(x), line_style(i) | {"label": label}
@@ -106,6 +101,24 @@ def plot_reports(
     _finish(axes, setting, is_logarithmic, least)
     legend_of_panels(axes, ax is None, 4)
     return axes
+
+
+def _each(reports: Any) -> list[Report]:
+    """The reports, checked to be some that can be read."""
+    if isinstance(reports, Mapping):
+        each = list(reports.values())
+    else:
+        several = isinstance(reports, Sequence) and not isinstance(reports, Report)
+        each = list(reports) if several else [reports]
+    for report in each:
+        if not isinstance(report, Report):
+            got = type(report).__name__
+            raise TypeError(f"reports must be what evaluate returns, got {got}")
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(each)):
+        raise TypeError(
+            "reports must not be traced: return them from the program first"
+        )
+    return each
 
 
 def _grid_of(report: Report, setting: str) -> np.ndarray | None:
@@ -136,23 +149,25 @@ def _curves(report: Report, size: int) -> dict[str, np.ndarray]:
 
 
 def _labels(reports: Sequence[Report], setting: str) -> list[str]:
-    """Names of estimators; of those that are there twice with their settings."""
-    times = Counter(report.label.name for report in reports)
+    """Names of estimators; of those that are there twice with settings, or numbers."""
+    names = [report.label.name for report in reports]
+    names = [
+        f"{name}, {_settings_of(report, setting)}" if names.count(name) > 1 else name
+        for name, report in zip(names, reports, strict=True)
+    ]
+    return [
+        f"{name.removesuffix(', ')}, {i}" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
 
-    def label(report: Report) -> str:
-        of = report.label
-        if times[of.name] == 1:
-            return of.name
-        ranks = dict(of.ranks)
-        numbers: list[tuple[str, Any]] = [
-            (name, f"{float(np.asarray(value)):.3g}")
-            for name, value in of.settings.items()
-            if name != setting and name in ranks and np.ndim(value) == 0
-        ]
-        cells = [f"{name}={value}" for name, value in [*numbers, *of.fixed]]
-        return f"{of.name}({', '.join(cells)})" if cells else of.name
 
-    return [label(report) for report in reports]
+def _settings_of(report: Report, setting: str) -> str:
+    """The settings of a report that are numbers or words, but for that of the grid."""
+    ranks, found = dict(report.label.ranks), dict(report.label.fixed)
+    for name, value in report.label.settings.items():
+        if name in ranks and np.ndim(value) == 0 and name != setting:
+            found[name] = f"{float(np.asarray(value)):.3g}"
+    return ", ".join(f"{name}={value}" for name, value in found.items())
 
 
 def _finish(axes: np.ndarray, setting: str, is_logarithmic: bool, least: float) -> None:

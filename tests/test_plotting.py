@@ -188,12 +188,12 @@ def test_losses_are_the_history_of_the_steps_taken():
 
 
 def test_the_legend_says_steps_and_the_final_residual():
-    loss, _ = plotting.plot_losses(FIT, labels="Lloyd")
+    loss, _ = plotting.plot_losses(FIT, labels="Lloyd", ax=panels(2))
     [text] = loss.get_legend().get_texts()
     steps, residual = int(FIT.num_steps), float(FIT.residual)
     assert text.get_text() == f"Lloyd: {steps} steps, residual {residual:.2g}"
     loss, _ = plotting.plot_losses([FIT, dk.fit(X, X[:3], max_steps=1)])
-    texts = [text.get_text() for text in loss.get_legend().get_texts()]
+    texts = [text.get_text() for text in loss.figure.legends[0].get_texts()]
     assert texts[0].startswith("fit 0: ")
     assert texts[1].startswith("fit 1: 1 step, ")
 
@@ -393,6 +393,17 @@ def test_a_cluster_that_holds_nothing_finite_has_no_number():
     ax.figure.canvas.draw()
 
 
+def test_clusters_that_are_not_active_are_not_drawn():
+    active = jnp.array([True, False, True])
+    fit = dk.fit(X, X[:3], active=active)
+    path = np.stack([X[:3], np.asarray(fit.centroids)])
+    ax = plotting.plot_clusters(X, fit, active=active, path=path)
+    assert [text.get_text() for text in ax.texts] == ["0", "2"]
+    for name in ("centroid", "its start"):
+        is_drawn = np.isfinite(data(ax)[name]).all(axis=1)
+        np.testing.assert_array_equal(is_drawn, active)
+
+
 def test_many_points_are_one_image_for_print_and_many_clusters_have_no_numbers():
     x = RNG.normal(size=(3000, 2))
     result = SimpleNamespace(centroids=x[:60], labels=np.arange(3000) % 60)
@@ -428,6 +439,10 @@ def test_many_points_are_one_image_for_print_and_many_clusters_have_no_numbers()
             ValueError,
             "^labels must be of labels from 0 to 2",
         ),
+        ([X, FIT], {"active": [True]}, ValueError, r"^active must be \[k\] with k = 3"),
+        ([X, FIT], {"active": "no"}, TypeError, "^active must be an array of real num"),
+        ([X, FIT], {"path": "no"}, TypeError, "^path must be an array of real numbers"),
+        ([X, FIT], {"labels": "no"}, TypeError, "^labels must be an array of real num"),
         ([X, FIT], {"path": X[:3]}, ValueError, r"^path must be \[steps, k, d\] with "),
         ([X, FIT], {"ax": 3}, TypeError, "^ax must be 1 matplotlib Axes, as .* int$"),
     ],

@@ -12,7 +12,7 @@ from diffkm_jax.plotting._numbers import as_numbers
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from matplotlib.axes import Axes
 
     from diffkm_jax.fitting import FitResult
@@ -30,6 +30,7 @@ def plot_clusters(
     result: FitResult | StreamResult | Any,
     *,
     labels: Int[ArrayLike, " n"] | None = None,
+    active: Bool[ArrayLike, " k"] | None = None,
     path: Float[ArrayLike, "steps k d"] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -48,6 +49,8 @@ def plot_clusters(
             `KMeans`: what has centroids.
         labels: The cluster of every point, [n], integers of no unit; None is those of
             the result. A `StreamResult` has none: `assign(points, result.centroids)`.
+        active: Clusters that exist, [k], bool, as in `fit`: the others are not drawn.
+            None is all.
         path: Centroids after every step, [steps, k, d], in data units, from the start
             on; as the states of `jax.lax.scan` over `update`. None draws no path.
         ax: One axes, or None for a new figure, of equal scales.
@@ -56,11 +59,12 @@ def plot_clusters(
         The axes, [], no array of some; in data units, also if projected.
 
     Raises:
-        TypeError: `points`, `labels` or `path` is no array of real numbers, or traced;
-            `result` has no centroids; or `ax` is no axes.
+        TypeError: `points`, `labels`, `active` or `path` is no array of real numbers,
+            or traced; `result` has no centroids; or `ax` is no axes.
         ValueError: `points` is not [n, d] with d at least 2, or has no finite row;
             `result` has centroids of another d, or no labels; `labels` is not [n], or
-            not from 0 to k − 1; `path` is not [steps, k, d]; or `ax` is several.
+            not from 0 to k − 1; `active` is not [k], or `path` not [steps, k, d]; or
+            `ax` is several.
 
     Example:
         >>> from diffkm_jax import plotting
@@ -85,10 +89,14 @@ def plot_clusters(
     layout = f"of centroids [k, d] with d = {d} as in points"
     centroids = as_numbers("result", _centroids_of(result), (None, d), layout)
     k = len(centroids)
+    if active is not None:
+        is_active = as_numbers("active", active, (k,), f"[k] with k = {k}") != 0
+        centroids = np.where(is_active[:, None], centroids, np.nan)
     labels = _as_labels(result if labels is None else labels, labels is None, n, k)
     if path is not None:
         layout = f"[steps, k, d] with k = {k} and d = {d} as in the result"
         path = as_numbers("path", path, (None, k, d), layout)
+        path = np.where(np.isfinite(centroids), path, np.nan)
     plane = plane_of(points)
     [axes] = as_axes(ax, 1, 1, (6, 5), subplot_kw={"aspect": "equal"})
     _draw_points(axes, plane.project(points), labels, k)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from diffkm_jax._hints import hinted
-from diffkm_jax.plotting._axes import as_axes, line_style
+from diffkm_jax.plotting._axes import as_axes, legend_of_panels, line_style
 from diffkm_jax.plotting._numbers import as_numbers, named
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def plot_losses(
         # A logarithmic axis has no place for 0.
         shown = np.where(below[name] > 0, below[name], np.nan)
         axes[1].plot(np.arange(len(shown)), shown, **ends)
-    # Losses fall from the upper left, and leave the right to the names.
-    axes[0].legend(loc="upper right", fontsize="small")
+    legend_of_panels(axes, ax is None, 2)
     axes[0].set_ylabel("loss")
     axes[1].set_ylabel(title)
     axes[1].set_yscale("log")

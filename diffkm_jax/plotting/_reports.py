@@ -105,11 +105,10 @@ def plot_reports(
 
 def _each(reports: Any) -> list[Report]:
     """The reports, checked to be some that can be read."""
+    several = isinstance(reports, Sequence) and not isinstance(reports, Report)
+    each: list[Any] = [*reports] if several else [reports]
     if isinstance(reports, Mapping):
-        each = list(reports.values())
-    else:
-        several = isinstance(reports, Sequence) and not isinstance(reports, Report)
-        each = list(reports) if several else [reports]
+        each = [*reports.values()]
     for report in each:
         if not isinstance(report, Report):
             got = type(report).__name__

@@ -130,6 +130,17 @@ def test_a_picture_can_be_written_and_no_text_is_cut(name):
             assert box.y1 <= figure.bbox.y1
 
 
+@pytest.mark.parametrize("number", [1, 6])
+@pytest.mark.parametrize("length", [3, 20, 40])
+def test_a_legend_of_long_names_stays_in_the_figure(number, length):
+    names = [f"{i}{'m' * length}" for i in range(number)]
+    loss, _ = plotting.plot_losses([FIT] * number, labels=names)
+    FigureCanvasAgg(loss.figure).draw()
+    box = loss.figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= loss.figure.bbox.x1
+
+
 @pytest.mark.parametrize("name", plotting.__all__)
 def test_lines_of_one_picture_differ_without_their_colors(name):
     for ax in np.ravel(np.asarray(ONE[name](), object)):
@@ -298,7 +309,7 @@ def test_clusters_are_their_points_and_centroids():
     ax = plotting.plot_clusters(X, FIT)
     *groups, centroids = ax.lines
     labels = np.asarray(FIT.labels)
-    assert len(groups) == 3
+    assert len({str(line.get_marker()) for line in groups}) == 3
     for j, line in enumerate(groups):
         np.testing.assert_array_equal(line.get_xydata(), X[labels == j])
     np.testing.assert_array_equal(centroids.get_xydata(), FIT.centroids)
@@ -361,7 +372,7 @@ def test_more_dimensions_are_projected_on_principal_components():
 
 
 def test_few_points_of_many_dimensions_are_projected():
-    x = RNG.normal(size=(2, 300))
+    x = RNG.normal(size=(2, 30000))
     ax = plotting.plot_clusters(x, dk.fit(x, x))
     assert ax.get_xlabel() == "principal component 1 (100 % of the variance)"
     assert ax.get_ylabel() == "principal component 2 (0 % of the variance)"
@@ -540,6 +551,14 @@ def test_reports_are_drawn_as_they_are_printed():
     assert len(axes[2].lines) == len(REPORTS) + 1
 
 
+def test_a_deviation_of_zero_has_a_place_on_a_logarithmic_axis():
+    _, with_zero, _ = plotting.plot_reports(REPORTS)
+    low, _ = with_zero.get_ylim()
+    assert (with_zero.get_yscale(), low < 0) == ("symlog", True)
+    _, without, _ = plotting.plot_reports(REPORTS[0])
+    assert without.get_yscale() == "log"
+
+
 def test_a_sampled_bias_has_the_bars_of_its_error_and_an_enumerated_one_none():
     bias, _, _ = plotting.plot_reports(REPORTS)
     [bars] = bias.containers
@@ -672,6 +691,26 @@ def test_choices_are_drawn_in_order_of_k_with_the_best_marked():
         "Calinski–Harabasz",
         "BIC",
     ]
+
+
+class Series:
+    """What pandas and others have: a dtype of their own, and an array."""
+
+    dtype = "int64[pyarrow]"
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(KS, dtype)
+
+
+def test_columns_of_tables_are_arrays():
+    axes = plotting.plot_choices(Series(), Series())
+    np.testing.assert_array_equal(axes[0].lines[0].get_xdata(), [2, 3, 4])
+
+
+def test_a_list_of_tensors_with_a_gradient_is_refused():
+    tensors = [torch.ones((), requires_grad=True)]
+    with pytest.raises(TypeError, match=r"^ks must be an array of real numbers, got"):
+        plotting.plot_choices(tensors, [1.0])
 
 
 def test_only_scores_that_are_given_have_panels():

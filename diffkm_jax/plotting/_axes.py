@@ -64,14 +64,17 @@ def line_style(i: int) -> dict[str, Any]:
     }
 
 
-def legend_of_panels(axes: np.ndarray, is_new: bool, columns: int) -> None:
+def legend_of_panels(axes: np.ndarray, is_new: bool) -> None:
     """The legend of the first panel: over all of a new figure, else in that panel."""
     if not is_new:
         axes[0].legend(fontsize="small")
         return
     place = {"loc": "outside upper left", "frameon": False, "fontsize": "small"}
     lines, names = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(lines, names, ncols=columns, **place)
+    figure = axes[0].figure
+    # A letter is as a rule 0.08 inches wide, a handle six letters.
+    fit = int(figure.get_figwidth() / 0.08 / (6 + max(map(len, names))))
+    figure.legend(lines, names, ncols=min(max(fit, 1), 4), **place)
 
 
 def legend_above(ax: Axes, columns: int) -> None:

@@ -139,10 +139,12 @@ def plane_of(points: np.ndarray) -> Plane:
     if d == 2:
         return Plane(np.zeros(2), np.eye(2), ("feature 0", "feature 1"))
     origin = finite.mean(axis=0)
-    # The triangle has the singular values and the axes of all rows, and is small.
-    triangle = np.linalg.qr(finite - origin, mode="r")
-    _, lengths, axes = np.linalg.svd(np.vstack([triangle, np.zeros((2, d))]))
-    squares = lengths**2
+    rows = finite - origin
+    # Of many rows the products of features have the same axes, and are few.
+    is_tall = len(rows) > d
+    matrix = np.vstack([rows.T @ rows if is_tall else rows, np.zeros((2, d))])
+    _, lengths, axes = np.linalg.svd(matrix, full_matrices=False)
+    squares = lengths if is_tall else lengths**2
     shares = squares[:2] / max(squares.sum(), np.finfo(float).tiny)
     # Which of the two directions LAPACK finds is chance.
     axes = axes[:2]

@@ -92,7 +92,7 @@ def plot_losses(
         # A logarithmic axis has no place for 0.
         shown = np.where(below[name] > 0, below[name], np.nan)
         axes[1].plot(np.arange(len(shown)), shown, **ends)
-    legend_of_panels(axes, ax is None, 2)
+    legend_of_panels(axes, ax is None)
     axes[0].set_ylabel("loss")
     axes[1].set_ylabel(title)
     axes[1].set_yscale("log")

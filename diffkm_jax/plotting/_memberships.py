@@ -93,7 +93,7 @@ def plot_memberships(
         a.set_xscale("log")
         a.set_ylim(0, 1.05 * max(1, limit))
         a.grid(alpha=0.25)
-    legend_of_panels(axes, ax is None, 3)
+    legend_of_panels(axes, ax is None)
     return axes
 
 

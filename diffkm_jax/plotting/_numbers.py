@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.core import Tracer
 
@@ -18,10 +19,10 @@ def as_numbers(name: str, value: Any, shape: tuple, layout: str) -> np.ndarray:
         raise TypeError(f"{name} must not be traced: return it from the program first")
     numbers = None
     try:
-        is_array = hasattr(value, "dtype") or hasattr(value, "detach")
+        is_array = isinstance(value, jax.Array) or hasattr(value, "detach")
         numbers = numbers_of(value if is_array else np.asarray(value))
-    except (TypeError, ValueError):
-        pass  # Ragged, or of words.
+    except (TypeError, ValueError, RuntimeError):
+        pass  # Ragged, of words, or a list of tensors with a gradient.
     if numbers is None:
         got = shown(value)
         raise TypeError(f"{name} must be an array of real numbers, got {got}")

@@ -99,7 +99,7 @@ def plot_reports(
             bars = {"linestyle": "none", "color": style["color"], "capsize": 3}
             axes[0].errorbar(x[order], curves["bias"][order], yerr=error, **bars)
     _finish(axes, setting, is_logarithmic, least)
-    legend_of_panels(axes, ax is None, 4)
+    legend_of_panels(axes, ax is None)
     return axes
 
 

@@ -131,9 +131,9 @@ def test_a_picture_can_be_written_and_no_text_is_cut(name):
 
 
 @pytest.mark.parametrize("number", [1, 6])
-@pytest.mark.parametrize("length", [3, 20, 40])
+@pytest.mark.parametrize("length", [0, 1, 2, 4])
 def test_a_legend_of_long_names_stays_in_the_figure(number, length):
-    names = [f"{i}{'m' * length}" for i in range(number)]
+    names = [f"{i}{'straight_through_' * length}" for i in range(number)]
     loss, _ = plotting.plot_losses([FIT] * number, labels=names)
     FigureCanvasAgg(loss.figure).draw()
     box = loss.figure.legends[0].get_window_extent()

@@ -20,6 +20,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 # Two workers have the two cores already; more threads of torch only wait for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test opens a window.
+os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

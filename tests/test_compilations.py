@@ -13,9 +13,11 @@ import numpy as np
 import optax
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import diffkm_jax as dk
 from diffkm_jax import estimators as es
+from diffkm_jax import plotting
 from diffkm_torch import _calls, _parity
 from diffkm_torch.bridge import jax_to_torch
 
@@ -80,6 +82,11 @@ def fourth(row):
     return jnp.sum(row**4)
 
 
+def panels(number):
+    """Axes of a new figure, which nothing keeps."""
+    return Figure().subplots(1, number)
+
+
 def mirrored(name):
     """A call of a function that torch has too, in its first variant."""
     variant = next(_calls.variants(name))
@@ -119,6 +126,20 @@ CALLS = {
     "kmeans_parallel": lambda: dk.kmeans_parallel(KEY, X, 3, weights=number() * W),
     "kmeans_plus_plus": lambda: dk.kmeans_plus_plus(KEY, X, 3, weights=number() * W),
     "load": lambda: saved(dk.update(X, STATE)[0]),
+    "plot_choices": lambda: plotting.plot_choices([2, 3], X[0, :2], ax=panels(1)),
+    "plot_clusters": lambda: plotting.plot_clusters(
+        X, dk.fit(X, C, max_steps=0), ax=panels(1)
+    ),
+    "plot_losses": lambda: plotting.plot_losses(
+        dk.fit(X, C, max_steps=0), ax=panels(2)
+    ),
+    "plot_memberships": lambda: plotting.plot_memberships(
+        dk.pairwise(X, C), [number(), 2.0], ax=panels(2)
+    ),
+    "plot_reports": lambda: plotting.plot_reports(
+        dk.evaluate(KEY, cost, LOGITS, es.reinmax(), grid={"tau": [number(), 2.0]}),
+        ax=panels(3),
+    ),
     "quantize, drawn": lambda: dk.quantize(
         X, C, temperature=number(), noise=DATA["choices"]
     ),

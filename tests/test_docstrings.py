@@ -15,6 +15,7 @@ from test_layout import functions
 
 import diffkm_jax as dk
 import diffkm_torch as dt
+from diffkm_jax import plotting
 from diffkm_torch import agreement, bridge
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ REFERENCE = re.compile(r"As in `(\w+)`")
 DOCUMENTED = {
     **functions(dk),
     **{f"estimators.{name}": f for name, f in functions(es).items()},
+    **functions(plotting),
     **functions(agreement),
     **functions(bridge),
     "sgd": dt.sgd,

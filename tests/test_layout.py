@@ -116,6 +116,13 @@ def test_jax_never_imports_torch_and_only_the_command_line_scikit_learn():
             assert module.split(".")[0] != "sklearn" or path.name == "table.py"
 
 
+def test_only_pictures_import_matplotlib():
+    for package in (diffkm_jax, diffkm_torch):
+        for path in modules(package):
+            found = {module.split(".")[0] for module in imported(path)}
+            assert "matplotlib" not in found or path.parent.name == "plotting"
+
+
 def test_importing_starts_no_backend_and_changes_no_configuration():
     program = (
         "import jax; before = dict(jax.config.values); import diffkm_jax;"

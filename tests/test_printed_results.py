@@ -19,6 +19,7 @@ from test_docstrings import NAMES, TORCH_NAMES, failures_of
 
 import diffkm_jax as dk
 import diffkm_torch as dt
+from diffkm_jax import plotting
 from diffkm_torch import agreement, bridge
 from diffkm_torch.agreement import steps
 
@@ -503,6 +504,7 @@ PLACES = {
     "dk.estimators": dk.estimators,
     "dk.fitting": dk.fitting,
     "dk.distances": dk.distances,
+    "dk.plotting": plotting,
     "dt": dt,
     "dt.estimators": dt.estimators,
     "dt.fitting": dt.fitting,

@@ -95,6 +95,14 @@ def _settings(label: Any, point: tuple) -> str:
 
 
 def _numbers(report: Any, point: tuple) -> tuple[str, ...]:
+    found = lengths_of(report, point)
+    how = "all draws" if found.pop("enumerated") else "samples"
+    return *(f"{number:.3g}" for number in found.values()), how
+
+
+def lengths_of(report: Any, point: tuple) -> dict[str, float]:
+    """Lengths and angles at a point of a grid, all problems as one vector."""
+
     def vector(name: str) -> np.ndarray:
         return np.asarray(getattr(report, name))[point].astype(float)
 
@@ -109,15 +117,14 @@ def _numbers(report: Any, point: tuple) -> tuple[str, ...]:
     rounding = 64 * np.finfo(np.asarray(report.mean).dtype).eps
     if enumerated and bias < rounding * (np.linalg.norm(exact) + deviation):
         bias = 0.0
-    numbers = (
-        bias,
-        np.linalg.norm(vector("bias_error")),
-        deviation,
-        min(cosine, 1.0),
-        signal,
-    )
-    how = "all draws" if enumerated else "samples"
-    return *(f"{number:.3g}" for number in numbers), how
+    return {
+        "bias": float(bias),
+        "bias_error": float(np.linalg.norm(vector("bias_error"))),
+        "deviation": float(deviation),
+        "cosine": min(cosine, 1.0),
+        "snr": float(signal),
+        "enumerated": enumerated,
+    }
 
 
 def _note(reports: Sequence[Any]) -> str:

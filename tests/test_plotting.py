@@ -20,6 +20,7 @@ import diffkm_jax as dk
 import diffkm_torch as dt
 from diffkm_jax import estimators as es
 from diffkm_jax import plotting
+from diffkm_jax.plotting._axes import line_style
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 2)) + 6 * RNG.integers(0, 2, size=(60, 1))
@@ -149,6 +150,13 @@ def test_lines_of_one_picture_differ_without_their_colors(name):
         assert len({*looks}) == len(looks)
 
 
+def test_the_first_lines_differ_in_color_in_dashes_and_in_markers_each():
+    styles = [line_style(i) for i in range(30)]
+    for name in ("color", "linestyle", "marker"):
+        assert len({str(style[name]) for style in styles[:5]}) == 5
+    assert len({(s["color"], str(s["linestyle"])) for s in styles}) == 30
+
+
 def test_pictures_need_neither_torch_nor_pyplot_where_axes_are_given():
     program = (
         "import sys; import jax.numpy as jnp; from matplotlib.figure import Figure;"
@@ -239,6 +247,11 @@ def test_losses_of_streams_of_passes_and_of_batches_are_their_history():
     for stream in (STREAM, batches):
         loss, _ = plotting.plot_losses(stream)
         np.testing.assert_array_equal(loss.lines[0].get_ydata(), stream.history)
+        steps = np.arange(1.0, stream.num_steps + 1)
+        _, below = plotting.plot_losses(stream, residuals=steps)
+        drawn = below.lines[0].get_ydata()
+        np.testing.assert_array_equal(drawn[: len(steps)], steps)
+        assert len(drawn) == len(stream.history)
 
 
 def test_losses_of_torch_are_drawn_alike():
@@ -376,6 +389,25 @@ def test_few_points_of_many_dimensions_are_projected():
     ax = plotting.plot_clusters(x, dk.fit(x, x))
     assert ax.get_xlabel() == "principal component 1 (100 % of the variance)"
     assert ax.get_ylabel() == "principal component 2 (0 % of the variance)"
+
+
+def test_the_shares_of_few_points_are_of_squares():
+    x = np.zeros((4, 30))
+    x[:2, 7], x[2:, 11] = [3, -3], [1, -1]
+    ax = plotting.plot_clusters(x, dk.fit(x, x[:1]))
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), x[:, 7], atol=1e-12)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), x[:, 11], atol=1e-12)
+    assert ax.get_xlabel() == "principal component 1 (90 % of the variance)"
+    assert ax.get_ylabel() == "principal component 2 (10 % of the variance)"
+
+
+@pytest.mark.parametrize("feature", range(5))
+def test_the_largest_part_of_a_component_is_positive(feature):
+    scales = np.ones(5)
+    scales[feature] = 30
+    x = np.random.default_rng(feature).normal(size=(40, 5)) * scales
+    ax = plotting.plot_clusters(x, dk.fit(x, x[:1]))
+    assert np.corrcoef(ax.lines[0].get_xdata(), x[:, feature])[0, 1] > 0.99
 
 
 def test_equal_points_are_projected_on_one():

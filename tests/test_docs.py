@@ -20,6 +20,7 @@ PAGES = [
 SPACES = [
     "diffkm_jax",
     "diffkm_jax.estimators",
+    "diffkm_jax.cluster",
     "diffkm_torch",
     "diffkm_torch.estimators",
     "diffkm_torch.agreement",

@@ -15,6 +15,7 @@ from test_layout import functions
 
 import diffkm_jax as dk
 import diffkm_torch as dt
+from diffkm_jax.cluster import KMeans
 from diffkm_torch import agreement, bridge
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ DOCUMENTED = {
     **{f"estimators.{name}": f for name, f in functions(es).items()},
     **functions(agreement),
     **functions(bridge),
+    "cluster.KMeans": KMeans,
     "sgd": dt.sgd,
     "KMeansLoss": dt.KMeansLoss,
     "VectorQuantizer": dt.VectorQuantizer,

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import diffkm_jax as dk
 from diffkm_jax.cluster._given import check_rows, dense
 from diffkm_jax.cluster._named import distance_of, optimizer_of, rate_of
 from diffkm_jax.cluster._printed import print_fit
 from diffkm_jax.cluster._starts import seed_of, start_of
-from diffkm_jax.fitting import FitResult, State, Status, fit, fit_minibatch, init
-from diffkm_jax.optimizers import MacQueenState, macqueen
+from diffkm_jax.optimizers import MacQueenState
 
 
-def in_numpy(result: FitResult) -> FitResult:
+def in_numpy(result: dk.FitResult) -> dk.FitResult:
     """The result with arrays of NumPy, which can be pickled and written to."""
     return jax.tree.map(np.array, result)
 
@@ -39,7 +39,7 @@ def as_tol(tol: float, dtype: Any) -> float:
 
 def best_fit(
     model: Any, X: Any, weights: np.ndarray | None, random: np.random.RandomState
-) -> tuple[FitResult, float | None]:
+) -> tuple[dk.FitResult, float | None]:
     """The fit of least loss, and the learning rate of its optimizer, if it has one."""
     data = dense(X)
     rate = rate_of(model.optimizer, data, weights, model.batch_size)
@@ -51,14 +51,14 @@ def best_fit(
     settings["optimizer"] = optimizer_of(model.optimizer, rate)
     steps = int(model.max_iter)
 
-    def fit_from(start: Any) -> FitResult:
+    def fit_from(start: Any) -> dk.FitResult:
         if model.batch_size is None:
             tol = as_tol(model.tol, points.dtype)
             settings["empty"], settings["derivative"] = "farthest", "none"
-            return fit(points, start, tol=tol, max_steps=steps, **settings)
+            return dk.fit(points, start, tol=tol, max_steps=steps, **settings)
         size, key = int(model.batch_size), jax.random.key(seed_of(random))
         settings["num_steps"], settings["batch_size"] = steps, size
-        return fit_minibatch(key, points, start, **settings)
+        return dk.fit_minibatch(key, points, start, **settings)
 
     best, least = None, math.inf
     for _ in range(model._n_init):
@@ -75,45 +75,42 @@ def best_fit(
     return in_numpy(best), rate
 
 
-def check_status(model: Any, result: FitResult) -> None:
+def check_status(model: Any, result: dk.FitResult) -> None:
     """Raises ValueError where a fit ended in NaN, or outside its distance's domain."""
     flags: Any = result.flags
-    if Status.NON_FINITE in flags:
+    if dk.Status.NON_FINITE in flags:
         raise ValueError(
             "X must be in units in which squares and sums are finite, or an optimizer "
             "have a smaller learning rate: the fit ended in NaN or infinity "
             f"({flags})"
         )
-    if Status.DOMAIN in flags:
+    if dk.Status.DOMAIN in flags:
         raise ValueError(
             f"distance must be defined, and not negative, where the fit goes; it is "
             f"not, under {model.distance} ({flags})"
         )
 
 
-def state_after(model: Any, optimizer: Any) -> State:
+def state_after(model: Any, optimizer: Any) -> dk.State:
     """The state from which an estimator that is fitted goes on, by batches."""
     found = model.result_
     if model.optimizer is not None:
         return found.state
     # By the default a batch is averaged with all points so far.
-    state = init(found.centroids, optimizer=optimizer)
+    state = dk.init(found.centroids, optimizer=optimizer)
     counts = jnp.asarray(found.counts, state.centroids.dtype)
     return state._replace(opt_state=MacQueenState(counts), step=found.state.step)
 
 
 def batch_step(
     model: Any, X: Any, weights: np.ndarray | None, random: np.random.RandomState
-) -> FitResult:
+) -> dk.FitResult:
     """One step on a batch; the result is of that batch."""
     data, state = dense(X), model._state
-    optimizer = model.optimizer
     if model._rate is None:
-        model._rate = rate_of(optimizer, data, weights, None)
-    optimizer = (
-        macqueen() if optimizer is None else optimizer_of(optimizer, model._rate)
-    )
-    if state is not None or hasattr(model, "result_"):
+        model._rate = rate_of(model.optimizer, data, weights, None)
+    optimizer = optimizer_of(model.optimizer or dk.macqueen(), model._rate)
+    if hasattr(model, "result_"):
         state = state_after(model, optimizer) if state is None else state
         data = data.astype(model.cluster_centers_.dtype, copy=False)
     points = jnp.asarray(data)
@@ -121,11 +118,11 @@ def batch_step(
     given = None
     if state is None:
         draw, given = start_of(model, X, points, held)
-        state = init(draw(random), optimizer=optimizer)
+        state = dk.init(draw(random), optimizer=optimizer)
     check_rows(model, data, weights, given)
     # As MiniBatchKMeans does with clusters that had few points, by what keeps counts.
     counts = isinstance(state.opt_state, MacQueenState)
-    result = fit_minibatch(
+    result = dk.fit_minibatch(
         jax.random.key(model._seed),
         points,
         state,

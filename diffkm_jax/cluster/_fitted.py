@@ -18,19 +18,16 @@ from sklearn.base import (
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+import diffkm_jax as dk
 from diffkm_jax._checks import as_tree
-from diffkm_jax.assignments import softmax
 from diffkm_jax.cluster._given import as_rows, as_weights, check_rows, in_blocks
 from diffkm_jax.cluster._named import distance_of
-from diffkm_jax.distances import pairwise, squared_euclidean
-from diffkm_jax.losses import kmeans_loss
-from diffkm_jax.statistics import assign
 
 
 @partial(jax.jit, static_argnums=0)
 def distances(is_root: bool, points: Any, centers: Any, distance: Any) -> jax.Array:
     """The distances of points to centroids, [n, k], or the roots of them."""
-    found = pairwise(points, centers, distance=distance)
+    found = dk.pairwise(points, centers, distance=distance)
     return jnp.sqrt(found) if is_root else found
 
 
@@ -39,8 +36,8 @@ def memberships(
     points: Any, centers: Any, distance: Any, temperature: Any
 ) -> jax.Array:
     """softmax(−distances / temperature), [n, k]."""
-    found = pairwise(points, centers, distance=distance)
-    return softmax(-found / jnp.asarray(temperature, found.dtype))
+    found = dk.pairwise(points, centers, distance=distance)
+    return dk.softmax(-found / jnp.asarray(temperature, found.dtype))
 
 
 def has_temperature(model: Any) -> bool:
@@ -74,7 +71,7 @@ class Fitted(
             Labels, [n], int32, ties to the lowest index.
         """
         distance = distance_of(self.distance)
-        return self._by_blocks(partial(assign, distance=distance), X)
+        return self._by_blocks(partial(dk.assign, distance=distance), X)
 
     def transform(self, X: Any) -> np.ndarray:
         """The distance of every row to every centroid.
@@ -87,7 +84,7 @@ class Fitted(
             Euclidean, as scikit-learn's; else the value of `distance`.
         """
         given = distance_of(self.distance)
-        is_root, distance = given is squared_euclidean, as_tree(given)
+        is_root, distance = given is dk.squared_euclidean, as_tree(given)
 
         def values(rows: Any, centers: Any) -> jax.Array:
             return distances(is_root, rows, centers, distance)
@@ -138,7 +135,7 @@ class Fitted(
                 w = None if weights is None else weights[rows]
                 check_rows(self, block, w)
                 total += float(
-                    kmeans_loss(block, centers, weights=w, distance=distance)
+                    dk.kmeans_loss(block, centers, weights=w, distance=distance)
                 )
         return total
 

@@ -18,7 +18,7 @@ BLOCK = 1 << 22
 
 
 def as_rows(model: Any, X: Any, *, reset: bool) -> Any:
-    """The data as scikit-learn checks them: [n, d], dense or CSR, float64 or float32."""
+    """The data checked by scikit-learn: [n, d], float64 or float32, dense or CSR."""
     return validate_data(
         model,
         X,

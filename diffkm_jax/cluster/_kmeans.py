@@ -14,13 +14,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
+import diffkm_jax as dk
 from diffkm_jax.cluster._fits import batch_step, best_fit
 from diffkm_jax.cluster._fitted import Fitted
 from diffkm_jax.cluster._given import as_rows, as_weights
 from diffkm_jax.cluster._named import DISTANCES, OPTIMIZERS, WITH_RATE
 from diffkm_jax.cluster._starts import check_model, number_of_starts, seed_of
 from diffkm_jax.distances import Distance
-from diffkm_jax.fitting import FitResult, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,7 +140,7 @@ class KMeans(Fitted):
         max_iter: int = 300,
         tol: float = 1e-4,
         verbose: int = 0,
-        random_state: int | np.random.RandomState | None = None,
+        random_state: int | np.random.Randomdk.State | None = None,
         copy_x: bool = True,
         algorithm: str = "lloyd",
         optimizer: str | optax.GradientTransformation | None = None,
@@ -186,11 +186,13 @@ class KMeans(Fitted):
         self._keep(result, X, weights, int(result.num_steps))
         distinct = len(np.unique(self.labels_))
         if distinct < self.n_clusters:
-            merged = "" if self.temperature is None else ", or to the temperature"
+            why = (
+                "in X." if self.temperature is None else "in X, or to the temperature."
+            )
             warnings.warn(
                 f"Number of distinct clusters ({distinct}) found smaller than "
-                f"n_clusters ({self.n_clusters}). Possibly due to duplicate points in X"
-                f"{merged}",
+                f"n_clusters ({self.n_clusters}). Possibly due to duplicate points "
+                f"{why}",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -224,11 +226,13 @@ class KMeans(Fitted):
         weights = as_weights(sample_weight, X)
         with jax.enable_x64(True):
             result = batch_step(self, X, weights, random)
-        self._state: State | None = result.state
+        self._state: dk.State | None = result.state
         before = 0 if is_first else self.n_iter_
         return self._keep(result, X, weights, before + int(result.num_steps))
 
-    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit_predict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, X: Any, y: Any = None, sample_weight: Any = None
+    ) -> np.ndarray:
         """Fits, and returns `labels_`.
 
         Args:
@@ -241,7 +245,9 @@ class KMeans(Fitted):
         """
         return self.fit(X, sample_weight=sample_weight).labels_
 
-    def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit_transform(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, X: Any, y: Any = None, sample_weight: Any = None
+    ) -> Any:
         """Fits, and returns `transform(X)`.
 
         Args:
@@ -255,7 +261,7 @@ class KMeans(Fitted):
         return self.fit(X, sample_weight=sample_weight).transform(X)
 
     def _keep(
-        self, result: FitResult, X: Any, weights: np.ndarray | None, steps: int
+        self, result: dk.FitResult, X: Any, weights: np.ndarray | None, steps: int
     ) -> KMeans:
         """Sets the attributes of a fit."""
         self.result_ = result

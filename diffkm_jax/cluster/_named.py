@@ -9,33 +9,25 @@ from typing import Any
 import numpy as np
 import optax
 
-from diffkm_jax.distances import (
-    Distance,
-    cosine,
-    euclidean,
-    itakura_saito,
-    kl_divergence,
-    manhattan,
-    squared_euclidean,
-)
-from diffkm_jax.optimizers import ema, macqueen, newton
+import diffkm_jax as dk
+from diffkm_jax.distances import Distance
 
 DISTANCES = {
     distance.__name__: distance
     for distance in (
-        squared_euclidean,
-        cosine,
-        kl_divergence,
-        itakura_saito,
-        euclidean,
-        manhattan,
+        dk.squared_euclidean,
+        dk.cosine,
+        dk.kl_divergence,
+        dk.itakura_saito,
+        dk.euclidean,
+        dk.manhattan,
     )
 }
 # An optimizer is static by identity: one object for each name, and learning rate.
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "newton": newton,
-    "macqueen": macqueen,
-    "ema": cache(ema),
+    "newton": dk.newton,
+    "macqueen": dk.macqueen,
+    "ema": cache(dk.ema),
     "lbfgs": cache(optax.lbfgs),
 }
 WITH_RATE: dict[str, Callable[[float], optax.GradientTransformation]] = {
@@ -52,11 +44,12 @@ def distance_of(distance: str | Distance) -> Distance:
 def optimizer_of(
     optimizer: str | optax.GradientTransformation | None, rate: float | None
 ) -> Any:
-    """The optimizer of a name, with its learning rate if it has one, or the one given."""
+    """The optimizer of a name, with its learning rate, if any; or the one given."""
     if not isinstance(optimizer, str):
         return optimizer
     if optimizer in OPTIMIZERS:
         return OPTIMIZERS[optimizer]()
+    assert rate is not None, f"{optimizer} has a rate"
     return WITH_RATE[optimizer](rate)
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from diffkm_jax.fitting import FitResult, Status
+import diffkm_jax as dk
 
 
-def print_fit(model: Any, result: FitResult) -> None:
+def print_fit(model: Any, result: dk.FitResult) -> None:
     """Prints the loss before every step of a fit, and how it ended."""
     steps, flags = int(result.num_steps), result.flags
     what = "inertia" if model.temperature is None else "free energy"
@@ -17,7 +17,7 @@ def print_fit(model: Any, result: FitResult) -> None:
     print("Initialization complete")
     for i, loss in enumerate(np.asarray(result.history[:steps])):
         print(f"Iteration {i}, {what}{of} {loss}")
-    if not flags & (Status.CONVERGED | Status.NOT_AT_REST):
+    if not flags & (dk.Status.CONVERGED | dk.Status.NOT_AT_REST):
         print(f"Ended at iteration {steps - 1}: {flags}")
     elif model.tol == 0:
         print(f"Converged at iteration {steps - 1}: strict convergence, to rounding")

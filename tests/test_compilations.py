@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 import diffkm_jax as dk
 from diffkm_jax import estimators as es
 from diffkm_jax import plotting
+from diffkm_jax.cluster import KMeans
 from diffkm_torch import _calls, _parity
 from diffkm_torch.bridge import jax_to_torch
 
@@ -301,3 +302,19 @@ def test_gradients_in_what_a_cost_closes_over_are_those_of_every_call():
 
     slopes = [jax.grad(value)(jnp.asarray(s)) for s in (1.0, 2.0)]
     np.testing.assert_allclose(slopes, value(jnp.ones(())), rtol=1e-12)
+
+
+def test_a_second_estimator_of_the_same_shape_compiles_nothing():
+    def use(seed):
+        x = np.random.default_rng(seed).normal(size=(97, 2))
+        model = KMeans(3, random_state=seed, temperature=number()).fit(x)
+        model.predict(x)
+        model.transform(x)
+        model.predict_proba(x)
+        model.score(x)
+        KMeans(3, random_state=seed).partial_fit(x).partial_fit(x)
+
+    use(0)
+    with compilations() as found:
+        use(1)
+    assert found == []

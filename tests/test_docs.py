@@ -21,6 +21,7 @@ SPACES = [
     "diffkm_jax",
     "diffkm_jax.estimators",
     "diffkm_jax.plotting",
+    "diffkm_jax.cluster",
     "diffkm_torch",
     "diffkm_torch.estimators",
     "diffkm_torch.agreement",

@@ -16,6 +16,7 @@ from test_layout import functions
 import diffkm_jax as dk
 import diffkm_torch as dt
 from diffkm_jax import plotting
+from diffkm_jax.cluster import KMeans
 from diffkm_torch import agreement, bridge
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ DOCUMENTED = {
     **functions(plotting),
     **functions(agreement),
     **functions(bridge),
+    "cluster.KMeans": KMeans,
     "sgd": dt.sgd,
     "KMeansLoss": dt.KMeansLoss,
     "VectorQuantizer": dt.VectorQuantizer,

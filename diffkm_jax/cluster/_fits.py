@@ -1,0 +1,140 @@
+"""The best of the fits of an estimator, and one step of it on a batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffkm_jax as dk
+from diffkm_jax._hints import shown
+from diffkm_jax.cluster._given import check_rows, dense
+from diffkm_jax.cluster._named import distance_of, optimizer_of, rate_of
+from diffkm_jax.cluster._printed import print_fit
+from diffkm_jax.cluster._starts import seed_of, start_of
+from diffkm_jax.optimizers import MacQueenState
+
+
+def in_numpy(result: dk.FitResult) -> dk.FitResult:
+    """The result with arrays of NumPy, which can be pickled and written to."""
+    return jax.tree.map(np.array, result)
+
+
+def common(model: Any, weights: Any) -> dict[str, Any]:
+    """What every fit of an estimator is given."""
+    return {
+        "weights": weights,
+        "temperature": model.temperature,
+        "distance": distance_of(model.distance),
+    }
+
+
+def as_tol(tol: float, dtype: Any) -> float:
+    """The tolerance, where the dtype has no number as small or as large the nearest."""
+    info = np.finfo(dtype)
+    return 0.0 if tol < info.tiny else min(float(tol), float(info.max))
+
+
+def best_fit(
+    model: Any, X: Any, weights: np.ndarray | None, random: np.random.RandomState
+) -> tuple[dk.FitResult, float | None]:
+    """The fit of least loss, and the learning rate of its optimizer, if it has one."""
+    data = dense(X)
+    rate = rate_of(model.optimizer, data, weights, model.batch_size)
+    points = jnp.asarray(data)
+    held = None if weights is None else jnp.asarray(weights)
+    draw, given = start_of(model, X, points, held)
+    check_rows(model, data, weights, given)
+    settings: dict[str, Any] = common(model, held)
+    settings["optimizer"] = optimizer_of(model.optimizer, rate)
+    steps = int(model.max_iter)
+
+    def fit_from(start: Any) -> dk.FitResult:
+        if model.batch_size is None:
+            tol = as_tol(model.tol, points.dtype)
+            settings["empty"], settings["derivative"] = "farthest", "none"
+            return dk.fit(points, start, tol=tol, max_steps=steps, **settings)
+        size, key = int(model.batch_size), jax.random.key(seed_of(random))
+        settings["num_steps"], settings["batch_size"] = steps, size
+        return dk.fit_minibatch(key, points, start, **settings)
+
+    best, least = None, math.inf
+    for _ in range(model._n_init):
+        result = fit_from(draw(random))
+        if model.verbose:
+            print_fit(model, result)
+        loss = float(result.loss)
+        # A fit that failed is kept only where all have.
+        loss = loss if math.isfinite(loss) else math.inf
+        if best is None or loss < least:
+            best, least = result, loss
+    assert best is not None, "n_init is at least 1"
+    check_status(model, best)
+    return in_numpy(best), rate
+
+
+def check_status(model: Any, result: dk.FitResult) -> None:
+    """Raises ValueError where a fit ended in NaN, or outside its distance's domain."""
+    flags: Any = result.flags
+    if dk.Status.NON_FINITE in flags:
+        raise ValueError(
+            "X must be in units in which squares and sums are finite, or an optimizer "
+            "have a smaller learning rate: the fit ended in NaN or infinity "
+            f"({flags})"
+        )
+    if dk.Status.DOMAIN in flags:
+        raise ValueError(
+            f"distance must be defined, and not negative, where the fit goes; it is "
+            f"not, under {shown(distance_of(model.distance))} ({flags})"
+        )
+
+
+def state_after(model: Any, optimizer: Any) -> dk.State:
+    """The state from which an estimator that is fitted goes on, by batches."""
+    found = model.result_
+    if model.optimizer is not None:
+        return found.state
+    # By the default a batch is averaged with all points so far.
+    state = dk.init(found.centroids, optimizer=optimizer)
+    counts = jnp.asarray(found.counts, state.centroids.dtype)
+    return state._replace(opt_state=MacQueenState(counts), step=found.state.step)
+
+
+def batch_step(
+    model: Any, X: Any, weights: np.ndarray | None, random: np.random.RandomState
+) -> dk.FitResult:
+    """One step on a batch; the result is of that batch."""
+    data, state = dense(X), model._state
+    if model._rate is None:
+        model._rate = rate_of(model.optimizer, data, weights, None)
+    optimizer = optimizer_of(model.optimizer or dk.macqueen(), model._rate)
+    if hasattr(model, "result_"):
+        state = state_after(model, optimizer) if state is None else state
+        data = data.astype(model.cluster_centers_.dtype, copy=False)
+    points = jnp.asarray(data)
+    held = None if weights is None else jnp.asarray(weights, points.dtype)
+    given = None
+    if state is None:
+        draw, given = start_of(model, X, points, held)
+        state = dk.init(draw(random), optimizer=optimizer)
+    check_rows(model, data, weights, given)
+    # As MiniBatchKMeans does with clusters that had few points, by what keeps counts.
+    counts = isinstance(state.opt_state, MacQueenState)
+    result = dk.fit_minibatch(
+        jax.random.key(model._seed),
+        points,
+        state,
+        num_steps=1,
+        batch_size=len(points),
+        sampling="sequential",
+        reassignment_ratio=0.01 if counts else None,
+        optimizer=optimizer,
+        # A batch may have fewer rows than there are clusters.
+        active=jnp.ones(len(state.centroids), bool),
+        **common(model, held),
+    )
+    check_status(model, result)
+    return in_numpy(result)

@@ -24,7 +24,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import diffkm_jax as dk
+from diffkm_jax import _by_name
+from diffkm_jax._checks import as_tree
 from diffkm_jax.cluster import KMeans
+from diffkm_jax.distances._forms import form_of
 
 N, D, K = 200, 3, 4
 X, TRUE, CENTERS = make_blobs(
@@ -345,6 +348,29 @@ def test_an_optimizer_by_its_name_is_that_of_optax_in_every_fit():
     )
     assert by_name.n_iter_ == given.n_iter_
     np.testing.assert_allclose(by_name.cluster_centers_, given.cluster_centers_)
+
+
+@OF_OPTAX
+def test_the_rate_of_a_name_is_of_points_where_the_distance_takes_them():
+    fits = [
+        KMeans(K, init=CENTERS + 1, distance="cosine", optimizer="adam").fit(scale * X)
+        for scale in (1, 1000)
+    ]
+    centers = [fit.cluster_centers_ for fit in fits]
+    np.testing.assert_allclose(*centers, rtol=1e-9)
+
+
+def test_descent_needs_a_rate_of_your_own_where_none_is_stable():
+    model = KMeans(K, distance="kl_divergence", optimizer="sgd")
+    with pytest.raises(ValueError, match=r"^optimizer must .* under kl_divergence,"):
+        model.fit(abs(X))
+
+
+@pytest.mark.parametrize("name", _by_name.DISTANCES)
+def test_names_are_those_of_the_distances_that_have_means_or_not(name):
+    distance = _by_name.distance_of(name)
+    has_means = form_of(as_tree(distance)) is not None
+    assert (distance.__name__, has_means) == (name, _by_name.DISTANCES[name])
 
 
 @pytest.mark.parametrize("name", ["macqueen", "ema"])

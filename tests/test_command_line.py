@@ -22,7 +22,7 @@ from _shell import (
 )
 
 import diffkm_jax as dk
-from diffkm_jax._command_line import fits, optimizers, parser, progress, reading, table
+from diffkm_jax._command_line import fits, parser, progress, reading, table
 
 ARRAYS = {"centroids", "labels", "loss", "counts", "residual", "history", "num_steps"}
 ARRAYS |= {"status", "distance"}
@@ -169,7 +169,7 @@ def test_a_fit_in_pieces_takes_the_steps_of_one(monkeypatch):
 def test_the_library_goes_on_from_the_file_of_a_fit():
     fit("--optimizer", "adam", "--max-steps", 7, "--out", "c.npz")
     result = dk.load("c.npz")
-    optimizer = optimizers.optimizer_of("adam", 0.1, 1, 1)
+    optimizer = optax.adam(0.1)
     after = standard(dk.fit, POINTS, result.state, optimizer=optimizer, max_steps=2)
     assert int(result.num_steps) == 7
     assert int(after.state.step) == 9

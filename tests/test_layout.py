@@ -34,6 +34,7 @@ LEVELS = [
     ["storage"],
     ["_names"],
     ["__init__"],
+    ["_by_name"],
     ["cluster"],
     ["_callers", "_example_arrays"],
     ["_calls"],

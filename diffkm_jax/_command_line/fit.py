@@ -16,17 +16,17 @@ import numpy as np
 
 import diffkm_jax as dk
 from diffkm_jax import storage
+from diffkm_jax._by_name import default_rate, embedded, optimizer_of
 from diffkm_jax._checks import as_tree
 from diffkm_jax._command_line.fits import Settings, fit_batches, fit_whole
 from diffkm_jax._command_line.labels import write_labels
-from diffkm_jax._command_line.optimizers import check_name, optimizer_of, settling
+from diffkm_jax._command_line.optimizers import check_name, settling
 from diffkm_jax._command_line.output import CommandError, check_out, write
 from diffkm_jax._command_line.parser import INITIALIZERS
 from diffkm_jax._command_line.progress import Progress
 from diffkm_jax._command_line.reading import Data, blocks, chosen, read, read_points
 from diffkm_jax._command_line.report import print_json, print_text, sizes_of, warn
 from diffkm_jax._given import check_domain
-from diffkm_jax.distances._forms import form_of
 
 # Batches are of which a start is drawn.
 SAMPLE = 3
@@ -114,11 +114,11 @@ def settings_of(options: Any, data: Data, distance: Any) -> Settings:
         optimizer = settling(number)
     else:
         mean = 1.0 if data.weights is None else float(np.mean(data.weights))
-        variance = 0.0
-        if name == "adam" and options.learning_rate is None:
+        rate, variance = options.learning_rate, 0.0
+        if rate is None and name == "adam":
             variance = variance_of(data, options.dtype, distance)
-        made = options.learning_rate, mean * (size or n), variance
-        optimizer = optimizer_of(name, *made)
+        rate = rate or default_rate(name, mean * (size or n), variance)
+        optimizer = optimizer_of(name, rate)
     law = {
         "optimizer": optimizer,
         "distance": distance,
@@ -145,12 +145,6 @@ def variance_of(data: Data, dtype: Any, distance: Any) -> float:
         total += w @ (rows - origin)
         squares += w @ (rows - origin) ** 2
     return float(np.mean(squares / number - (total / number) ** 2))
-
-
-def embedded(points: jax.Array, distance: Any) -> jax.Array:
-    """Points where the distance takes them from: on the sphere, if cosine."""
-    form = form_of(as_tree(distance))
-    return points if form is None else form.embed(points)
 
 
 def best(options: Any, data: Data, settings: Settings) -> dk.FitResult:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import optax
 
 import diffkm_jax as dk
+from diffkm_jax._by_name import WITHOUT_RATE
 from diffkm_jax._command_line.output import CommandError
-from diffkm_jax._command_line.parser import COUNTING, WITHOUT_RATE
 
 # One wants a key, of the other there is a second version.
 LEFT_OUT = "noisy_sgd", "optimistic_adam"
@@ -42,20 +41,6 @@ def check_name(name: str | None) -> None:
     if name is not None and name not in names():
         known = ", ".join(sorted(names()))
         raise CommandError(f"argument --optimizer: must be of {known}; got {name!r}")
-
-
-def optimizer_of(name: str, rate: float | None, number: float, variance: float) -> Any:
-    """The optimizer of a name; without a learning rate, with its default one.
-
-    Gradients are sums over a number of points, whose columns have a mean variance.
-    """
-    if name in COUNTING:
-        return getattr(dk, name)()
-    if name == "lbfgs":
-        return optax.lbfgs()
-    if rate is None:
-        rate = 0.75 / number if name == "sgd" else 0.05 * math.sqrt(variance)
-    return getattr(optax, name)(rate)
 
 
 def settling(steps: int) -> Any:

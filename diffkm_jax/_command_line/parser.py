@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from diffkm_jax._by_name import COUNTING, DISTANCES, WITHOUT_RATE, needs_rate
 from diffkm_jax._command_line.arguments import (
     Parser,
     checked,
@@ -36,21 +37,11 @@ learning rates (gradients are of the sum over the n points, or over a batch):
 
 {STATUS}"""
 PREDICT = f"{FILES}\n{STATUS}"
-DISTANCES = {
-    "squared_euclidean": True,
-    "cosine": True,
-    "euclidean": False,
-    "manhattan": False,
-    "kl_divergence": True,
-    "itakura_saito": True,
-}
 INITIALIZERS = {
     "k-means++": "kmeans_plus_plus",
     "k-means||": "kmeans_parallel",
     "random": "random_points",
 }
-COUNTING = "newton", "macqueen", "ema"
-WITHOUT_RATE = *COUNTING, "lbfgs"
 TEXTS = ".csv", ".tsv", ".txt"
 TABLES = *TEXTS, ".parquet", ".feather", ".arrow"
 PICTURES = ".png", ".pdf", ".svg"
@@ -214,11 +205,7 @@ def check_fit(parser: Parser, options: Any) -> None:
         )
     if rate is not None and (name is None or name in WITHOUT_RATE):
         parser.error(f"argument --learning-rate: {name or 'the default'} has none")
-    if rate is None and not (
-        name is None
-        or name in (*WITHOUT_RATE, "adam")
-        or (name == "sgd" and options.distance == "squared_euclidean")
-    ):
+    if rate is None and name is not None and needs_rate(name, options.distance):
         parser.error(f"argument --learning-rate: {name} has no default one here")
     starts = Path(options.init)
     if options.init not in INITIALIZERS:

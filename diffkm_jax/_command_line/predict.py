@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffkm_jax as dk
+from diffkm_jax._by_name import DISTANCES
 from diffkm_jax._command_line.labels import write_labels
 from diffkm_jax._command_line.output import CommandError, check_out
-from diffkm_jax._command_line.parser import DISTANCES
 from diffkm_jax._command_line.reading import Data, blocks, read
 from diffkm_jax._command_line.report import print_json, print_text, sizes_of
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import diffkm_jax as dk
-from diffkm_jax._command_line.optimizers import optimizer_of
+from diffkm_jax._by_name import default_rate, optimizer_of
 
 # Name, loss, steps, residual, status, milliseconds.
 Row = tuple[str, float, int, str, str, float]
@@ -41,7 +41,10 @@ def our_rows(key: jax.Array, points: jax.Array, start: jax.Array) -> Iterator[Ro
     """One row for every optimizer, Newton's first."""
     n, fit = len(points), partial(dk.fit, points, start)
     variance = float(jnp.mean(jnp.var(points, axis=0)))
-    named = partial(optimizer_of, rate=None, number=n, variance=variance)
+
+    def named(name: str) -> optax.GradientTransformation:
+        return optimizer_of(name, default_rate(name, n, variance))
+
     schedule = optax.exponential_decay(300.0, 5, 0.5, end_value=1.0)
     # Ten epochs of shuffled batches of 64 points, without the remainder.
     order = [jax.random.permutation(key, n) for key in jax.random.split(key, 10)]

@@ -10,9 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffkm_jax as dk
+from diffkm_jax._by_name import (
+    WITHOUT_RATE,
+    default_rate,
+    distance_of,
+    embedded,
+    needs_rate,
+    optimizer_of,
+)
 from diffkm_jax._hints import shown
 from diffkm_jax.cluster._given import check_rows, dense
-from diffkm_jax.cluster._named import distance_of, optimizer_of, rate_of
 from diffkm_jax.cluster._printed import print_fit
 from diffkm_jax.cluster._starts import seed_of, start_of
 from diffkm_jax.optimizers import MacQueenState
@@ -32,6 +39,30 @@ def common(model: Any, weights: Any) -> dict[str, Any]:
     }
 
 
+def rate_of(
+    model: Any, points: np.ndarray, weights: np.ndarray | None, number: int
+) -> float | None:
+    """The rate of an optimizer by name, in steps of a number of points, or None."""
+    name, distance = model.optimizer, distance_of(model.distance)
+    if not isinstance(name, str) or name in WITHOUT_RATE:
+        return None
+    if needs_rate(name, distance):
+        raise ValueError(
+            f"optimizer must be one of optax with a learning rate of yours under "
+            f"{shown(distance)}, as optax.{name}(0.01), got {name!r}"
+        )
+    rows = np.asarray(embedded(jnp.asarray(points), distance), float)
+    apart = rows - np.average(rows, axis=0, weights=weights)
+    variance = float(np.average(apart**2, axis=0, weights=weights).mean())
+    mean_weight = 1.0 if weights is None else float(weights.mean(dtype=float))
+    return default_rate(name, mean_weight * number, variance)
+
+
+def optimizer_with(optimizer: Any, rate: float | None) -> Any:
+    """The optimizer of a name, with its learning rate, or the one given."""
+    return optimizer_of(optimizer, rate) if isinstance(optimizer, str) else optimizer
+
+
 def as_tol(tol: float, dtype: Any) -> float:
     """The tolerance, where the dtype has no number as small or as large the nearest."""
     info = np.finfo(dtype)
@@ -43,13 +74,13 @@ def best_fit(
 ) -> tuple[dk.FitResult, float | None]:
     """The fit of least loss, and the learning rate of its optimizer, if it has one."""
     data = dense(X)
-    rate = rate_of(model.optimizer, data, weights, model.batch_size)
+    rate = rate_of(model, data, weights, model.batch_size or len(data))
     points = jnp.asarray(data)
     held = None if weights is None else jnp.asarray(weights)
     draw, given = start_of(model, X, points, held)
     check_rows(model, data, weights, given)
     settings: dict[str, Any] = common(model, held)
-    settings["optimizer"] = optimizer_of(model.optimizer, rate)
+    settings["optimizer"] = optimizer_with(model.optimizer, rate)
     steps = int(model.max_iter)
 
     def fit_from(start: Any) -> dk.FitResult:
@@ -109,8 +140,8 @@ def batch_step(
     """One step on a batch; the result is of that batch."""
     data, state = dense(X), model._state
     if model._rate is None:
-        model._rate = rate_of(model.optimizer, data, weights, None)
-    optimizer = optimizer_of(model.optimizer or dk.macqueen(), model._rate)
+        model._rate = rate_of(model, data, weights, len(data))
+    optimizer = optimizer_with(model.optimizer or dk.macqueen(), model._rate)
     if hasattr(model, "result_"):
         state = state_after(model, optimizer) if state is None else state
         data = data.astype(model.cluster_centers_.dtype, copy=False)

@@ -19,9 +19,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 import diffkm_jax as dk
+from diffkm_jax._by_name import distance_of
 from diffkm_jax._checks import as_tree
 from diffkm_jax.cluster._given import as_rows, as_weights, check_rows, in_blocks
-from diffkm_jax.cluster._named import distance_of
 
 
 @partial(jax.jit, static_argnums=0)

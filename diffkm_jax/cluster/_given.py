@@ -9,9 +9,9 @@ import numpy as np
 from scipy import sparse
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
+from diffkm_jax._by_name import distance_of
 from diffkm_jax._checks import as_tree
 from diffkm_jax._given import check_domain
-from diffkm_jax.cluster._named import distance_of
 
 # Numbers in a block of rows that a sparse matrix is made dense in: 32 MB of float64.
 BLOCK = 1 << 22

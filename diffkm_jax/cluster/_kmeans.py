@@ -15,10 +15,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 import diffkm_jax as dk
+from diffkm_jax._by_name import DISTANCES, WITH_DEFAULT_RATE, WITHOUT_RATE
 from diffkm_jax.cluster._fits import batch_step, best_fit
 from diffkm_jax.cluster._fitted import Fitted
 from diffkm_jax.cluster._given import as_rows, as_weights
-from diffkm_jax.cluster._named import DISTANCES, OPTIMIZERS, WITH_RATE
 from diffkm_jax.cluster._starts import check_model, number_of_starts, seed_of
 from diffkm_jax.distances import Distance
 
@@ -120,7 +120,7 @@ class KMeans(Fitted):
         "copy_x": ["boolean"],
         "algorithm": [StrOptions({"lloyd", "elkan"})],
         "optimizer": [
-            StrOptions({*OPTIMIZERS, *WITH_RATE}),
+            StrOptions({*WITHOUT_RATE, *WITH_DEFAULT_RATE}),
             optax.GradientTransformation,
             None,
         ],

@@ -11,9 +11,7 @@ import numpy as np
 from sklearn.utils import check_array
 
 import diffkm_jax as dk
-from diffkm_jax._checks import as_tree
-from diffkm_jax.cluster._named import distance_of
-from diffkm_jax.distances._forms import form_of
+from diffkm_jax._by_name import distance_of, embedded
 
 INITIALIZERS = {"k-means++": dk.kmeans_plus_plus, "random": dk.random_points}
 # A start of which nothing is drawn but by a seed.
@@ -70,9 +68,7 @@ def start_of(
     init, k = model.init, int(model.n_clusters)
     if isinstance(init, str):
         initializer: Any = INITIALIZERS[init]
-        # Where the distance takes points from: of cosine, the sphere.
-        form = form_of(as_tree(distance_of(model.distance)))
-        rows = points if form is None else form.embed(points)
+        rows = embedded(points, distance_of(model.distance))
         if weights is None and init == "random":
             # Without weights another stream is drawn than with equal ones.
             weights = jax.numpy.ones(len(points), points.dtype)

@@ -26,7 +26,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import diffkm_jax as dk
 from diffkm_jax import _by_name
 from diffkm_jax._checks import as_tree
-from diffkm_jax.cluster import KMeans
+from diffkm_jax.cluster import KMeans, _given
 from diffkm_jax.distances._forms import form_of
 
 N, D, K = 200, 3, 4
@@ -378,6 +378,23 @@ def test_averages_over_batches_find_the_clusters(name):
     model = KMeans(K, init=CENTERS + 1, optimizer=name, batch_size=100, max_iter=400)
     best = KMeans(K, init=CENTERS + 1).fit(X)
     np.testing.assert_allclose(model.fit(X).inertia_, best.inertia_, rtol=0.02)
+
+
+def test_numbers_of_rows_share_programs_and_change_no_result(monkeypatch):
+    monkeypatch.setattr(_given, "BLOCK", D * 128)  # 64 rows, in fact, and more blocks.
+    model = KMeans(K, init=START, temperature=2.0).fit(X)
+    whole = model.predict(X), model.transform(X), model.predict_proba(X)
+    for n in (1, 5, 64, 65, 100, 127, 128, 129, N):
+        for found, of_all in zip(
+            (model.predict(X[:n]), model.transform(X[:n]), model.predict_proba(X[:n])),
+            whole,
+            strict=True,
+        ):
+            np.testing.assert_array_equal(found, of_all[:n])
+        cost = np.sum(WEIGHTS[:n] * np.min(whole[1][:n] ** 2, axis=1))
+        score = model.score(X[:n], sample_weight=WEIGHTS[:n])
+        np.testing.assert_allclose(-score, cost, rtol=1e-12)
+    assert len({len(_given.padded(np.zeros((n, 1)))) for n in range(1, 4097)}) == 68
 
 
 def test_cosine_is_spherical_k_means():

@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 import diffkm_jax as dk
 from diffkm_jax._by_name import distance_of
 from diffkm_jax._checks import as_tree
-from diffkm_jax.cluster._given import as_rows, as_weights, check_rows, in_blocks
+from diffkm_jax.cluster._given import as_rows, as_weights, check_rows, in_blocks, padded
 
 
 @partial(jax.jit, static_argnums=0)
@@ -132,23 +132,28 @@ class Fitted(
         distance = distance_of(self.distance)
         with jax.enable_x64(True):
             for rows, block in in_blocks(X):
-                w = None if weights is None else weights[rows]
-                check_rows(self, block, w)
-                total += float(
-                    dk.kmeans_loss(block, centers, weights=w, distance=distance)
-                )
+                more = padded(block)
+                w = np.zeros(len(more), X.dtype)
+                w[: len(block)] = 1 if weights is None else weights[rows]
+                check_rows(self, block, w[: len(block)])
+                found = dk.kmeans_loss(more, centers, weights=w, distance=distance)
+                total += float(found)
         return total
 
     def _by_blocks(self, function: Callable[[Any, Any], jax.Array], X: Any) -> Any:
         """A function of rows and centroids, of all rows."""
         check_is_fitted(self)
         X = as_rows(self, X, reset=False)
-        found = []
+        found, sizes = [], []
         with jax.enable_x64(True):
             for _, block in in_blocks(X):
                 check_rows(self, block)
-                found.append(np.array(function(block, self.cluster_centers_)))
-        return found[0] if len(found) == 1 else np.concatenate(found)
+                found.append(function(padded(block), self.cluster_centers_))
+                sizes.append(len(block))
+        parts = [
+            np.asarray(part)[:size] for part, size in zip(found, sizes, strict=True)
+        ]
+        return np.concatenate(parts)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -13,8 +13,9 @@ from diffkm_jax._by_name import distance_of
 from diffkm_jax._checks import as_tree
 from diffkm_jax._given import check_domain
 
-# Numbers in a block of rows that a sparse matrix is made dense in: 32 MB of float64.
-BLOCK = 1 << 22
+# Numbers in a block of rows: 8 MB of float64, which are copied to where JAX has them
+# while the block before is at work.
+BLOCK = 1 << 20
 
 
 def as_rows(model: Any, X: Any, *, reset: bool) -> Any:
@@ -51,12 +52,23 @@ def dense(X: Any) -> np.ndarray:
 
 
 def in_blocks(X: Any) -> Iterator[tuple[slice, np.ndarray]]:
-    """The rows, dense: all at once, or those of a sparse matrix block by block."""
+    """The rows, dense, some at a time: which they are, and they themselves."""
     n, d = X.shape
-    size = max(1, BLOCK // max(1, d)) if sparse.issparse(X) else n
+    size = 1 << max(0, (BLOCK // max(1, d)).bit_length() - 1)
     for start in range(0, n, size):
-        rows = slice(start, start + size)
+        rows = slice(start, min(start + size, n))
         yield rows, dense(X[rows])
+
+
+def padded(rows: np.ndarray) -> np.ndarray:
+    """The rows, and copies of the last up to a number that many lengths share.
+
+    Each number of rows is a program of its own, whose compiling takes longer than what
+    it does; there are eight between a power of two and the next, four below 64.
+    """
+    n = len(rows)
+    more = -n % (1 << max(0, n.bit_length() - (4 if n > 64 else 3)))
+    return rows if more == 0 else np.concatenate([rows, rows[-1:].repeat(more, axis=0)])
 
 
 def check_rows(

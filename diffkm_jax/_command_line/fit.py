@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -155,9 +156,9 @@ def best(options: Any, data: Data, settings: Settings) -> dk.FitResult:
         points = jnp.asarray(data.points, settings.dtype)
         weights = None if data.weights is None else jnp.asarray(data.weights)
     found: Any = None
-    with Progress(
-        options.progress, options.restarts, settings.num_batches if size else steps
-    ) as progress:
+    total = settings.num_batches if size else steps
+    shown = Progress(options.progress, options.restarts, total)
+    with closing(shown) as progress:
         for i, start in enumerate(starts(options, data, points, weights, settings)):
             progress.begin()
             if points is None:

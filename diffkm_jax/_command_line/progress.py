@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from diffkm_jax._command_line.output import say
 
@@ -27,17 +26,6 @@ class Progress:
         self.number, self.total, self.fits, self.last = number, total, 0, 0.0
         self.bar: Any = None
         self.make = _tqdm() if self.shown and on_terminal() else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def begin(self) -> None:
         """Another fit begins."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -177,7 +178,7 @@ def fit_stream(
             yield batch, algorithm, problem
 
     start = centroids if isinstance(centroids, State) else rows
-    with Watch(callback, progress, passes) as watch:
+    with closing(Watch(callback, progress, passes)) as watch:
         fit = ByBatches(start, rows, watch)
         if passes is not None:
             fit = ByPasses(start, rows, watch, passes, tol)

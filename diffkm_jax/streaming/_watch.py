@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from diffkm_jax._hints import shown
 from diffkm_jax._statistics import Statistics
@@ -30,15 +29,8 @@ class Watch:
         if progress:
             self.bar = _tqdm()(total=total, disable=None, unit="step")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """The bar ends."""
         if self.bar is not None:
             self.bar.close()
 

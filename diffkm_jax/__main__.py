@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from diffkm_jax._command_line.output import CommandError, say, with_output
 from diffkm_jax._command_line.parser import parse
+
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,10 +31,13 @@ def run(argv: Sequence[str]) -> int:
             return command.run(options)
     except KeyboardInterrupt:
         say("interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         raise
-    except (CommandError, OSError) as error:
+    except OSError as error:
+        where = "" if error.filename else "cannot write to stdout: "
+        say(f"error: {where}{error}")
+    except CommandError as error:
         say(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
@@ -39,5 +46,14 @@ def run(argv: Sequence[str]) -> int:
     return 2
 
 
+def command() -> NoReturn:
+    """Runs a command as a process of its own."""
+    status = main()
+    if status == INTERRUPTED:
+        # Not by Python's own end, which threads of XLA that still work may not survive.
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -205,7 +205,7 @@ def test_ema_takes_a_hundredth_of_the_step_of_newton():
 
 @pytest.mark.usefixtures("no_fit")
 def test_an_unknown_optimizer_is_told_what_there_is():
-    outcome = fit("--optimizer", "adman", "--learning-rate", 1)
+    outcome = fit("--optimizer", "adman")
     assert_refused(outcome, "--optimizer", "'adman'", "adam,", "lbfgs,", "newton,")
 
 
@@ -294,6 +294,9 @@ def test_init_may_be_a_file_of_starts():
     assert_refused(fit("--init", "none.csv"), "none.csv: no such file")
     np.savetxt("starts.csv", starts[:2], delimiter=",")
     assert_refused(fit("--init", "starts.csv"), "starts.csv", "3 starts of 3", "(2, 3)")
+    whole = fitted()
+    fit("--init", "fitted.npz", "--max-steps", 0, "--out", "c.npz")
+    np.testing.assert_array_equal(read("c.npz")["centroids"], whole["centroids"])
 
 
 def test_max_steps_is_warned_of():

@@ -1,6 +1,7 @@
 """The command line: which files it reads, and what it says of those it cannot."""
 
 import builtins
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -205,6 +206,15 @@ BAD_TEXTS = {
     "missing in the first line": (",,\n1,2,3\n", "row 0", "column 0 is empty"),
     "too few fields": ("1,2\n3\n", "row 1", "2 fields", "got 1"),
     "too many fields": ("a,b\n1,2,3\n", "row 0", "2 fields", "got 3"),
+    "too many fields later": ("1,2\n3,4\n5,1,000\n", "row 2", "line 3", "got 3"),
+    "a text too many": ("a,b\n1,2\n3,4,x\n", "row 1", "line 3", "got 3"),
+    "a quoted field too many": ('1,2\n3,4,"5"\n', "row 1", "got 3"),
+    "half a quote": ('1,2\n3,"4\n5,6\n', "row 1", "line 2", "quote"),
+    "text in a column": ("a,b\nu1,2\n", "row 0", "'u1'", "(see --columns)"),
+    "a number above names": ("5,a\n1,2\n", "'a'", "(see --header, --columns)"),
+    "decimal commas": ("1;2\n3;4,5\n", "'4,5'", "a point"),
+    "header of another kind": ("a;b\n1,2\n", "row 0", "--delimiter ';'"),
+    "digits of Arabic": ("1,2\n3,\u0663\n", "row 1", "column 1 is not a number"),
     "empty line": ("1,2\n\n3,4\n", "line 2 is empty"),
     "empty line in one column": ("1\n\n3\n", "line 2 is empty"),
     "empty line at the top": ("\n1,2\n", "line 1 is empty"),
@@ -223,8 +233,48 @@ BAD_TEXTS = {
 @pytest.mark.parametrize("case", BAD_TEXTS.values(), ids=BAD_TEXTS)
 def test_text_is_refused(case):
     text, *fragments = case
-    Path("x.csv").write_text(text)
-    assert_refused(run("fit", "x.csv", "-k", 2), "x.csv", *fragments)
+    Path("x.csv").write_text(text, encoding="utf-8")
+    options = ("--delimiter", ";") if "4,5" in text else ()
+    assert_refused(run("fit", "x.csv", "-k", 2, *options), "x.csv", *fragments)
+
+
+@pytest.mark.usefixtures("no_fit")
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        (("--columns", "b"), ("row 1", "4 fields", "got 5")),
+        (("--columns", "a,a"), ("column 1 is given twice",)),
+        (("--columns", "a,b", "--weights", "b"), ("column 2 is given twice",)),
+        (("--columns", "c"), ("'c' is twice",)),
+        (("--columns", "d"), ("no column 'd' of 4", "header has id, a, b, c")),
+        (("--delimiter", "'"), ("--delimiter", "'tab'")),
+        (("--delimiter", "5"), ("--delimiter", "'tab'")),
+    ],
+)
+def test_columns_are_refused(options, fragments):
+    head = "id,a,c,c" if "c" in options else "id,a,b,c"
+    Path("x.csv").write_text(f"{head}\nu,1,2,3\nv,1,2,3,4\n")
+    assert_refused(run("fit", "x.csv", "-k", 1, *options), *fragments)
+
+
+def test_a_column_without_a_name_is_warned_of():
+    Path("x.csv").write_text(",a\n0,1\n1,2\n")
+    status, _, err = run("fit", "x.csv", "-k", 1)
+    assert (status, err.count("\n")) == (0, 1)
+    assert "warning: x.csv: column 0 has no name" in err
+    assert run("fit", "x.csv", "-k", 1, "--columns", "a")[2] == ""
+
+
+def test_columns_of_a_prediction_are_those_of_the_fit():
+    Path("x.csv").write_text("a,b\n1,20\n2,10\n")
+    Path("y.csv").write_text("b,a\n20,1\n10,2\n")
+    Path("z.csv").write_text("20,1\n")
+    run("fit", "x.csv", "-k", 2, "--out", "fit.npz")
+    predict = "predict", "--fit", "fit.npz"
+    assert_refused(run(*predict, "y.csv"), "y.csv: has columns b,a", "--columns a,b")
+    status, out, _ = run(*predict, "y.csv", "--columns", "a,b", "--json")
+    assert (status, json.loads(out)["loss"]) == (0, 0)
+    assert run(*predict, "z.csv")[0] == 0  # Has no names.
 
 
 @pytest.mark.usefixtures("no_fit")
@@ -303,10 +353,10 @@ def test_damaged_file_is_refused(suffix):
         ".npz": [b"", b"no archive", spoiled(np.savez)[:500], npz],
         ".csv": [b"\xff\xfe1,2", b"1,2\n\x80,3\n"],
     }
+    what = "must be text in UTF-8" if suffix == ".csv" else "cannot be read as"
     for content in contents[suffix]:
         file.write_bytes(content)
-        outcome = run("fit", file, "-k", 3)
-        assert_refused(outcome, file.name, f"cannot be read as {suffix}")
+        assert_refused(run("fit", file, "-k", 3), file.name, what)
 
 
 @pytest.mark.usefixtures("no_fit")

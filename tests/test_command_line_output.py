@@ -109,6 +109,11 @@ def test_predict_refuses_what_is_no_fit_or_of_another_width():
     assert_refused(run(*command, "none.npz"), "none.npz: no such file")
     np.savez("other.npz", labels=np.arange(3))
     assert_refused(run(*command, "other.npz"), "other.npz: is no result", "centroids")
+    dk.save("saved.npz", dk.fit(POINTS, POINTS[:3]))
+    assert_refused(run(*command, "saved.npz"), "of diffkm_jax.save", "load and assign")
+    law = {"centroids": np.ones((3, 2)), "distance": "cosine", "temperature": -1.0}
+    np.savez("other.npz", **law)
+    assert_refused(run(*command, "other.npz"), "temperature is -1.0")
     np.savez("other.npz", centroids=np.full((3, 3), np.nan))
     assert_refused(run(*command, "other.npz"), "other.npz: is no result")
     np.savez("other.npz", centroids=np.ones((3, 3)), distance="hamming")
@@ -440,6 +445,19 @@ def test_a_signal_while_writing_leaves_the_old_file_alone(number):
     assert "Traceback" not in process.communicate()[1]
     assert Path("c.npz").read_text() == "old"
     assert files() == ["c.npz", "x.npy"]
+
+
+def test_an_interrupt_in_the_middle_of_a_fit_is_status_130():
+    points = np.random.default_rng(0).normal(size=(100_000, 16))
+    np.save("x.npy", points)
+    options = "-k", "50", "--tol", "0", "--max-steps", "100000", "--progress"
+    process = start("-m", "diffkm_jax", "fit", "x.npy", *options, "--out", "c.npz")
+    assert "step" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.endswith("diffkm: interrupted\n")
+    assert files() == ["x.npy"]
 
 
 def test_handlers_of_signals_are_put_back():

@@ -466,7 +466,7 @@ def test_many_points_are_one_image_for_print_and_many_clusters_have_no_numbers()
         ([[[1.0], [1.0, 2.0]], FIT], {}, TypeError, "^points must be an array of real"),
         ([np.nan * X, FIT], {}, ValueError, "^points must have a finite row, got none"),
         ([X, 3], {}, TypeError, "^result must have centroids, as of fit, got int$"),
-        ([WIDE, FIT], {}, ValueError, r"^result must be of centroids \[k, d\] with d"),
+        ([WIDE, FIT], {}, ValueError, r"^result must be of one fit, of centroids \[k"),
         ([X, STREAM], {}, ValueError, "^result must have labels; of a StreamResult "),
         ([X[:9], FIT], {}, ValueError, r"^result must be of labels \[n\] with n = 9,"),
         ([X, FIT], {"labels": [0]}, ValueError, r"^labels must be of labels \[n\] wit"),
@@ -538,7 +538,8 @@ def test_memberships_of_extreme_temperatures_are_their_limits():
     [
         ([[1.0], [1.0]], {}, ValueError, r"^distances must be \[n, k\], got shape \(1"),
         ([np.ones((0, 2)), [1.0]], {}, ValueError, "^distances must have a row and a"),
-        ([[[np.inf]], [1.0]], {}, ValueError, "^distances must be finite, got some th"),
+        ([[[np.inf]], [1.0]], {}, ValueError, "^distances must be finite .*, got inf$"),
+        ([[[-1.0]], [1.0]], {}, ValueError, "^distances .* not negative, got -1.0$"),
         ([["a"], [1.0]], {}, TypeError, "^distances must be an array of real numbers"),
         (
             [[[1.0]], 1.0],

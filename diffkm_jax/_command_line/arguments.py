@@ -42,8 +42,7 @@ def integer(low: int, high: int) -> Callable:
 def positive(why: str = "") -> Callable:
     """A type for argparse: a positive number that no processor takes for 0."""
     least = sys.float_info.min
-    what = f"finite and positive, at least {least}{why}"
-    return checked(float, lambda v: least <= v < math.inf, what)
+    return checked(float, lambda v: least <= v < math.inf, f"positive, and finite{why}")
 
 
 def path(*suffixes: str) -> Callable:

@@ -21,7 +21,7 @@ from diffkm_jax._by_name import default_rate, embedded, optimizer_of
 from diffkm_jax._checks import as_tree
 from diffkm_jax._command_line.fits import Settings, fit_batches, fit_whole
 from diffkm_jax._command_line.labels import write_labels
-from diffkm_jax._command_line.optimizers import check_name, settling
+from diffkm_jax._command_line.optimizers import check_optimizer, settling
 from diffkm_jax._command_line.output import CommandError, check_out, write
 from diffkm_jax._command_line.parser import INITIALIZERS
 from diffkm_jax._command_line.progress import Progress
@@ -35,7 +35,7 @@ SAMPLE = 3
 
 def run(options: Any) -> int:
     """Fits a file, reports, and writes the result; the exit status."""
-    check_name(options.optimizer)
+    check_optimizer(options)
     inputs = options.file, Path(options.init), Path(options.weights or "")
     for out in (options.out, options.plot):
         check_out(out, *inputs)
@@ -56,7 +56,7 @@ def run(options: Any) -> int:
         raise CommandError(f"{data.path}: {error}") from error
     seconds, status = time.perf_counter() - begin, result.flags
     failed = dk.Status.NON_FINITE in status
-    are_whole = data.weights is None and options.temperature is None and not failed
+    are_whole = data.weights is None and options.temperature is None
     sizes = sizes_of(result.counts, are_whole)
     out, plot = (None, None) if failed else (options.out, options.plot)
     found = {
@@ -182,7 +182,9 @@ def starts(
     """The start of every fit, [k, d]: of a file, or drawn as `fit_restarts` does."""
     distance, k = settings.law["distance"], options.k
     if options.init not in INITIALIZERS:
-        start, _ = read_points(Path(options.init), settings.dtype)
+        # Of a result of this command, its centroids.
+        table = read_points(Path(options.init), settings.dtype, default="centroids")
+        start = table.points
         if start.shape != (k, data.points.shape[1]):
             expected = f"{k} starts of {data.points.shape[1]} numbers"
             raise CommandError(
@@ -214,6 +216,8 @@ def write_all(
         write_labels(out, np.asarray(result.labels))
     elif out is not None:
         arrays = storage.arrays_of(result, "") | {"distance": options.distance}
+        if data.names:
+            arrays |= {"columns": np.array(data.names)}
         write(out, lambda file: np.savez(file, **arrays))
     if plot is not None:
         from diffkm_jax._command_line.picture import draw

@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 import diffkm_jax as dk
-from diffkm_jax._by_name import WITHOUT_RATE
+from diffkm_jax._by_name import WITHOUT_RATE, needs_rate
 from diffkm_jax._command_line.output import CommandError
 
 # One wants a key, of the other there is a second version.
@@ -36,11 +36,17 @@ def has_rate(name: str) -> bool:
     )
 
 
-def check_name(name: str | None) -> None:
-    """Raises unless an optimizer has this name; None is the default one."""
-    if name is not None and name not in names():
+def check_optimizer(options: Any) -> None:
+    """Raises unless there is such an optimizer, or none is named, and it has a rate."""
+    name = options.optimizer
+    if name is None:
+        return
+    if name not in names():
         known = ", ".join(sorted(names()))
         raise CommandError(f"argument --optimizer: must be of {known}; got {name!r}")
+    if options.learning_rate is None and needs_rate(name, options.distance):
+        what = f"{name} has no default one under {options.distance}"
+        raise CommandError(f"argument --learning-rate: {what}")
 
 
 def settling(steps: int) -> Any:

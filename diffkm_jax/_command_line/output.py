@@ -19,8 +19,9 @@ class CommandError(Exception):
 
 def say(message: str) -> None:
     """Prints one line to stderr: an error, a warning, or how far a fit is."""
-    if sys.stderr is not None:
-        print(f"diffkm: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):  # Nobody can be told that nobody can be told.
+        if sys.stderr is not None:
+            print(f"diffkm: {' '.join(message.split())}", file=sys.stderr)
 
 
 def check_out(out: Path | None, *inputs: Path) -> None:
@@ -34,6 +35,8 @@ def check_out(out: Path | None, *inputs: Path) -> None:
     for file in inputs:
         if out.exists() and file.exists() and out.samefile(file):
             raise CommandError(f"{out} is the input too")
+    if not out.absolute().parent.exists():
+        raise CommandError(f"{out}: there is no folder {out.parent}")
     try:
         with tempfile.TemporaryFile(dir=out.resolve().parent):
             pass
@@ -46,7 +49,9 @@ def write(out: Path, into: Callable[[Any], None]) -> None:
     try:
         write_whole(out, into)
     except OSError as error:
-        raise CommandError(f"{out}: cannot be written: {error}") from error
+        # Of a full disk NumPy says how much it wrote.
+        full = "" if error.errno else "is the disk full? "
+        raise CommandError(f"{out}: cannot be written: {full}{error}") from error
 
 
 def with_output(run: Callable[[], int]) -> int:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from diffkm_jax._by_name import COUNTING, DISTANCES, WITHOUT_RATE, needs_rate
+from diffkm_jax._by_name import COUNTING, DISTANCES, WITHOUT_RATE
 from diffkm_jax._command_line.arguments import (
     Parser,
     checked,
@@ -46,6 +46,7 @@ TEXTS = ".csv", ".tsv", ".txt"
 TABLES = *TEXTS, ".parquet", ".feather", ".arrow"
 PICTURES = ".png", ".pdf", ".svg"
 OUTPUTS = ".npz", ".npy", ".csv"
+QUOTES = "\"'+-._\r\n"
 SEED, LIMIT = integer(0, 2**63 - 1), 1_000_000
 
 
@@ -88,12 +89,19 @@ def add_reading(parser: Parser) -> None:
     add("--key", metavar="NAME", help="array of the .npz (its only one, or 'points')")
     add("--header", action="store_true", help="skip a first line of numbers too")
     text = "what is between fields ('tab'; a comma in .csv, white space in .txt)"
-    delimiter = checked(str, lambda s: s == "tab" or len(s) == 1, "one character")
+    delimiter = checked(str, is_delimiter, "one sign, or 'tab'")
     add("--delimiter", type=delimiter, metavar="CHAR", help=text)
     text = "of a table: those to read, by name or number from 0, as 'x,y' (all)"
     add("--columns", metavar="A,B,...", help=text)
     text = "column of the table, or .npy file, of weights of points"
     add("--weights", metavar="COLUMN", help=text)
+
+
+def is_delimiter(text: str) -> bool:
+    """Whether no number, quote or end of a line has a text in it."""
+    return text == "tab" or (
+        len(text) == 1 and not text.isalnum() and text not in QUOTES
+    )
 
 
 def add_fit(parser: Parser) -> None:
@@ -205,8 +213,6 @@ def check_fit(parser: Parser, options: Any) -> None:
         )
     if rate is not None and (name is None or name in WITHOUT_RATE):
         parser.error(f"argument --learning-rate: {name or 'the default'} has none")
-    if rate is None and name is not None and needs_rate(name, options.distance):
-        parser.error(f"argument --learning-rate: {name} has no default one here")
     starts = Path(options.init)
     if options.init not in INITIALIZERS:
         if not starts.suffix:

@@ -14,16 +14,19 @@ import diffkm_jax as dk
 from diffkm_jax._by_name import DISTANCES
 from diffkm_jax._command_line.labels import write_labels
 from diffkm_jax._command_line.output import CommandError, check_out
-from diffkm_jax._command_line.reading import Data, blocks, read
+from diffkm_jax._command_line.reading import Data, blocks, check_file, read
 from diffkm_jax._command_line.report import print_json, print_text, sizes_of
+
+READ = "centroids", "temperature", "distance", "columns"
 
 
 class Fit(NamedTuple):
-    """What an assignment needs of a fit: arrays, and the name of the distance."""
+    """What an assignment needs of a fit: arrays, and names of distance and columns."""
 
     centroids: jax.Array
     temperature: jax.Array | None
     distance: str
+    columns: list[str]
 
 
 def run(options: Any) -> int:
@@ -37,6 +40,10 @@ def run(options: Any) -> int:
     if data.points.shape[1] != d:
         got = f"got {data.points.shape[1]} of {data.path}"
         raise CommandError(f"{options.fit}: its fit is of d = {d} columns, {got}")
+    if fit.columns and data.names and fit.columns != [*data.names]:
+        own, of_fit = ",".join(data.names), ",".join(fit.columns)
+        what = f"has columns {own}, and the fit {of_fit}"
+        raise CommandError(f"{data.path}: {what}: see --columns {of_fit}")
     begin = time.perf_counter()
     try:
         labels, memberships, stats = assigned(data, fit, options.proba)
@@ -75,26 +82,32 @@ def write_found(
 
 
 def read_fit(path: Path) -> Fit:
-    """The fit in a file that `diffkm fit` wrote, or any with `centroids`."""
-    if not path.exists():
-        raise CommandError(f"{path}: no such file")
+    """The fit in a file that `diffkm fit` wrote."""
+    check_file(path)
+    what = f"{path}: is no result of diffkm fit, or is damaged"
     try:
         with np.load(path, allow_pickle=False) as file:
-            c = file["centroids"]
-            temperature = file.get("temperature")
-            distance = str(file.get("distance", next(iter(DISTANCES))))
-    except OSError:
-        raise
+            arrays = {name: file[name] for name in READ if name in file}
+            is_saved = "diffkm" in file
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # A damaged file may raise anything in its reader.
-        reason = str(error) or type(error).__name__
-        raise CommandError(f"{path}: is no result of diffkm fit: {reason}") from error
+        raise CommandError(what) from error
+    if is_saved and "distance" not in arrays:
+        why = "is of diffkm_jax.save, which does not keep the distance"
+        raise CommandError(f"{path}: {why}: take load and assign, in Python")
+    c, distance = arrays.get("centroids", np.zeros(())), f"{arrays.get('distance')}"
+    temperature = arrays.get("temperature")
     usable = c.ndim == 2 and c.dtype.kind == "f" and c.size and np.isfinite(c).all()
     if distance not in DISTANCES or not usable:
-        what = f"centroids of shape {c.shape} and distance {distance!r}"
-        raise CommandError(f"{path}: is no result of diffkm fit: got {what}")
+        got = f"centroids of shape {c.shape} and distance {distance!r}"
+        raise CommandError(f"{what}: got {got}")
     if temperature is not None:
+        if temperature.ndim or not 0 < temperature < np.inf:
+            raise CommandError(f"{what}: its temperature is {temperature}")
         temperature = jnp.asarray(temperature, c.dtype)
-    return Fit(jnp.asarray(c), temperature, distance)
+    columns = np.atleast_1d(arrays.get("columns", ())).tolist()
+    return Fit(jnp.asarray(c), temperature, distance, columns)
 
 
 def assigned(

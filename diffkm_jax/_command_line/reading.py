@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import mmap
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from diffkm_jax._command_line.columns import Columns, read_arrow, read_text
+from diffkm_jax._command_line.columns import Columns, Table, read_arrow, read_text
 from diffkm_jax._command_line.output import CommandError
 from diffkm_jax._command_line.parser import TABLES, TEXTS
 from diffkm_jax.streaming._reading import parts_of
@@ -28,11 +28,13 @@ class Data(NamedTuple):
         path: Its name, for messages.
         points: [n, d], real and finite; of a .npy file a memory map.
         weights: [n], finite and not negative, or None.
+        names: Of the columns, [d], or none.
     """
 
     path: Path
     points: np.ndarray
     weights: np.ndarray | None
+    names: Sequence[str]
 
 
 def read(options: Any, dtype: Any) -> Data:
@@ -43,12 +45,12 @@ def read(options: Any, dtype: Any) -> Data:
     how = {"key": options.key, "header": options.header}
     how["delimiter"] = "\t" if options.delimiter == "tab" else options.delimiter
     path = options.file
-    points, found = read_points(path, dtype, columns, **how)
+    points, found, names = read_points(path, dtype, columns, **how)
     if is_file:
         path = Path(weights)
         found = readable(path, lambda: read_npy(path))
     if found is None:
-        return Data(options.file, points, None)
+        return Data(options.file, points, None, names)
     if found.shape != points.shape[:1] or found.dtype.kind not in "biuf":
         got = f"got {found.dtype} and shape {found.shape}"
         raise CommandError(f"{path}: weights must be [{len(points)}] and real, {got}")
@@ -61,7 +63,7 @@ def read(options: Any, dtype: Any) -> Data:
         )
     if not found.any():
         raise CommandError(f"{path}: weights must not all be 0")
-    return Data(options.file, points, found)
+    return Data(options.file, points, found, names)
 
 
 def read_points(
@@ -72,34 +74,44 @@ def read_points(
     key: str | None = None,
     header: bool = False,
     delimiter: str | None = None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The points in a file, [n, d], and the weights, if a column has them."""
+    default: str = "points",
+) -> Table:
+    """The points in a file, and the weights, if a column has them."""
     suffix = path.suffix.lower()
-    if path.is_dir():
-        raise CommandError(f"{path} is a directory")
-    if not path.exists():
-        raise CommandError(f"{path}: no such file")
+    check_file(path)  # Before its name.
     if suffix not in KINDS:
         raise CommandError(f"{path}: its name must end in {', '.join(KINDS)}")
 
-    def pair() -> tuple[np.ndarray, np.ndarray | None]:
+    def table() -> Table:
         if suffix in TEXTS:
             return read_text(path, columns, header, delimiter)
         if suffix in TABLES:
             return read_arrow(path, columns)
-        return read_npy(path) if suffix == ".npy" else read_npz(path, key), None
+        is_one = suffix == ".npy"
+        return Table(read_npy(path) if is_one else read_npz(path, key, default))
 
-    points, weights = readable(path, pair)
-    check_points(path, points, dtype)
-    return points, weights
+    found = readable(path, table)
+    check_points(path, found.points, dtype)
+    return found
+
+
+def check_file(path: Path) -> None:
+    """Raises unless there is such a file."""
+    if path.is_dir():
+        raise CommandError(f"{path} is a directory")
+    if not path.exists():
+        raise CommandError(f"{path}: no such file")
 
 
 def readable(path: Path, reader: Callable[[], T]) -> T:
     """What a reader finds in a file, or one line about why it cannot."""
+    check_file(path)
     try:
         return reader()
     except (CommandError, MemoryError):
         raise
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path}: must be text in UTF-8: {error.reason}") from error
     except Exception as error:  # A damaged file may raise anything in its reader.
         reason, kind = str(error) or type(error).__name__, path.suffix.lower()
         raise CommandError(f"{path}: cannot be read as {kind}: {reason}") from error
@@ -110,12 +122,12 @@ def read_npy(path: Path) -> np.ndarray:
     return np.lib.format.open_memmap(path, mode="r")
 
 
-def read_npz(path: Path, key: str | None) -> np.ndarray:
-    """The array named `key` of a .npz file; None is its only one, or `points`."""
+def read_npz(path: Path, key: str | None, default: str) -> np.ndarray:
+    """The array named `key` of a .npz file; None is its only one, or the default."""
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if key is None:
-            key = names[0] if len(names) == 1 else "points"
+            key = names[0] if len(names) == 1 else default
         if key not in names:
             listed = ", ".join(names) or "none"
             what = f"no array {key!r} for --key; its arrays: {listed}"

@@ -27,7 +27,8 @@ def _for_json(value: Any) -> Any:
 
 def sizes_of(counts: Any, are_whole: bool) -> list[float]:
     """The weight of every cluster, which is a number of points if whole."""
-    return [round(n) if are_whole else n for n in np.asarray(counts).tolist()]
+    counts = np.asarray(counts).tolist()
+    return [round(n) if are_whole and math.isfinite(n) else n for n in counts]
 
 
 def print_text(found: dict[str, Any]) -> None:
@@ -52,7 +53,10 @@ def print_text(found: dict[str, Any]) -> None:
 def warn(status: dk.Status, steps: int, sizes: list[float], by_batches: bool) -> None:
     """Says on stderr what is to be known about how a fit ended."""
     if dk.Status.NON_FINITE in status:
-        say("error: the loss or a step was not finite (NON_FINITE): nothing is written")
+        say(
+            "error: the loss or a step was not finite (NON_FINITE), and nothing is "
+            "written: scale the points, or take float64 or a smaller --learning-rate"
+        )
         return
     if dk.Status.DOMAIN in status:
         say("warning: a centroid is where the distance is not defined (DOMAIN)")

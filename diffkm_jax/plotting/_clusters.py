@@ -86,7 +86,10 @@ def plot_clusters(
             f"points must be [n, d] with d at least 2, got shape {points.shape}: for "
             "one feature take a histogram, as plt.hist"
         )
-    layout = f"of centroids [k, d] with d = {d} as in points"
+    layout = (
+        f"of one fit, of centroids [k, d] with d = {d} as in points; of a batch take "
+        "jax.tree.map(lambda a: a[i], result)"
+    )
     centroids = as_numbers("result", _centroids_of(result), (None, d), layout)
     k = len(centroids)
     if active is not None:

@@ -51,8 +51,8 @@ def plot_memberships(
     Raises:
         TypeError: `distances` or `temperatures` is no array of real numbers, or traced;
             or `ax` are no axes.
-        ValueError: `distances` is not [n, k], n and k at least 1, or not finite;
-            `temperatures` is not [m], m at least 1, or not positive and finite; or `ax`
+        ValueError: `distances` is not [n, k], n and k at least 1, not finite or
+            negative; `temperatures` is not [m], m at least 1, or not positive and finite; or `ax`
             are not two.
 
     Example:
@@ -72,8 +72,10 @@ def plot_memberships(
     if not distances.size:
         shape = distances.shape
         raise ValueError(f"distances must have a row and a column, got shape {shape}")
-    if not np.isfinite(distances).all():
-        raise ValueError("distances must be finite, got some that are not")
+    is_distance = np.isfinite(distances) & (distances >= 0)
+    if not is_distance.all():
+        got = distances[~is_distance][0]
+        raise ValueError(f"distances must be finite and not negative, got {got}")
     is_positive = (temperatures > 0) & np.isfinite(temperatures)
     if not (temperatures.size and is_positive.all()):
         got = temperatures[~is_positive][:1].tolist() or "none"

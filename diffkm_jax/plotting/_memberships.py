@@ -52,8 +52,8 @@ def plot_memberships(
         TypeError: `distances` or `temperatures` is no array of real numbers, or traced;
             or `ax` are no axes.
         ValueError: `distances` is not [n, k], n and k at least 1, not finite or
-            negative; `temperatures` is not [m], m at least 1, or not positive and finite; or `ax`
-            are not two.
+            negative; `temperatures` is not [m], m at least 1, or not positive and
+            finite; or `ax` are not two.
 
     Example:
         >>> from diffkm_jax import plotting

@@ -43,7 +43,7 @@ class KMeans(Fitted):
     `fit` of this library, from `cluster_centers_`, is what is differentiable.
 
     Sparse data are made dense to fit: n·d numbers. `predict`, `transform` and `score`
-    make them dense by blocks of 32 MB.
+    make them dense by blocks.
 
     Args:
         n_clusters: Number of centroids, k, at most n.
@@ -64,7 +64,7 @@ class KMeans(Fitted):
             here, as they have the same result there.
         optimizer: None, which is `newton()`, Lloyd's algorithm; or `"newton"`,
             `"macqueen"`, `"ema"`, `"lbfgs"`, `"sgd"` (a learning rate of 0.75 over the
-            weight of all points of a step) or `"adam"` (0.05 times the root mean
+            weight of all points of a step; squared Euclidean only) or `"adam"` (0.05 times the root mean
             variance of the features); or an optax transformation, which cannot be
             pickled as a name can. With a `batch_size` None is the moving averages of
             `fit_minibatch`, in `partial_fit` it is `macqueen()`.

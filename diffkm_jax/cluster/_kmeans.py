@@ -64,10 +64,11 @@ class KMeans(Fitted):
             here, as they have the same result there.
         optimizer: None, which is `newton()`, Lloyd's algorithm; or `"newton"`,
             `"macqueen"`, `"ema"`, `"lbfgs"`, `"sgd"` (a learning rate of 0.75 over the
-            weight of all points of a step; squared Euclidean only) or `"adam"` (0.05 times the root mean
-            variance of the features); or an optax transformation, which cannot be
-            pickled as a name can. With a `batch_size` None is the moving averages of
-            `fit_minibatch`, in `partial_fit` it is `macqueen()`.
+            weight of all points of a step, for squared Euclidean distances alone) or
+            `"adam"` (0.05 times the root mean variance of the features); or an optax
+            transformation, which cannot be pickled as a name can. With a `batch_size`
+            None is the moving averages of `fit_minibatch`, in `partial_fit` it is
+            `macqueen()`.
         distance: `"squared_euclidean"`, `"cosine"`, `"kl_divergence"`,
             `"itakura_saito"`, `"euclidean"` or `"manhattan"`, which are functions of
             this library; or another that `fit` takes, as `mahalanobis(P)`. Those that

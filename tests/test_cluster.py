@@ -271,7 +271,8 @@ def test_the_limit_of_steps_is_no_warning_but_a_flag():
         ({"distance": "chebyshev"}, r"'distance' parameter"),
         ({"temperature": 0.0}, r"'temperature' parameter"),
         ({"batch_size": 0}, r"'batch_size' parameter"),
-        ({"distance": "manhattan"}, r"newton\(\) needs counts"),
+        ({"distance": "manhattan"}, r"^optimizer must .*'adam'.* None and manhattan$"),
+        ({"distance": "euclidean", "optimizer": "ema"}, r"^optimizer must .*'ema' and"),
         ({"distance": "kl_divergence"}, r"^X must .* in row 0"),
         ({"random_state": "seed"}, r"'random_state' parameter"),
     ],
@@ -395,6 +396,56 @@ def test_numbers_of_rows_share_programs_and_change_no_result(monkeypatch):
         score = model.score(X[:n], sample_weight=WEIGHTS[:n])
         np.testing.assert_allclose(-score, cost, rtol=1e-12)
     assert len({len(_given.padded(np.zeros((n, 1)))) for n in range(1, 4097)}) == 68
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e-19), ("float64", 1e-153)])
+def test_squares_that_are_rounded_to_zero_are_refused(dtype, scale):
+    small = (scale * X).astype(dtype)
+    with pytest.raises(
+        ValueError, match=r"^X must be in units .* multiply it by"
+    ):
+        KMeans(K, init=small[:K]).fit(small)
+    cosine = KMeans(K, init=X[:K], distance="cosine").fit(X.astype(dtype))
+    assert np.isfinite(cosine.inertia_)
+    many = KMeans(2, init=[[0.0], [1.0]]).fit(np.array([[0.0], [1.0]] * 3, dtype))
+    assert many.inertia_ == 0
+
+
+def test_a_zero_that_is_infinitely_far_is_named():
+    counts = np.array([[0.0, 1.0], [0.0, 2.0], [1.0, 1.0], [2.0, 0.0]])
+    model = KMeans(2, init=counts[:2], distance="kl_divergence")
+    with pytest.raises(ValueError, match=r"^X must be above 0 under kl_divergence"):
+        model.fit(counts)
+
+
+def test_a_temperature_that_came_after_the_fit_is_named():
+    model = KMeans(K, init=START).fit(X).set_params(temperature=2.0)
+    with pytest.raises(ValueError, match=r"^temperature must be given before fit"):
+        model.predict_proba(X)
+
+
+def test_traced_data_are_refused():
+    with pytest.raises(TypeError, match=r"^X must not be traced, .* diffkm_jax.fit"):
+        jax.jit(KMeans(K).fit_predict)(jnp.asarray(X))
+
+
+def test_centroids_that_are_given_are_those_that_a_batch_moves():
+    model = KMeans(K, init=START).fit(X[:100])
+    counts = model.result_.counts
+    model.cluster_centers_ = np.zeros((K, D))
+    assert model.result_.centroids.any()
+    assert (model.predict(X[:1]) == 0).all()
+    model.partial_fit(X[100:])
+    # All are as near to the first.
+    mean = X[100:].sum(axis=0) / (counts[0] + 100)
+    np.testing.assert_allclose(model.cluster_centers_[0], mean, rtol=1e-12)
+
+
+def test_a_seed_means_the_same_whatever_keys_jax_makes():
+    plain = KMeans(K, random_state=0).fit(X)
+    with jax.default_prng_impl("rbg"):
+        other = KMeans(K, random_state=0).fit(X)
+    np.testing.assert_array_equal(plain.cluster_centers_, other.cluster_centers_)
 
 
 def test_cosine_is_spherical_k_means():

@@ -21,7 +21,7 @@ from diffkm_jax._by_name import (
 from diffkm_jax._hints import shown
 from diffkm_jax.cluster._given import check_rows, dense
 from diffkm_jax.cluster._printed import print_fit
-from diffkm_jax.cluster._starts import seed_of, start_of
+from diffkm_jax.cluster._starts import key_of, seed_of, start_of
 from diffkm_jax.optimizers import MacQueenState
 
 
@@ -88,7 +88,7 @@ def best_fit(
             tol = as_tol(model.tol, points.dtype)
             settings["empty"], settings["derivative"] = "farthest", "none"
             return dk.fit(points, start, tol=tol, max_steps=steps, **settings)
-        size, key = int(model.batch_size), jax.random.key(seed_of(random))
+        size, key = int(model.batch_size), key_of(seed_of(random))
         settings["num_steps"], settings["batch_size"] = steps, size
         return dk.fit_minibatch(key, points, start, **settings)
 
@@ -104,22 +104,44 @@ def best_fit(
             best, least = result, loss
     assert best is not None, "n_init is at least 1"
     check_status(model, best)
+    check_scale(model, data, least / len(data))
     return in_numpy(best), rate
 
 
 def check_status(model: Any, result: dk.FitResult) -> None:
     """Raises ValueError where a fit ended in NaN, or outside its distance's domain."""
-    flags: Any = result.flags
+    flags, distance = result.flags, distance_of(model.distance)
+    if dk.Status.NON_FINITE in flags and distance is dk.kl_divergence:
+        raise ValueError(
+            "X must be above 0 under kl_divergence where a cluster has zeros alone: a "
+            "centroid with a 0 is infinitely far from a row with more; add a small "
+            f"number to X ({flags})"
+        )
     if dk.Status.NON_FINITE in flags:
         raise ValueError(
-            "X must be in units in which squares and sums are finite, or an optimizer "
-            "have a smaller learning rate: the fit ended in NaN or infinity "
-            f"({flags})"
+            "X and sample_weight must be finite, and in units in which squares and "
+            "sums are, or an optimizer have a smaller learning rate: the fit ended in "
+            f"NaN or infinity ({flags})"
         )
     if dk.Status.DOMAIN in flags:
         raise ValueError(
             f"distance must be defined, and not negative, where the fit goes; it is "
-            f"not, under {shown(distance_of(model.distance))} ({flags})"
+            f"not, under {shown(distance)} ({flags})"
+        )
+
+
+def check_scale(model: Any, X: np.ndarray, mean_loss: float) -> None:
+    """Raises ValueError where squares of X are so small that they are rounded to 0."""
+    info = np.finfo(X.dtype)
+    least = float(np.sqrt(info.tiny / info.eps))
+    if mean_loss > least**2 or distance_of(model.distance) is not dk.squared_euclidean:
+        return
+    with np.errstate(over="ignore"):
+        width = float(np.max(X.max(axis=0) - X.min(axis=0)))
+    if 0 < width < least:
+        raise ValueError(
+            f"X must be in units in which its squares are not rounded to 0, got "
+            f"features no wider than {width:.3g} in {X.dtype}: multiply it by a number"
         )
 
 
@@ -134,6 +156,14 @@ def state_after(model: Any, optimizer: Any) -> dk.State:
     return state._replace(opt_state=MacQueenState(counts), step=found.state.step)
 
 
+def moved_to(centers: np.ndarray, state: dk.State) -> dk.State:
+    """The state, at the centroids that an estimator has been given since, if any."""
+    if np.array_equal(np.asarray(state.centroids).astype(centers.dtype), centers):
+        return state
+    there = jnp.asarray(centers, state.centroids.dtype)
+    return state._replace(centroids=there, remainder=jnp.zeros_like(there))
+
+
 def batch_step(
     model: Any, X: Any, weights: np.ndarray | None, random: np.random.RandomState
 ) -> dk.FitResult:
@@ -144,6 +174,7 @@ def batch_step(
     optimizer = optimizer_with(model.optimizer or dk.macqueen(), model._rate)
     if hasattr(model, "result_"):
         state = state_after(model, optimizer) if state is None else state
+        state = moved_to(model.cluster_centers_, state)
         data = data.astype(model.cluster_centers_.dtype, copy=False)
     points = jnp.asarray(data)
     held = None if weights is None else jnp.asarray(weights, points.dtype)
@@ -155,7 +186,7 @@ def batch_step(
     # As MiniBatchKMeans does with clusters that had few points, by what keeps counts.
     counts = isinstance(state.opt_state, MacQueenState)
     result = dk.fit_minibatch(
-        jax.random.key(model._seed),
+        key_of(model._seed),
         points,
         state,
         num_steps=1,

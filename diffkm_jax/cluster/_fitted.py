@@ -103,6 +103,9 @@ class Fitted(
         Returns:
             Memberships, [n, k], of rows that sum to 1.
         """
+        check_is_fitted(self)
+        if self.result_.temperature is None:
+            raise ValueError("temperature must be given before fit: fit again with it")
         distance = as_tree(distance_of(self.distance))
 
         def values(rows: Any, centers: Any) -> jax.Array:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from jax.core import Tracer
 from scipy import sparse
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
@@ -20,6 +21,11 @@ BLOCK = 1 << 20
 
 def as_rows(model: Any, X: Any, *, reset: bool) -> Any:
     """The data checked by scikit-learn: [n, d], float64 or float32, dense or CSR."""
+    if isinstance(X, Tracer):
+        raise TypeError(
+            "X must not be traced, as the estimator is of NumPy: inside jit, grad and "
+            "vmap take diffkm_jax.fit, from cluster_centers_"
+        )
     return validate_data(
         model,
         X,

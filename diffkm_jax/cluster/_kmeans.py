@@ -129,7 +129,6 @@ class KMeans(Fitted):
         "temperature": [
             Interval(Real, 0, None, closed="neither"),
             callable,
-            jax.Array,
             None,
         ],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
@@ -190,13 +189,15 @@ class KMeans(Fitted):
         self._keep(result, X, weights, int(result.num_steps))
         distinct = len(np.unique(self.labels_))
         if distinct < self.n_clusters:
-            why = (
-                "in X." if self.temperature is None else "in X, or to the temperature."
-            )
+            why = "in X"
+            if self.temperature is not None:
+                why += ", or to the temperature"
+            if self.optimizer not in (None, "newton"):
+                why += ", or to the optimizer's learning rate"
             warnings.warn(
                 f"Number of distinct clusters ({distinct}) found smaller than "
                 f"n_clusters ({self.n_clusters}). Possibly due to duplicate points "
-                f"{why}",
+                f"{why}.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -269,8 +270,8 @@ class KMeans(Fitted):
     ) -> KMeans:
         """Sets the attributes of a fit."""
         self.result_ = result
-        self.cluster_centers_ = np.asarray(result.centroids)
-        self.labels_ = np.asarray(result.labels)
+        self.cluster_centers_ = np.array(result.centroids)
+        self.labels_ = np.array(result.labels)
         self.n_iter_ = steps
         self._n_features_out = len(self.cluster_centers_)
         is_hard = self.temperature is None

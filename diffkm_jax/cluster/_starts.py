@@ -11,7 +11,10 @@ import numpy as np
 from sklearn.utils import check_array
 
 import diffkm_jax as dk
-from diffkm_jax._by_name import distance_of, embedded
+from diffkm_jax._by_name import COUNTING, distance_of, embedded
+from diffkm_jax._checks import as_tree
+from diffkm_jax._hints import shown
+from diffkm_jax.distances._forms import form_of, plain
 
 INITIALIZERS = {"k-means++": dk.kmeans_plus_plus, "random": dk.random_points}
 # A start of which nothing is drawn but by a seed.
@@ -21,6 +24,11 @@ Start = Callable[[np.random.RandomState], Any]
 def seed_of(random: np.random.RandomState) -> int:
     """The next seed."""
     return int(random.randint(np.iinfo(np.int32).max))
+
+
+def key_of(seed: int) -> jax.Array:
+    """The key of a seed, whatever kind of keys JAX is set to."""
+    return jax.random.key(seed, impl="threefry2x32")
 
 
 def number_of_starts(model: Any) -> int:
@@ -41,8 +49,16 @@ def number_of_starts(model: Any) -> int:
 
 
 def check_model(model: Any, X: Any) -> None:
-    """Raises ValueError where there are fewer points than clusters; warns of elkan."""
+    """Raises ValueError where arguments do not go together; warns of elkan."""
     n, k = X.shape[0], model.n_clusters
+    is_named = model.optimizer is None or isinstance(model.optimizer, str)
+    if is_named and (model.optimizer or "newton") in COUNTING:
+        tree = as_tree(distance_of(model.distance))
+        if form_of(tree) is None:
+            raise ValueError(
+                "optimizer must be one of gradients, as 'adam', under a distance "
+                f"without means, got {model.optimizer!r} and {shown(plain(tree))}"
+            )
     if n < k:
         raise ValueError(f"n_samples={n} should be >= n_clusters={k}.")
     if model.algorithm == "elkan" and k == 1:
@@ -74,7 +90,7 @@ def start_of(
             weights = jax.numpy.ones(len(points), points.dtype)
 
         def draw(random: np.random.RandomState) -> Any:
-            key = jax.random.key(seed_of(random))
+            key = key_of(seed_of(random))
             return initializer(key, rows, k, weights=weights)
 
         return draw, None

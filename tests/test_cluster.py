@@ -401,9 +401,7 @@ def test_numbers_of_rows_share_programs_and_change_no_result(monkeypatch):
 @pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e-19), ("float64", 1e-153)])
 def test_squares_that_are_rounded_to_zero_are_refused(dtype, scale):
     small = (scale * X).astype(dtype)
-    with pytest.raises(
-        ValueError, match=r"^X must be in units .* multiply it by"
-    ):
+    with pytest.raises(ValueError, match=r"^X must be in units .* multiply it by"):
         KMeans(K, init=small[:K]).fit(small)
     cosine = KMeans(K, init=X[:K], distance="cosine").fit(X.astype(dtype))
     assert np.isfinite(cosine.inertia_)

@@ -439,6 +439,13 @@ def test_centroids_that_are_given_are_those_that_a_batch_moves():
     np.testing.assert_allclose(model.cluster_centers_[0], mean, rtol=1e-12)
 
 
+@OF_OPTAX
+def test_another_optimizer_than_before_is_refused_by_a_batch():
+    model = KMeans(K, init=START).partial_fit(X).set_params(optimizer="adam")
+    with pytest.raises(ValueError, match=r"^optimizer must be, .* init=model"):
+        model.partial_fit(X)
+
+
 def test_a_seed_means_the_same_whatever_keys_jax_makes():
     plain = KMeans(K, random_state=0).fit(X)
     with jax.default_prng_impl("rbg"):

@@ -156,6 +156,17 @@ def state_after(model: Any, optimizer: Any) -> dk.State:
     return state._replace(opt_state=MacQueenState(counts), step=found.state.step)
 
 
+def check_optimizer(model: Any, state: dk.State, optimizer: Any) -> None:
+    """Raises ValueError unless a state is of the optimizer that an estimator has."""
+    own = dk.init(state.centroids, optimizer=optimizer).opt_state
+    if jax.tree.structure(own) != jax.tree.structure(state.opt_state):
+        raise ValueError(
+            "optimizer must be, in partial_fit, that of the steps before, got "
+            f"{shown(model.optimizer)}: for another, fit anew with "
+            "init=model.cluster_centers_"
+        )
+
+
 def moved_to(centers: np.ndarray, state: dk.State) -> dk.State:
     """The state, at the centroids that an estimator has been given since, if any."""
     if np.array_equal(np.asarray(state.centroids).astype(centers.dtype), centers):
@@ -174,6 +185,7 @@ def batch_step(
     optimizer = optimizer_with(model.optimizer or dk.macqueen(), model._rate)
     if hasattr(model, "result_"):
         state = state_after(model, optimizer) if state is None else state
+        check_optimizer(model, state, optimizer)
         state = moved_to(model.cluster_centers_, state)
         data = data.astype(model.cluster_centers_.dtype, copy=False)
     points = jnp.asarray(data)

@@ -82,7 +82,9 @@ def test_without_a_package_the_first_cell_says_what_to_install(
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])
 def test_they_run_and_print_what_they_say(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")  # As they run for a reader.
+    # As they run for a reader, with pictures in the page.
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.delenv("MPLBACKEND")
     committed, notebook = read(path), read(path)
     client = NotebookClient(
         notebook,

@@ -23,7 +23,8 @@ else:
         Thus the command line shows its help without JAX, whose import takes longer.
         """
         if not name.startswith("_") or name in ("__all__", "__version__"):
-            _load()
+            if "__version__" not in globals():
+                _load()
             if name in globals():
                 return globals()[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

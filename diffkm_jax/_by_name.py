@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import diffkm_jax as dk
 
 if TYPE_CHECKING:
-    import jax
     import optax
 
     from diffkm_jax.distances import Distance
@@ -34,15 +33,6 @@ WITH_DEFAULT_RATE = "sgd", "adam"
 def distance_of(distance: str | Distance) -> Distance:
     """The distance of a name, or the one given."""
     return getattr(dk, distance) if isinstance(distance, str) else distance
-
-
-def embedded(points: jax.Array, distance: Distance) -> jax.Array:
-    """Points where the distance takes them from: on the sphere, if cosine."""
-    from diffkm_jax._checks import as_tree
-    from diffkm_jax.distances._forms import form_of
-
-    form = form_of(as_tree(distance))
-    return points if form is None else form.embed(points)
 
 
 @cache  # An optimizer is static by identity: one for each name and rate.

@@ -21,7 +21,6 @@ from diffkm_jax._numerics import per_count
 from diffkm_jax._pass import has_means, nearest_labels, sums
 from diffkm_jax._problem import Axis, Plan, Problem
 from diffkm_jax.distances import Distance, squared_euclidean
-from diffkm_jax.distances._forms import form_of
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -148,12 +147,6 @@ def pull_of(problem: Problem, centroids: jax.Array, stats: Statistics) -> jax.Ar
         return 2 * stats.shifts
     given = expand(problem, centroids)
     return given.form.pull(given.given, stats.shifts, stats.counts)
-
-
-def embedded(problem: Problem, rows: jax.Array) -> jax.Array:
-    """Rows, [..., d], where the distance takes them from: on the sphere, if cosine."""
-    form = form_of(problem.distance)
-    return rows if form is None else form.embed(rows)
 
 
 def mass_of(problem: Problem, centroids: jax.Array, stats: Statistics) -> jax.Array:

@@ -403,6 +403,8 @@ def test_squares_that_are_rounded_to_zero_are_refused(dtype, scale):
     small = (scale * X).astype(dtype)
     with pytest.raises(ValueError, match=r"^X must be in units .* multiply it by"):
         KMeans(K, init=small[:K]).fit(small)
+    with pytest.raises(ValueError, match=r"^X must be in units"):
+        KMeans(K, init=small[:K]).partial_fit(small)
     cosine = KMeans(K, init=X[:K], distance="cosine").fit(X.astype(dtype))
     assert np.isfinite(cosine.inertia_)
     many = KMeans(2, init=[[0.0], [1.0]]).fit(np.array([[0.0], [1.0]] * 3, dtype))

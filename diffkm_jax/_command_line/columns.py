@@ -44,7 +44,9 @@ class Columns(NamedTuple):
 
         def number_of(name: str) -> int:
             if names.count(name) > 1:
-                raise CommandError(f"{path}: {name!r} is twice in its header: see -h")
+                raise CommandError(
+                    f"{path}: {name!r} is twice in its header: use numbers"
+                )
             if name in names:
                 return names.index(name)
             if name.isdecimal() and int(name) < width:

@@ -17,7 +17,7 @@ import numpy as np
 
 import diffkm_jax as dk
 from diffkm_jax import storage
-from diffkm_jax._by_name import default_rate, embedded, optimizer_of
+from diffkm_jax._by_name import default_rate, optimizer_of
 from diffkm_jax._checks import as_tree
 from diffkm_jax._command_line.fits import Settings, fit_batches, fit_whole
 from diffkm_jax._command_line.labels import write_labels
@@ -28,8 +28,9 @@ from diffkm_jax._command_line.progress import Progress
 from diffkm_jax._command_line.reading import Data, blocks, chosen, read, read_points
 from diffkm_jax._command_line.report import print_json, print_text, sizes_of, warn
 from diffkm_jax._given import check_domain
+from diffkm_jax.distances._forms import embedded, form_of
 
-# Batches are of which a start is drawn.
+# Batches of which a start is drawn.
 SAMPLE = 3
 
 
@@ -92,12 +93,16 @@ def run(options: Any) -> int:
 
 def check_points_of(data: Data, dtype: Any, distance: Any) -> None:
     """Raises ValueError where points are outside the domain of the distance."""
+    tree = as_tree(distance)
+    form = form_of(tree)
+    if form is None or not form.domain:
+        return  # A file is not read for nothing.
     for first, rows in blocks(data.points, dtype):
         weights = None
         if data.weights is not None:
             weights = data.weights[first : first + len(rows)]
         try:
-            check_domain(as_tree(distance), rows, weights, None, None)
+            check_domain(tree, rows, weights, None, None)
         except ValueError as error:
             after = f" after row {first}" if first else ""
             raise ValueError(f"{error}{after}") from error
@@ -133,12 +138,13 @@ def settings_of(options: Any, data: Data, distance: Any) -> Settings:
 def variance_of(data: Data, dtype: Any, distance: Any) -> float:
     """The mean variance of the columns, of points as the distance takes them."""
     number, total, squares = 0.0, 0.0, 0.0
+    tree = as_tree(distance)
     origin = np.zeros(data.points.shape[1])
     for first, rows in blocks(data.points, dtype):
         w = np.ones(len(rows))
         if data.weights is not None:
             w = data.weights[first : first + len(rows)].astype(np.float64)
-        rows = np.asarray(embedded(jnp.asarray(rows), distance), np.float64)[w > 0]
+        rows = np.asarray(embedded(tree, jnp.asarray(rows)), np.float64)[w > 0]
         w = w[w > 0]
         if first == 0 and len(rows):
             origin = rows.mean(0)
@@ -180,7 +186,7 @@ def starts(
     options: Any, data: Data, points: Any, weights: Any, settings: Settings
 ) -> Iterator[Any]:
     """The start of every fit, [k, d]: of a file, or drawn as `fit_restarts` does."""
-    distance, k = settings.law["distance"], options.k
+    tree, k = as_tree(settings.law["distance"]), options.k
     if options.init not in INITIALIZERS:
         # Of a result of this command, its centroids.
         table = read_points(Path(options.init), settings.dtype, default="centroids")
@@ -196,14 +202,14 @@ def starts(
     keys = jax.random.split(jax.random.key(options.seed), options.restarts)
     n, size = len(data.points), settings.batch_size
     if points is not None:
-        points = embedded(points, distance)
+        points = embedded(tree, points)
     for i, key in enumerate(keys):
         if size:
             rng = np.random.default_rng([options.seed, i, 1])
             number = min(n, max(SAMPLE * size, 10 * k))
             rows = np.sort(rng.choice(n, number, replace=False, shuffle=False))
             drawn = jnp.asarray(chosen(data.points, rows, settings.dtype))
-            points = embedded(drawn, distance)
+            points = embedded(tree, drawn)
             weights = None if data.weights is None else jnp.asarray(data.weights[rows])
         yield initializer(key, points, k, weights=weights)
 

@@ -14,14 +14,15 @@ from diffkm_jax._by_name import (
     WITHOUT_RATE,
     default_rate,
     distance_of,
-    embedded,
     needs_rate,
     optimizer_of,
 )
+from diffkm_jax._checks import as_tree
 from diffkm_jax._hints import shown
 from diffkm_jax.cluster._given import check_rows, dense
 from diffkm_jax.cluster._printed import print_fit
 from diffkm_jax.cluster._starts import key_of, seed_of, start_of
+from diffkm_jax.distances._forms import embedded
 from diffkm_jax.optimizers import MacQueenState
 
 
@@ -51,7 +52,7 @@ def rate_of(
             f"optimizer must be one of optax with a learning rate of yours under "
             f"{shown(distance)}, as optax.{name}(0.01), got {name!r}"
         )
-    rows = np.asarray(embedded(jnp.asarray(points), distance), float)
+    rows = np.asarray(embedded(as_tree(distance), jnp.asarray(points)), float)
     apart = rows - np.average(rows, axis=0, weights=weights)
     variance = float(np.average(apart**2, axis=0, weights=weights).mean())
     mean_weight = 1.0 if weights is None else float(weights.mean(dtype=float))
@@ -211,4 +212,5 @@ def batch_step(
         **common(model, held),
     )
     check_status(model, result)
+    check_scale(model, data, float(result.loss) / len(data))
     return in_numpy(result)

@@ -11,10 +11,10 @@ import numpy as np
 from sklearn.utils import check_array
 
 import diffkm_jax as dk
-from diffkm_jax._by_name import COUNTING, distance_of, embedded
+from diffkm_jax._by_name import COUNTING, distance_of
 from diffkm_jax._checks import as_tree
 from diffkm_jax._hints import shown
-from diffkm_jax.distances._forms import form_of, plain
+from diffkm_jax.distances._forms import embedded, form_of, plain
 
 INITIALIZERS = {"k-means++": dk.kmeans_plus_plus, "random": dk.random_points}
 # A start of which nothing is drawn but by a seed.
@@ -84,7 +84,7 @@ def start_of(
     init, k = model.init, int(model.n_clusters)
     if isinstance(init, str):
         initializer: Any = INITIALIZERS[init]
-        rows = embedded(points, distance_of(model.distance))
+        rows = embedded(as_tree(distance_of(model.distance)), points)
         if weights is None and init == "random":
             # Without weights another stream is drawn than with equal ones.
             weights = jax.numpy.ones(len(points), points.dtype)

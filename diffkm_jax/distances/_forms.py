@@ -39,6 +39,12 @@ def named(distance: Any) -> Any:
     return None
 
 
+def embedded(distance: Any, rows: jax.Array) -> jax.Array:
+    """Rows, [..., d], where a distance, a tree, takes them from: cosine on a sphere."""
+    form = form_of(distance)
+    return rows if form is None else form.embed(rows)
+
+
 def known_form(distance: Any) -> Form:
     """The form of a distance that is known to have means."""
     form = form_of(distance)

@@ -18,7 +18,8 @@ from jax import lax
 from diffkm_jax._blocks import gather
 from diffkm_jax._pass import nearest_labels
 from diffkm_jax._problem import Plan, Problem
-from diffkm_jax._statistics import Statistics, embedded, statistics_of
+from diffkm_jax._statistics import Statistics, statistics_of
+from diffkm_jax.distances._forms import embedded
 from diffkm_jax.fitting._state import State, remainder_of, where_active, zero_inactive
 
 EmptyPolicy = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -70,8 +71,8 @@ def fill_farthest(
         # A cluster of one point of weight w: n = w, u = w (x − c).
         acc = stats.shifts.dtype
         one = weights[i].astype(acc)
-        rows = embedded(problem, rows.astype(acc))
-        shift = rows[i] - embedded(problem, c.astype(acc))
+        rows = embedded(problem.distance, rows.astype(acc))
+        shift = rows[i] - embedded(problem.distance, c.astype(acc))
         shift -= problem.remainder.astype(acc)
         left = stats.counts - lost.counts
         # Rounding must not pass for weight in a cluster that gave all it had.

@@ -16,9 +16,9 @@ from diffkm_jax._hints import hinted, shown
 from diffkm_jax._pass import total_loss
 from diffkm_jax._problem import Axis, Plan, Problem
 from diffkm_jax._sharding import number_of, over_rows
-from diffkm_jax._statistics import embedded
 from diffkm_jax._units import in_unit
 from diffkm_jax.distances import Distance, squared_euclidean
+from diffkm_jax.distances._forms import embedded
 from diffkm_jax.fitting._derivative import check_derivative
 from diffkm_jax.fitting._empty import EmptyPolicy
 from diffkm_jax.fitting._fit import fit_from, result_of
@@ -148,7 +148,7 @@ def best_fit(
     """The fit of smallest finite loss, else the first; only it is differentiated."""
 
     def draw(key: jax.Array, problem: Problem) -> jax.Array:
-        rows = embedded(problem, problem.points)
+        rows = embedded(problem.distance, problem.points)
         axis = algorithm.plan.axis_name
         on_mesh = {} if axis is None else {"axis_name": axis}
         return initializer(key, rows, k, weights=problem.weights, **on_mesh)

@@ -78,11 +78,10 @@ def read_points(
 ) -> Table:
     """The points in a file, and the weights, if a column has them."""
     suffix = path.suffix.lower()
-    check_file(path)  # Before its name.
-    if suffix not in KINDS:
-        raise CommandError(f"{path}: its name must end in {', '.join(KINDS)}")
 
     def table() -> Table:
+        if suffix not in KINDS:
+            raise CommandError(f"{path}: its name must end in {', '.join(KINDS)}")
         if suffix in TEXTS:
             return read_text(path, columns, header, delimiter)
         if suffix in TABLES:

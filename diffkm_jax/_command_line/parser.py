@@ -98,7 +98,7 @@ def add_reading(parser: Parser) -> None:
 
 
 def is_delimiter(text: str) -> bool:
-    """Whether no number, quote or end of a line has a text in it."""
+    """Whether a text is a sign that no number and no quote has, or 'tab'."""
     return text == "tab" or (
         len(text) == 1 and not text.isalnum() and text not in QUOTES
     )

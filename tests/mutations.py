@@ -49,7 +49,7 @@ SLOW = [
     "test_pipelines",
     "test_other_settings",
     "test_docstrings",
-    "test_readme",
+    "test_docs",
     "test_parity",
     "test_command_line",
     "test_command_line_files",
